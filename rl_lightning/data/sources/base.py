@@ -1,0 +1,47 @@
+"""What a source of examples is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One problem, as text.
+
+    Args:
+        prompt: what the policy is asked; a string, or chat messages ``[{"role": ..., "content": ...}]``.
+        answer: the gold answer that rewards compare with, if there is one.
+        response: a demonstration, for supervised fine-tuning, if there is one.
+        metadata: whatever else a reward function may want (picklable; passed on unchanged).
+        location: where the example comes from, for error messages, such as ``train.jsonl:17``.
+    """
+
+    prompt: str | list[dict[str, str]]
+    answer: str | None = None
+    response: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    location: str = ""
+
+
+class ExampleSource(ABC):
+    """A place that examples come from, by split.
+
+    ``load`` is deterministic: the same source with the same arguments returns the same examples in the same order, so
+    that a resumed run finds every prompt where it left it.
+    """
+
+    #: Dotted path of the reward that belongs to this source, used when the YAML names none.
+    default_reward: str | None = None
+
+    @abstractmethod
+    def load(self, split: Split) -> list[Example]:
+        """Return the examples of a split.
+
+        Raises:
+            UserError: with every bad row at once, each by file and line.
+        """
