@@ -1,0 +1,19 @@
+"""Where prompts, demonstrations and rollouts come from."""
+
+from rl_lightning.data.demonstrations import DemonstrationDataModule
+from rl_lightning.data.rollout import RolloutDataModule
+from rl_lightning.data.sampling import Evaluation, PromptOptions, SamplingDataModule
+from rl_lightning.data.sources import ChainSum, DatasetExamples, ExampleSource, FileExamples, ReasoningGym
+
+__all__ = [
+    "ChainSum",
+    "DatasetExamples",
+    "DemonstrationDataModule",
+    "Evaluation",
+    "ExampleSource",
+    "FileExamples",
+    "PromptOptions",
+    "ReasoningGym",
+    "RolloutDataModule",
+    "SamplingDataModule",
+]

@@ -1,0 +1,220 @@
+"""What every algorithm shares: a policy, its optimizer, the weighted sum over tokens, evaluation and logging."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from rl_lightning.algorithms.metrics import Observations, evaluation_metrics
+from rl_lightning.errors import UserError
+from rl_lightning.functional import Reduction, entropy_from_logits, logprobs_from_logits
+from rl_lightning.models import LoadOptions, PolicyFiles, response_logits
+from rl_lightning.strategies import data_parallel_size, sum_over_ranks
+from rl_lightning.types import Minibatch, Rollout, Rows
+
+
+@dataclass
+class OptimizerOptions:
+    """AdamW and its learning rate over time.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay rates of the two moments.
+        weight_decay: decoupled, on every parameter.
+        warmup_steps: optimizer steps over which the rate rises linearly from 0.
+        schedule: what follows: `constant`, or `linear` or `cosine` down to 0 at the last step of the run.
+    """
+
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+
+class PolicyModule(pl.LightningModule):
+    """A policy that is trained on an objective J, a number a token that is to be *maximised*.
+
+    The loss of an optimizer step is −Σ w_{i,t} J_{i,t} over all its tokens; the weights come with the batch
+    (`rl_lightning.functional.weights`). A new algorithm overrides `objective`.
+
+    Args:
+        policy: `embedded`, a local model directory, a `.gguf` file, or a name on the hub.
+        load: dtype, attention implementation, gradient checkpointing.
+        optimizer: AdamW's settings.
+        reduction: how tokens are averaged; see `rl_lightning.functional.token_weights`.
+    """
+
+    #: The objective in one line, for the run card.
+    formula: ClassVar[str] = ""
+    #: Fields of a rollout that a callback must supply → the callback to add when none does.
+    needs: ClassVar[Mapping[str, str]] = {}
+
+    policy: nn.Module
+
+    def __init__(
+        self,
+        policy: str = "embedded",
+        load: LoadOptions | None = None,
+        optimizer: OptimizerOptions | None = None,
+        reduction: Reduction = "seq_mean",
+    ) -> None:
+        super().__init__()
+        self.policy_files = PolicyFiles(policy, load)
+        self.optimizer_options = optimizer or OptimizerOptions()
+        self.reduction: Reduction = reduction
+        self.observations = Observations()
+        self._evaluation: dict[str, MetricCollection] = {}
+        if self.optimizer_options.lr < 0:
+            raise UserError(f"optimizer.lr must not be negative, not {self.optimizer_options.lr}")
+
+    def configure_model(self) -> None:
+        """Load the policy; Lightning calls this once the strategy is ready, possibly more than once."""
+        if "policy" not in self._modules:
+            self.policy = self.policy_files.load()
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW over whatever is trainable, and its schedule."""
+        options = self.optimizer_options
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
+        )
+        if options.schedule == "constant" and options.warmup_steps == 0:
+            return optimizer
+        total = 0 if options.schedule == "constant" else int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(options, step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ------------------------------------------------------------------ training
+
+    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+        """Return J_{i,t}, to be maximised, for every response token.
+
+        Args:
+            batch: one microbatch.
+            logprobs: (B, R) log π_θ of its response tokens, nats, with gradient.
+
+        Returns:
+            (B, R); what stands outside the response mask is ignored.
+        """
+        raise TypeError(f"{type(self).__name__} must define objective(batch, logprobs)")
+
+    def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
+        """Return the log-probabilities of the response tokens, at the sampling temperature, and observe the entropy.
+
+        Args:
+            batch: rows with R response columns.
+            model: another model than the policy; its entropy is not observed.
+
+        Returns:
+            (B, R) in nats, 0 outside the response.
+        """
+        logits = response_logits(model or self.policy, batch.input_ids, batch.attention_mask, batch.response_length)
+        logprobs = logprobs_from_logits(logits, batch.response_ids, batch.temperature)
+        if model is None and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.observe({"policy/entropy": entropy_from_logits(logits, batch.temperature)}, batch)
+        return torch.where(batch.response_attention, logprobs, 0)
+
+    def loss(self, batch: Minibatch) -> Tensor:
+        """Return this microbatch's share −Σ w J of the loss of its optimizer step."""
+        assert batch.weights is not None
+        objective = self.objective(batch, self.logprobs(batch))
+        # Padding may hold anything, and 0 · NaN is NaN: choose before multiplying.
+        objective = torch.where(batch.response_mask, objective, 0)
+        return -(batch.weights.to(objective.dtype) * objective).sum()
+
+    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
+        """Return the loss such that Lightning's averages over microbatches and ranks come out as their sum."""
+        loss = self.loss(batch)
+        self.observations.add_to_loss(loss)
+        self.observations.keep(batch.metrics)
+        if batch.ends_step:
+            self._log_step()
+        return loss * self.trainer.accumulate_grad_batches * data_parallel_size(self.trainer)
+
+    def observe(self, values: Mapping[str, Tensor], batch: Rows) -> None:
+        """Record per-token values; their mean over the tokens of the optimizer step is logged under the given names."""
+        self.observations.add(values, batch.response_mask)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient before it is clipped."""
+        grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+
+    def _log_step(self) -> None:
+        metrics = self.observations.flush(lambda totals: sum_over_ranks(self.trainer, totals))
+        shown = [name for name in ("train/loss", "rollout/reward_mean", "rollout/length_mean", "kl/k3") if name in metrics]
+        for name, value in metrics.items():
+            self.log(name, value, prog_bar=name in shown)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    # ---------------------------------------------------------------- evaluation
+
+    def evaluation_step(self, rollout: Rollout, stage: str) -> None:
+        """Add the samples of some held-out prompts to pass@1, pass@k, reward, length and truncation."""
+        samples = int((rollout.group_ids == rollout.group_ids[0]).sum())
+        if stage not in self._evaluation:
+            self._evaluation[stage] = evaluation_metrics(samples, prefix=f"{stage}/").to(self.device)
+        self._evaluation[stage].update(rollout)
+
+    def _log_evaluation(self, stage: str) -> None:
+        metrics = self._evaluation.pop(stage, None)
+        if metrics is not None:
+            values = {name: value for name, value in metrics.compute().items() if not torch.isnan(value)}
+            self.log_dict(values, prog_bar=False)
+
+    def validation_step(self, batch: Rollout, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: Rollout, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "test")
+
+    def predict_step(self, batch: Rollout, batch_idx: int) -> Rollout:
+        """Return the sampled and scored responses; `PredictionWriter` writes them down."""
+        return batch
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_evaluation("test")
+
+    @contextlib.contextmanager
+    def rollout_mode(self) -> Iterator[None]:
+        """Sample and score inside this: no gradients, evaluation mode, and the precision of the training step.
+
+        A loader's code runs outside Lightning's precision context; without it, log-probabilities scored for a rollout
+        differ from those of the first training step.
+        """
+        was_training = self.policy.training
+        self.policy.eval()
+        try:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                yield
+        finally:
+            self.policy.train(was_training)
+
+
+def learning_rate_factor(options: OptimizerOptions, step: int, total: int) -> float:
+    """Return the share of the peak learning rate at an optimizer step, counted from 0."""
+    if step < options.warmup_steps:
+        return (step + 1) / (options.warmup_steps + 1)
+    if options.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - options.warmup_steps) / max(1, total - options.warmup_steps))
+    if options.schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + float(torch.cos(torch.tensor(progress * torch.pi))))

@@ -1,0 +1,144 @@
+"""Numbers about training steps and evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+
+from rl_lightning.functional import masked_mean
+from rl_lightning.types import Rollout
+
+
+class Observations:
+    """Per-token values of the microbatches of one optimizer step, summed until the step is logged.
+
+    Lightning keeps only the last microbatch of an accumulation window; these are means over all of its tokens.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
+        self._loss: Tensor | None = None
+        self._extra: dict[str, float] = {}
+        #: Name → the observed tokens of the latest microbatch, one-dimensional, for histograms.
+        self.latest: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Add (B, R) values where the mask is True."""
+        for name, value in values.items():
+            chosen = value.detach()[mask]
+            self.latest[name] = chosen
+            self._sums[name] = self._sums.get(name, 0.0) + chosen.double().sum()
+            self._counts[name] = self._counts.get(name, 0.0) + mask.sum().double()
+
+    def add_to_loss(self, loss: Tensor) -> None:
+        """Add a microbatch's share of the loss."""
+        self._loss = loss.detach().double() + (0.0 if self._loss is None else self._loss)
+
+    def keep(self, metrics: Mapping[str, float]) -> None:
+        """Log these scalars, already final, with the step."""
+        self._extra.update(metrics)
+
+    def flush(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return name → mean over all tokens of the step and all ranks, and begin anew."""
+        names = sorted(self._sums)
+        assert self._loss is not None
+        parts = [self._loss, *(self._sums[name] for name in names), *(self._counts[name] for name in names)]
+        loss, *rest = sum_over_ranks(torch.stack(parts)).tolist()
+        sums, counts = rest[: len(names)], rest[len(names) :]
+        means = {name: total / max(count, 1.0) for name, total, count in zip(names, sums, counts, strict=True)}
+        if "policy/ratio_square" in means:
+            # The effective sample size of the importance weights, as a share of the tokens.
+            means["policy/ess"] = means["policy/ratio_mean"] ** 2 / means.pop("policy/ratio_square")
+        result = {"train/loss": loss, **means, **self._extra}
+        self._sums, self._counts, self._loss, self._extra = {}, {}, None, {}
+        return result
+
+
+class PassAtK(Metric):
+    """The unbiased pass@k: the chance that k samples drawn from the n taken hold a correct one.
+
+    Per prompt 1 − C(n − c, k) / C(n, k) with c of n samples correct, then the mean over prompts.
+
+    Args:
+        k: from 1 to the number of samples a prompt.
+
+    Source: Chen et al., Evaluating Large Language Models Trained on Code (arXiv 2107.03374), Eq. 1.
+    """
+
+    full_state_update = False
+    total: Tensor
+    prompts: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("prompts", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, rollout: Rollout) -> None:
+        """Add the prompts of a rollout, whole groups each."""
+        for group in rollout.group_ids.unique():
+            members = rollout.group_ids == group
+            self.total += pass_at_k(int(members.sum()), int(rollout.correct[members].sum()), self.k)
+            self.prompts += 1
+
+    def compute(self) -> Tensor:
+        """Return the mean over prompts, between 0 and 1."""
+        return (self.total / self.prompts).float()
+
+
+class RolloutMean(Metric):
+    """The mean of one number a response; responses without it (NaN) are left out.
+
+    Args:
+        read: rollout → (B,) float.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, read: Callable[[Rollout], Tensor]) -> None:
+        super().__init__()
+        self.read = read
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, rollout: Rollout) -> None:
+        """Add the responses of a rollout."""
+        values = self.read(rollout).double()
+        present = ~values.isnan()
+        self.total += masked_mean(values, present) * present.sum()
+        self.count += present.sum()
+
+    def compute(self) -> Tensor:
+        """Return the mean, NaN if there was no response."""
+        return (self.total / self.count).float()
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Return 1 − C(n − c, k) / C(n, k).
+
+    Example:
+        >>> pass_at_k(samples=4, correct=2, k=2)
+        0.8333333333333334
+    """
+    if not 1 <= k <= samples:
+        raise ValueError(f"pass@{k} needs at least {k} samples a prompt, not {samples}")
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
+
+
+def evaluation_metrics(samples: int, prefix: str) -> MetricCollection:
+    """Return pass@1, pass@k for k a power of two or all samples, and the means of reward, length and truncation."""
+    ks = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
+    metrics: dict[str, Any] = {f"pass@{k}": PassAtK(k) for k in ks}
+    metrics["reward_mean"] = RolloutMean(lambda rollout: rollout.rewards)
+    metrics["length_mean"] = RolloutMean(lambda rollout: rollout.lengths)
+    metrics["truncated_fraction"] = RolloutMean(lambda rollout: rollout.truncated)
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)

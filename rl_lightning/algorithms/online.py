@@ -1,0 +1,125 @@
+"""What algorithms that learn from their own samples share: scoring a rollout, the reference, the surrogate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl_lightning.algorithms.base import OptimizerOptions, PolicyModule
+from rl_lightning.errors import UserError
+from rl_lightning.functional import Reduction, clipped_surrogate, kl_k1, kl_k3
+from rl_lightning.models import LoadOptions, PolicyFiles
+from rl_lightning.types import Minibatch
+
+_REFERENCE = "reference."
+
+
+class OnlineModule(PolicyModule):
+    """A policy that learns from rollouts of itself.
+
+    Args:
+        policy, load, optimizer, reduction: see `PolicyModule`.
+        kl_coef: weight β ≥ 0 of the divergence from the reference. At 0 no reference is loaded.
+        reference: the frozen policy π_ref that the divergence is measured from; by default the policy as it began.
+    """
+
+    def __init__(
+        self,
+        policy: str = "embedded",
+        load: LoadOptions | None = None,
+        optimizer: OptimizerOptions | None = None,
+        reduction: Reduction = "seq_mean",
+        kl_coef: float = 0.0,
+        reference: str | None = None,
+    ) -> None:
+        super().__init__(policy=policy, load=load, optimizer=optimizer, reduction=reduction)
+        if kl_coef < 0:
+            raise UserError(f"kl_coef must be at least 0, not {kl_coef}: a negative one would drive the policy away")
+        if reference is not None and kl_coef == 0:
+            raise UserError("reference is set but kl_coef is 0, so it would never be used: set kl_coef or drop reference")
+        self.kl_coef = kl_coef
+        self.reference_files = PolicyFiles(reference, load) if reference else self.policy_files
+        self.reference: nn.Module | None = None
+
+    @property
+    def estimator(self) -> str:
+        """How the divergence from the reference is estimated, for the run card."""
+        return f"k3 in the loss, kl_coef {self.kl_coef:g}" if self.kl_coef else "none (no reference loaded)"
+
+    def configure_model(self) -> None:
+        """Load the policy, and the reference if the objective has a use for it."""
+        super().configure_model()
+        if self.kl_coef and self.reference is None:
+            self.reference = self.reference_files.load(trainable=False)
+
+    def score(self, batch: Minibatch, single_update: bool) -> dict[str, Tensor]:
+        """Return what must be known of a rollout before the policy changes.
+
+        Args:
+            batch: rows that the first epoch will train on in this very composition, so that the same kernels run on
+                the same shapes and the first ratio is 1 to the last bit.
+            single_update: the rollout serves one optimizer step; then old log-probabilities are the current ones and
+                need no pass of their own.
+
+        Returns:
+            Names of `Minibatch` fields → (B, R).
+        """
+        scores = {} if single_update else {"old_logprobs": self.logprobs(batch)}
+        if self.reference is not None:
+            scores["ref_logprobs"] = self.logprobs(batch, self.reference)
+        return scores
+
+    def surrogate(self, batch: Minibatch, logprobs: Tensor, clip_low: float, clip_high: float) -> Tensor:
+        """Return S_ε(π_θ/π_old, A) per token and observe what the clip does.
+
+        The one policy-gradient core of PPO, GRPO and DAPO; see `rl_lightning.functional.clipped_surrogate`.
+        """
+        assert batch.advantages is not None
+        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        ratio = (logprobs - old_logprobs).exp()
+        rising, falling = batch.advantages > 0, batch.advantages < 0
+        self.observe(
+            {
+                "policy/ratio_mean": ratio,
+                "policy/ratio_square": ratio.square(),
+                "policy/approx_kl": kl_k3(old_logprobs, logprobs),
+                "policy/clip_fraction_high": (rising & (ratio > 1 + clip_high)).float(),
+                "policy/clip_fraction_low": (falling & (ratio < 1 - clip_low)).float(),
+            },
+            batch,
+        )
+        return clipped_surrogate(ratio, batch.advantages, clip_low, clip_high)
+
+    def divergence(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+        """Return k3 = D(π_ref/π_θ) per token, in nats, and observe it beside k1."""
+        assert batch.ref_logprobs is not None
+        k3 = kl_k3(logprobs, batch.ref_logprobs)
+        self.observe({"kl/k3": k3, "kl/k1": kl_k1(logprobs, batch.ref_logprobs)}, batch)
+        return k3
+
+    # The reference moves and shards with the module, but it never changes, so checkpoints leave it out.
+
+    def train(self, mode: bool = True) -> OnlineModule:
+        """Set the mode of everything but the reference."""
+        super().train(mode)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the state without the reference."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if not name.startswith(_REFERENCE)}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load a state without a reference."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [name for name in result.missing_keys if not name.startswith(_REFERENCE)]
+        if strict and (missing or result.unexpected_keys):
+            raise RuntimeError(
+                f"the checkpoint does not fit {type(self).__name__}: it lacks {missing[:5]} and has in excess "
+                f"{result.unexpected_keys[:5]}; was it made with another policy?"
+            )
+        return torch.nn.modules.module._IncompatibleKeys(missing, result.unexpected_keys)

@@ -1,0 +1,28 @@
+"""Supervised fine-tuning."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rl_lightning.algorithms.base import PolicyModule
+from rl_lightning.types import Minibatch
+
+
+class SFT(PolicyModule):
+    """Imitate demonstrations.
+
+    J = E_{x,y ~ P_sft} [ 1/|y| Σ_t log π_θ(y_t | x, y_<t) ]
+
+    The gradient is that of the mean log-likelihood: every token has coefficient 1. Prompt tokens are not trained on.
+
+    Args:
+        policy, load, optimizer: see `PolicyModule`.
+        reduction: `seq_mean` is the formula above (DeepSeekMath, arXiv 2402.03300, A.1.1); `token_mean` is the usual
+            cross-entropy over the tokens of the batch, in which long answers weigh more.
+    """
+
+    formula = "J = E[ 1/|y| Σ_t log π_θ(y_t | x, y_<t) ]"
+
+    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+        """Return log π_θ(y_t | x, y_<t)."""
+        return logprobs

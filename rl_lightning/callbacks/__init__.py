@@ -1,0 +1,27 @@
+"""What can be added to a run: stages of a rollout, tables and curves, exports."""
+
+from rl_lightning.callbacks.group_normalize import GroupNormalize
+from rl_lightning.callbacks.hf_export import HFExport
+from rl_lightning.callbacks.histograms import Histograms
+from rl_lightning.callbacks.overlong import OverlongShaping
+from rl_lightning.callbacks.predictions import PredictionWriter
+from rl_lightning.callbacks.progress import RolloutProgressBar
+from rl_lightning.callbacks.rng_state import RNGState
+from rl_lightning.callbacks.run_card import RunCard
+from rl_lightning.callbacks.samples import SampleTable
+from rl_lightning.callbacks.speed import Speed
+from rl_lightning.hooks import RolloutCallback
+
+__all__ = [
+    "GroupNormalize",
+    "HFExport",
+    "Histograms",
+    "OverlongShaping",
+    "PredictionWriter",
+    "RNGState",
+    "RolloutCallback",
+    "RolloutProgressBar",
+    "RunCard",
+    "SampleTable",
+    "Speed",
+]

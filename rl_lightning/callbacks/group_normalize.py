@@ -1,0 +1,50 @@
+"""Advantages of a group's members against each other."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from rl_lightning.errors import UserError
+from rl_lightning.functional import group_normalize
+from rl_lightning.functional.advantages import AdvantageScale
+from rl_lightning.hooks import RolloutCallback
+from rl_lightning.types import Rollout
+
+
+class GroupNormalize(RolloutCallback):
+    """Give every token of a response the advantage (r − mean) / (std + eps) over the responses to the same prompt.
+
+    Args:
+        scale: what to divide by: the group's deviation (`std`, GRPO), that of all rewards (`batch`), nothing (`none`,
+            Dr.GRPO).
+        eps: added to the deviation, in units of reward.
+        ddof: 1 for the unbiased deviation, 0 for the population's.
+    """
+
+    supplies = ("advantages",)
+
+    def __init__(self, scale: AdvantageScale = "std", eps: float = 1e-6, ddof: int = 1) -> None:
+        self.scale: AdvantageScale = scale
+        self.eps = eps
+        self.ddof = ddof
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse groups of one: such a response has nothing to be compared with and would train on 0."""
+        group_size = getattr(trainer.datamodule, "group_size", None)  # type: ignore[attr-defined]
+        if stage == "fit" and group_size is not None and group_size < 2:
+            raise UserError(
+                f"GroupNormalize compares the responses to a prompt with each other: group_size={group_size} must be at "
+                "least 2"
+            )
+
+    def on_rollout_advantages(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Fill in `rollout.advantages`."""
+        batch_std = None
+        if self.scale == "batch" and trainer.world_size > 1:
+            everywhere = module.all_gather(rollout.rewards).flatten()
+            batch_std = everywhere[~everywhere.isnan()].std(correction=self.ddof)
+        advantages = group_normalize(
+            rollout.rewards, rollout.group_ids, rollout.scored, self.scale, self.eps, self.ddof, batch_std
+        )
+        rollout.advantages = torch.where(rollout.response_mask, advantages.unsqueeze(1), 0)

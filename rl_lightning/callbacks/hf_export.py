@@ -1,0 +1,30 @@
+"""The trained policy as a Hugging Face directory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class HFExport(Callback):
+    """Save policy and tokenizer at the end of `fit`, as `AutoModelForCausalLM.from_pretrained` reads them.
+
+    Args:
+        dirpath: where to; `hf` under the trainer's `default_root_dir` if null.
+    """
+
+    def __init__(self, dirpath: str | None = None) -> None:
+        self.dirpath = dirpath
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, once, from rank 0."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        target = Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "hf"
+        pl_module.policy.save_pretrained(target)  # type: ignore[union-attr, operator]
+        pl_module.policy_files.tokenizer.save_pretrained(target)  # type: ignore[union-attr]
+        log.info("The policy is in %s", target)

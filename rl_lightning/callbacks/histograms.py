@@ -1,0 +1,44 @@
+"""Distributions over time, where a mean would hide the story."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+
+from rl_lightning.callbacks.tensorboard import writers
+from rl_lightning.hooks import RolloutCallback
+from rl_lightning.types import Minibatch, Rollout
+
+
+class Histograms(RolloutCallback):
+    """Write histograms of reward, length, advantage and importance ratio to TensorBoard.
+
+    Args:
+        every_n_rollouts: how often.
+    """
+
+    def __init__(self, every_n_rollouts: int = 10) -> None:
+        self.every_n_rollouts = every_n_rollouts
+
+    def _due(self, trainer: Trainer) -> bool:
+        return trainer.current_epoch % self.every_n_rollouts == 0
+
+    def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Write what is known of a rollout before it is trained on."""
+        if not self._due(trainer) or not bool(rollout.scored.any()):
+            return
+        for writer in writers(trainer):
+            writer.add_histogram("rollout/reward", rollout.rewards[rollout.scored], trainer.global_step)
+            writer.add_histogram("rollout/length", rollout.lengths, trainer.global_step)
+            if rollout.advantages is not None:
+                writer.add_histogram("rollout/advantage", rollout.advantages[:, 0], trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Minibatch, batch_idx: int
+    ) -> None:
+        """Write the ratios of a rollout's last microbatch, where they are farthest from 1."""
+        if not self._due(trainer) or not trainer.is_last_batch:
+            return
+        ratios = pl_module.observations.latest.get("policy/ratio_mean")  # type: ignore[union-attr, operator]
+        if ratios is not None and ratios.numel():
+            for writer in writers(trainer):
+                writer.add_histogram("policy/ratio", ratios, trainer.global_step)

@@ -1,0 +1,71 @@
+"""Tables of sampled answers, to be read by a person."""
+
+from __future__ import annotations
+
+import html
+
+from lightning.pytorch import LightningModule, Trainer
+
+from rl_lightning.callbacks.tensorboard import writers
+from rl_lightning.hooks import RolloutCallback
+from rl_lightning.types import Rollout
+
+
+class SampleTable(RolloutCallback):
+    """Write a table of prompts, responses, rewards and advantages to TensorBoard (tab Text).
+
+    Args:
+        every_n_rollouts: how often in training; held-out samples come with every validation.
+        groups: prompts in a table, with all their responses up to `per_group`.
+        per_group: responses of each.
+        max_chars: longer texts are cut in the middle.
+    """
+
+    def __init__(self, every_n_rollouts: int = 10, groups: int = 4, per_group: int = 4, max_chars: int = 400) -> None:
+        self.every_n_rollouts = every_n_rollouts
+        self.groups = groups
+        self.per_group = per_group
+        self.max_chars = max_chars
+        self._written_at: int | None = None
+
+    def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Write some of a training rollout's samples."""
+        if trainer.current_epoch % self.every_n_rollouts == 0:
+            self._write(trainer, "rollout/samples", rollout)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rollout, batch_idx: int, *_: object
+    ) -> None:
+        """Write some held-out samples."""
+        if batch_idx == 0:
+            self._write(trainer, "val/samples", batch)
+
+    def _write(self, trainer: Trainer, tag: str, rollout: Rollout) -> None:
+        for writer in writers(trainer):
+            writer.add_text(tag, self.table(rollout), trainer.global_step)
+
+    def table(self, rollout: Rollout) -> str:
+        """Return the table in Markdown."""
+        lines = ["| prompt | gold | response | length | reward | advantage |", "|---|---|---|---|---|---|"]
+        for group in rollout.group_ids.unique()[: self.groups]:
+            for row in (rollout.group_ids == group).nonzero()[: self.per_group, 0].tolist():
+                length = int(rollout.lengths[row])
+                cut = " (cut)" if bool(rollout.truncated[row]) else ""
+                advantage = "" if rollout.advantages is None else f"{float(rollout.advantages[row, 0]):+.2f}"
+                cells = [
+                    self._cell(rollout.prompts[row]),
+                    self._cell(rollout.answers[row] or ""),
+                    self._cell(rollout.responses[row]),
+                    f"{length}{cut}",
+                    f"{float(rollout.rewards[row]):.2f}",
+                    advantage,
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def _cell(self, text: str) -> str:
+        """Return a text such that neither Markdown nor HTML reads anything into it."""
+        if len(text) > self.max_chars:
+            half = self.max_chars // 2
+            text = f"{text[:half]} … {text[-half:]}"
+        return "<code>" + html.escape(text).replace("|", "&#124;").replace("\n", "<br>") + "</code>"

@@ -1,0 +1,157 @@
+"""Microbatches in optimizer steps: sizes that add up, and an iterable that can be resumed anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from rl_lightning.errors import UserError
+from rl_lightning.functional import BatchTotals, Reduction, batch_totals, token_weights
+from rl_lightning.strategies import data_parallel_size, sum_over_ranks
+from rl_lightning.types import Minibatch, Rows
+
+
+@dataclass(frozen=True)
+class StepSizes:
+    """How one optimizer step is cut up.
+
+    Args:
+        minibatch: rows that one rank contributes to an optimizer step.
+        microbatch: rows in one forward pass.
+    """
+
+    minibatch: int
+    microbatch: int
+
+    @property
+    def accumulate(self) -> int:
+        """Forward passes in an optimizer step."""
+        return self.minibatch // self.microbatch
+
+
+def plan_steps(trainer: Trainer, minibatch_size: int, microbatch_size: int | None, unit: int = 1) -> StepSizes:
+    """Cut an optimizer step into equal shares, and tell Lightning how many passes to accumulate.
+
+    Args:
+        trainer: its `accumulate_grad_batches` is set, as Lightning's own scheduler of accumulation does.
+        minibatch_size: rows in an optimizer step, over all ranks.
+        microbatch_size: rows in one forward pass of one rank; all that the rank has if None.
+        unit: rows that must stay together, such as the members of a group.
+
+    Raises:
+        UserError: naming the two sizes that do not divide.
+    """
+    ranks = data_parallel_size(trainer)
+    if minibatch_size < 1 or minibatch_size % (ranks * unit):
+        together = f" whole groups of {unit}" if unit > 1 else ""
+        raise UserError(
+            f"minibatch_size={minibatch_size} must be a multiple of {ranks * unit}:{together} on {ranks} rank(s)"
+        )
+    minibatch = minibatch_size // ranks
+    microbatch = minibatch if microbatch_size is None else microbatch_size
+    if microbatch < 1 or minibatch % microbatch:
+        raise UserError(
+            f"microbatch_size={microbatch_size} must divide the {minibatch} rows that each rank has of "
+            f"minibatch_size={minibatch_size}"
+        )
+    sizes = StepSizes(minibatch, microbatch)
+    if trainer.accumulate_grad_batches not in (1, sizes.accumulate):
+        raise UserError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} contradicts minibatch_size / "
+            f"microbatch_size = {sizes.accumulate}; leave it out, it follows from the sizes"
+        )
+    trainer.accumulate_grad_batches = sizes.accumulate
+    return sizes
+
+
+def permutation(count: int, *key: int) -> Tensor:
+    """Return a random order of `count` things that is a function of the key alone: (count,) long."""
+    return torch.from_numpy(np.random.default_rng(list(key)).permutation(count))
+
+
+def step_weights(
+    trainer: Trainer, minibatches: list[Rows], reduction: Reduction, max_length: int | None
+) -> list[Tensor]:
+    """Return the token weights of some optimizer steps, counted over all ranks with one exchange.
+
+    Args:
+        trainer: knows the ranks; every rank must call this with as many minibatches.
+        minibatches: this rank's whole share of each optimizer step.
+        reduction, max_length: see `token_weights`.
+
+    Returns:
+        One (b, R) float64 tensor a step.
+    """
+    parts = [(batch.response_mask, batch.group_ids) for batch in minibatches]
+    counted = torch.stack([torch.stack(batch_totals(mask, groups)) for mask, groups in parts])
+    everywhere = sum_over_ranks(trainer, counted).clamp(min=1)
+    return [
+        token_weights(mask, groups, reduction, BatchTotals(*totals), max_length)
+        for (mask, groups), totals in zip(parts, everywhere, strict=True)
+    ]
+
+
+class Epoch(Protocol):
+    """One Lightning epoch's worth of microbatches, which can be entered anywhere."""
+
+    def microbatches(self, start: int) -> Iterator[Minibatch]:
+        """Yield the microbatches from number `start` on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to yield the same microbatches in another process."""
+
+
+class EpochSource(Protocol):
+    """Makes epochs by number."""
+
+    def microbatches_per_epoch(self) -> int:
+        """Return how many microbatches every epoch has."""
+
+    def epoch(self, number: int, state: dict[str, Any] | None) -> Epoch:
+        """Make an epoch, or restore one from its state."""
+
+
+class EpochLoader:
+    """A sized, lazy, stateful iterable over the microbatches of one epoch after another.
+
+    It has a length, so Lightning does not fetch ahead: with a batch in advance, the next rollout would be sampled
+    before the last update of this one. An epoch is made when its first microbatch is asked for.
+    """
+
+    def __init__(self, source: EpochSource) -> None:
+        self._source = source
+        self._number = 0
+        self._position = 0
+        self._epoch: Epoch | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def __len__(self) -> int:
+        return self._source.microbatches_per_epoch()
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        if self._position >= len(self):
+            self._number, self._position = self._number + 1, 0
+        self._epoch = self._source.epoch(self._number, self._saved)
+        self._saved = None
+        for batch in self._epoch.microbatches(self._position):
+            self._position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch's number, the position in it, and, in its middle, the epoch itself."""
+        inside = self._epoch is not None and 0 < self._position < len(self)
+        return {
+            "number": self._number,
+            "position": self._position,
+            "epoch": self._epoch.state_dict() if inside and self._epoch is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self._number, self._position, self._saved = state["number"], state["position"], state["epoch"]

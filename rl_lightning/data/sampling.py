@@ -1,0 +1,309 @@
+"""What every DataModule shares: prompts, a generator, rewards, and evaluation by sampling."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from rl_lightning.data.prompts import EncodedPrompt, encode_prompts
+from rl_lightning.data.sources import ChainSum, ExampleSource
+from rl_lightning.data.sources.base import Split
+from rl_lightning.errors import UserError
+from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
+from rl_lightning.rewards import Rewarder, RewardLimits, RewardSample, RewardSpec
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+from rl_lightning.types import Rollout
+
+log = logging.getLogger(__name__)
+
+#: Streams of random numbers for different ends must not meet: the split shifts the seed.
+_SEED_OF: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+
+
+@dataclass
+class Evaluation:
+    """How held-out prompts are answered in `validate`, `test` and `predict`.
+
+    Args:
+        samples_per_prompt: k answers each; pass@1 to pass@k are estimated from them.
+        prompts_per_batch: prompts answered side by side.
+        max_prompts: use only the first prompts of the split; all if null.
+        temperature, top_k, top_p: see `Sampling`.
+        max_new_tokens: as in training if null.
+    """
+
+    samples_per_prompt: int = 8
+    prompts_per_batch: int = 64
+    max_prompts: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+
+    def sampling(self, training: Sampling) -> Sampling:
+        """Return how to sample, given how training samples."""
+        return Sampling(self.max_new_tokens or training.max_new_tokens, self.temperature, self.top_k, self.top_p)
+
+
+@dataclass
+class PromptOptions:
+    """How examples become token ids.
+
+    Args:
+        max_length: longest prompt in tokens; no limit but the model's context if null.
+        system_prompt: put before every prompt, where a chat template is used.
+        chat_template: use the tokenizer's; by default if it has one.
+        on_bad: an unusable example stops the run (`error`) or is left out and counted (`drop`).
+    """
+
+    max_length: int | None = None
+    system_prompt: str | None = None
+    chat_template: bool | None = None
+    on_bad: Literal["error", "drop"] = "error"
+
+
+class SamplingDataModule(pl.LightningDataModule):
+    """Prompts in, scored responses out.
+
+    Args:
+        prompts: where problems come from.
+        prompt_options: lengths, chat template, bad rows.
+        sampling: how the policy is sampled in training.
+        evaluation: how it is sampled on held-out prompts.
+        generator: what samples; the policy itself by default.
+        rewards: what responses are scored by, added up by weight; the source's own reward if null. The first one
+            listed says which responses are correct.
+        reward_limits: time, workers and the share of failures that stops the run.
+        correct_threshold: a response is correct if the first reward reaches this.
+        seed: of prompt order and sampling; the run's `seed_everything` if null.
+    """
+
+    def __init__(
+        self,
+        prompts: ExampleSource | None = None,
+        prompt_options: PromptOptions | None = None,
+        sampling: Sampling | None = None,
+        evaluation: Evaluation | None = None,
+        generator: Generator | None = None,
+        rewards: list[RewardSpec] | None = None,
+        reward_limits: RewardLimits | None = None,
+        correct_threshold: float = 0.5,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = prompts or ChainSum()
+        self.prompt_options = prompt_options or PromptOptions()
+        self.sampling = sampling or Sampling()
+        self.evaluation = evaluation or Evaluation()
+        self.generator = generator or NativeGenerator()
+        self.rewarder = Rewarder(rewards or self._default_rewards(), reward_limits or RewardLimits())
+        self.correct_threshold = correct_threshold
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self._encoded: dict[Split, list[EncodedPrompt]] = {}
+        #: Told how many responses are finished; a progress bar puts itself here.
+        self.on_generation_progress: Callable[[int, int], None] | None = None
+
+    def _default_rewards(self) -> list[RewardSpec]:
+        if self.source.default_reward is None:
+            raise UserError(
+                f"{type(self.source).__name__} has no reward of its own: list at least one under data.init_args.rewards, "
+                "such as {function: rl_lightning.rewards.functions.answer_correct}"
+            )
+        return [RewardSpec(self.source.default_reward)]
+
+    @property
+    def module(self) -> Any:
+        """The algorithm that this data serves."""
+        if self.trainer is None:
+            raise UserError(f"{type(self).__name__} needs a Trainer: pass it to trainer.fit(module, datamodule=...)")
+        return self.trainer.lightning_module
+
+    # ------------------------------------------------------------------ set-up
+
+    def setup(self, stage: str) -> None:
+        """Check the settings, start the reward workers, and read and encode the prompts that the stage needs."""
+        self.sampling.check(training=stage == "fit")
+        self.evaluation.sampling(self.sampling).check(training=False)
+        self.rewarder.start()
+        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in wanted.get(stage, ("test",)):
+            if split == "train" or self._evaluates(stage):
+                self._encoded.setdefault(split, self.encode(split))
+
+    def _evaluates(self, stage: str) -> bool:
+        return stage != "fit" or bool(self.trainer and self.trainer.limit_val_batches)
+
+    def encode(self, split: Split) -> list[EncodedPrompt]:
+        """Return the prompts of a split as token ids, or report all that is wrong with them."""
+        files = self.module.policy_files
+        sampling = self.sampling if split == "train" else self.evaluation.sampling(self.sampling)
+        examples = self.source.load(split)
+        if not examples:
+            raise UserError(f"{type(self.source).__name__} has no examples for the split {split!r}")
+        if split != "train":
+            examples = examples[: self.evaluation.max_prompts]
+        return encode_prompts(
+            examples,
+            files.tokenizer,
+            max_prompt_length=self.prompt_options.max_length,
+            context_length=files.context_length,
+            max_new_tokens=sampling.max_new_tokens,
+            system_prompt=self.prompt_options.system_prompt,
+            chat_template=self.prompt_options.chat_template,
+            on_bad=self.prompt_options.on_bad,
+            check_answers=self.rewarder.check_answers,
+        )
+
+    def teardown(self, stage: str) -> None:
+        """Stop the reward workers."""
+        self.rewarder.close()
+
+    def describe(self) -> dict[str, str]:
+        """Return the lines of the run card that speak of the data."""
+        sizes = ", ".join(f"{len(prompts):,} {split}" for split, prompts in self._encoded.items())
+        rewards = ", ".join(f"{reward.name} × {reward.weight:g}" for reward in self.rewarder.rewards)
+        return {"prompts": f"{type(self.source).__name__}: {sizes}", "rewards": rewards}
+
+    # --------------------------------------------------------------- responses
+
+    def respond(
+        self, prompts: Sequence[EncodedPrompt], index: Sequence[int], streams: Sequence[Stream], sampling: Sampling
+    ) -> Rollout:
+        """Sample responses to the prompts and score them.
+
+        Args:
+            prompts: one a group.
+            index: the number of each prompt in its split.
+            streams: random streams, len(prompts) × samples, the samples of a prompt side by side.
+            sampling: how.
+
+        Returns:
+            A rollout on the policy's device, its metrics holding what generation and rewards cost.
+        """
+        files = self.module.policy_files
+        started = time.perf_counter()
+        with self.module.rollout_mode():
+            sampled = self.generator.generate(
+                self.module.policy,
+                [prompt.input_ids for prompt in prompts],
+                streams,
+                sampling,
+                stop_ids=files.stop_ids,
+                pad_id=files.tokenizer.pad_token_id,
+                progress=self.on_generation_progress,
+            )
+        generated = time.perf_counter()
+        owner = torch.arange(len(prompts)).repeat_interleave(len(streams) // len(prompts))
+        device = sampled.response_ids.device
+        unscored = torch.full((len(owner),), torch.nan, device=device)
+        rollout = Rollout(
+            input_ids=torch.cat([sampled.prompt_ids, sampled.response_ids], 1),
+            attention_mask=torch.cat([sampled.prompt_mask, sampled.response_mask], 1),
+            response_mask=sampled.response_mask,
+            group_ids=owner.to(device),
+            temperature=sampling.temperature or 1.0,
+            prompt_index=torch.tensor(index)[owner].to(device),
+            truncated=sampled.truncated,
+            rollout_logprobs=sampled.logprobs,
+            prompts=[prompts[i].text for i in owner.tolist()],
+            responses=self._texts(sampled.response_ids, sampled.response_mask),
+            answers=[prompts[i].example.answer for i in owner.tolist()],
+            raw_rewards=unscored,
+            rewards=unscored,
+            correct=unscored.isfinite(),
+        )
+        rollout = self._score(rollout, [prompts[i] for i in owner.tolist()])
+        rollout.metrics["time/generate_s"] = generated - started
+        rollout.metrics["time/reward_s"] = time.perf_counter() - generated
+        return rollout
+
+    def _texts(self, ids: Tensor, mask: Tensor) -> list[str]:
+        lengths = mask.sum(1).tolist()
+        rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
+        texts: list[str] = self.module.policy_files.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return texts
+
+    def _score(self, rollout: Rollout, prompts: Sequence[EncodedPrompt]) -> Rollout:
+        samples = [
+            RewardSample(prompt.text, response, prompt.example.answer, {**prompt.example.metadata, "truncated": cut})
+            for prompt, response, cut in zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
+        ]
+        scores = self.rewarder.score(samples)
+        device = rollout.input_ids.device
+        components = {name: torch.tensor(values, device=device) for name, values in scores.components.items()}
+        total = torch.tensor(scores.total, device=device)
+        judge = next(iter(components.values()))
+        # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
+        mask = rollout.response_mask & ~total.isnan().unsqueeze(1)
+        failures = {f"reward_failures/{kind}": float(count) for kind, count in scores.failures.items()}
+        return replace(
+            rollout,
+            response_mask=mask,
+            raw_rewards=total,
+            rewards=total.clone(),
+            correct=judge >= self.correct_threshold,
+            reward_components=components,
+            metrics={"rollout/failed_fraction": float(total.isnan().float().mean()), **failures},
+        )
+
+    def streams(self, split: Split, first: int, count: int) -> list[Stream]:
+        """Return the random streams of `count` responses from number `first` on."""
+        key = self.seed * len(_SEED_OF) + _SEED_OF[split]
+        return [(key, number) for number in range(first, first + count)]
+
+    # -------------------------------------------------------------- evaluation
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """Return the validation prompts, sampled and scored batch by batch."""
+        return EvaluationLoader(self, "val")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """Return the test prompts, sampled and scored batch by batch."""
+        return EvaluationLoader(self, "test")
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Return the test prompts, sampled and scored batch by batch."""
+        return EvaluationLoader(self, "test")
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; rollouts know how."""
+        return batch.to(device)
+
+
+@dataclass
+class EvaluationLoader:
+    """Samples k answers to every held-out prompt; a sized, lazy iterable of rollouts.
+
+    An answer's random stream is named by its prompt, so evaluation disturbs no training and two evaluations of one
+    policy agree, whatever the batch size.
+    """
+
+    data: SamplingDataModule
+    split: Split
+    _positions: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        trainer = self.data.trainer
+        assert trainer is not None
+        rank, size = data_parallel_rank(trainer), data_parallel_size(trainer)
+        self._positions = list(range(len(self.data._encoded.get(self.split, ()))))[rank::size]
+
+    def __len__(self) -> int:
+        return -(-len(self._positions) // self.data.evaluation.prompts_per_batch)
+
+    def __iter__(self) -> Iterator[Rollout]:
+        evaluation = self.data.evaluation
+        samples = evaluation.samples_per_prompt
+        for start in range(0, len(self._positions), evaluation.prompts_per_batch):
+            chosen = self._positions[start : start + evaluation.prompts_per_batch]
+            streams = [s for position in chosen for s in self.data.streams(self.split, position * samples, samples)]
+            prompts = [self.data._encoded[self.split][position] for position in chosen]
+            yield self.data.respond(prompts, chosen, streams, evaluation.sampling(self.data.sampling))

@@ -1,0 +1,201 @@
+"""From rows with named columns to examples: what files and datasets have in common."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from math import isfinite
+from typing import Any
+
+from rl_lightning.data.sources.base import Example, ExampleSource, Split
+from rl_lightning.data.sources.problems import Problems
+from rl_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+class _BadValue(ValueError):
+    """A value that cannot be used; the message continues "column 'x' ..."."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a row becomes which part of an example.
+
+    Args:
+        prompt: holds text or chat messages.
+        answer: holds the gold answer, text or a number; None if there is none.
+        response: holds a demonstration; None if there is none.
+        metadata: columns to pass on to rewards, None where a row lacks one; None to pass on all the other columns.
+    """
+
+    prompt: str
+    answer: str | None
+    response: str | None
+    metadata: list[str] | None
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The columns that every row must have, by the option that names them."""
+        options = {"prompt_column": self.prompt, "answer_column": self.answer, "response_column": self.response}
+        return {option: column for option, column in options.items() if column is not None}
+
+    def examples(self, name: str, rows: list[tuple[str, Row]], problems: Problems) -> list[Example]:
+        """Turn rows into examples.
+
+        Args:
+            name: of the file or dataset, for problems of the whole.
+            rows: pairs of location and row.
+            problems: where bad rows are noted.
+
+        Returns:
+            One example for each good row, in order.
+        """
+        present = dict.fromkeys(column for _, row in rows for column in row)
+        absent = set()
+        named = [*self.options.items(), *(("metadata_columns", column) for column in self.metadata or [])]
+        for option, column in named:
+            if rows and column not in present:
+                absent.add(column)
+                hint = "; set answer_column to null if there are no gold answers" if option == "answer_column" else ""
+                problems.add(name, f"no column {column!r} ({option}): its columns are {', '.join(present)}{hint}")
+        examples = []
+        for location, row in rows:
+            before = len(problems)
+            for column in self.options.values():
+                # A column that no row has was reported above, once.
+                if column not in row and column not in absent:
+                    problems.add(location, f"column {column!r} is missing")
+            prompt = self._value(row, self.prompt, location, problems)
+            answer = self._value(row, self.answer, location, problems)
+            response = self._value(row, self.response, location, problems)
+            if len(problems) == before and not absent:
+                examples.append(Example(prompt, answer, response, self._metadata(row), location))
+        return examples
+
+    def _value(self, row: Row, column: str | None, location: str, problems: Problems) -> Any:
+        """Read one column of a row; None if it is not wanted, not there, or bad (which is noted)."""
+        if column is None or column not in row:
+            return None
+        read = _prompt if column == self.prompt else _answer if column == self.answer else _text
+        try:
+            return read(row[column])
+        except _BadValue as bad:
+            problems.add(location, f"column {column!r} {bad}")
+            return None
+
+    def _metadata(self, row: Row) -> Row:
+        """Pick what is passed on to rewards."""
+        if self.metadata is not None:
+            return {column: row.get(column) for column in self.metadata}
+        used = set(self.options.values())
+        return {column: value for column, value in row.items() if column not in used}
+
+
+class ColumnSource(ExampleSource):
+    """A source whose splits are tables.
+
+    Args:
+        splits: where each split is; None if it is nowhere.
+        columns: what becomes what.
+        limit: rows to read of each split, from its beginning; None for all.
+
+    Raises:
+        UserError: if ``limit`` is not positive, or no split is given.
+    """
+
+    def __init__(self, splits: dict[Split, str | None], columns: Columns, limit: int | None) -> None:
+        owner = type(self).__name__
+        if limit is not None and limit < 1:
+            raise UserError(f"{owner}: limit must be at least 1, not {limit}; null for all rows")
+        if not any(splits.values()):
+            raise UserError(f"{owner}: give at least one of train, val and test")
+        self.splits = splits
+        self.columns = columns
+        self.limit = limit
+
+    def load(self, split: Split) -> list[Example]:
+        """Return the examples of a split, in the order of the table.
+
+        Args:
+            split: which; the validation data stand in for a test split that is not given, and a warning says so.
+
+        Raises:
+            UserError: if the split is not given or cannot be read, and with every bad row at once.
+        """
+        where = self._where(split)
+        name = self._name(where)
+        problems = Problems()
+        rows = list(islice(self._rows(where, problems), self.limit))
+        if not rows and not len(problems):
+            raise UserError(f"{name} is empty: it has no rows")
+        examples = self.columns.examples(name, rows, problems)
+        problems.raise_if_any(f"{name} has rows that cannot be used:")
+        return examples
+
+    def _where(self, split: Split) -> str:
+        """Return where a split is."""
+        owner = type(self).__name__
+        where = self.splits[split]
+        if where is None and split == "test" and self.splits["val"] is not None:
+            where = self.splits["val"]
+            log.warning("%s: no test data are given; testing on the validation data, %s", owner, where)
+        if where is None:
+            raise UserError(f"{owner}: the {split} split is asked for, but `{split}` is not set")
+        return where
+
+    @abstractmethod
+    def _name(self, where: str) -> str:
+        """Return what messages call a split."""
+
+    @abstractmethod
+    def _rows(self, where: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+        """Yield the rows of a split with their locations; note rows that cannot be read in ``problems``."""
+
+
+def _text(value: Any) -> str:
+    """Check that a value is text with something in it."""
+    if value is None:
+        raise _BadValue("is null")
+    if not isinstance(value, str):
+        raise _BadValue(f"is of type {type(value).__name__}, not text")
+    if not value.strip():
+        raise _BadValue("is empty")
+    return value
+
+
+def _answer(value: Any) -> str:
+    """Check a gold answer; a number becomes the text of that number."""
+    # To Python a truth value is a number, but its text, "True", is hardly what a model is asked for.
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+        return str(value)
+    return _text(value)
+
+
+def _prompt(value: Any) -> str | list[dict[str, str]]:
+    """Check a prompt: text, or chat messages of which the last is not the policy's own."""
+    if not isinstance(value, list):
+        return _text(value)
+    if not value:
+        raise _BadValue("is empty")
+    messages = []
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict):
+            raise _BadValue(f"has a message {number} of type {type(message).__name__}, not one with role and content")
+        # Parquet gives every message every key that any message has.
+        message = {key: text for key, text in message.items() if text is not None}
+        for key in ("role", "content"):
+            if not str(message.get(key, "")).strip():
+                raise _BadValue(f"has a message {number} without {key}")
+        for key, text in message.items():
+            if not isinstance(text, str):
+                raise _BadValue(f"has a message {number} whose {key} is of type {type(text).__name__}, not text")
+        messages.append(message)
+    if messages[-1]["role"] == "assistant":
+        raise _BadValue("ends with a message of the assistant: leave the turn to be sampled out of the prompt")
+    return messages

@@ -1,0 +1,46 @@
+"""Log-probabilities and entropy of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Return logits / τ in at least float32: half-precision log-sums lose the third digit."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def logprobs_from_logits(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return log π(token) under the distribution that was *sampled from*, softmax(logits / τ).
+
+    Args:
+        logits: (..., V), any float dtype.
+        tokens: (...) long, indices into V.
+        temperature: τ > 0 of the sampler. A ratio of probabilities at another temperature is not an importance weight.
+
+    Returns:
+        (...) in nats, float32 (float64 if the logits are).
+
+    Example:
+        >>> logprobs_from_logits(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+        tensor([-0.6931])
+    """
+    logits = _tempered(logits, temperature)
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+
+def entropy_from_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the entropy −Σ p log p of softmax(logits / τ).
+
+    Args:
+        logits: (..., V).
+        temperature: τ > 0.
+
+    Returns:
+        (...) in nats, between 0 and log V.
+    """
+    logprobs = _tempered(logits, temperature).log_softmax(-1)
+    # A token of probability 0 adds 0, not 0 · −inf.
+    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(-1)

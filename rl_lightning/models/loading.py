@@ -1,0 +1,171 @@
+"""Finding and loading a policy: one name for a hub model, a directory, a GGUF file or the embedded model."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rl_lightning.errors import UserError
+
+#: The name of the small policy that comes with the package.
+EMBEDDED = "embedded"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadOptions:
+    """How a policy is loaded.
+
+    Args:
+        dtype: of the weights in memory. Train float32 weights under `precision: bf16-mixed` unless memory forbids it.
+        attn_implementation: of transformers, such as `sdpa`, `eager` or `flash_attention_2`; its own choice if null.
+        gradient_checkpointing: recompute activations in the backward pass: about a third more time, far less memory.
+        trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
+    """
+
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+class PolicyFiles:
+    """Where a policy's configuration, tokenizer and weights come from; each is read when first asked for.
+
+    Args:
+        policy: `embedded`, a local directory in Hugging Face format, a `.gguf` file, or a name on the hub.
+        options: how to load it.
+
+    Raises:
+        UserError: from the properties and methods, if there is no such policy, or it has no tokenizer or stop token.
+    """
+
+    def __init__(self, policy: str, options: LoadOptions | None = None) -> None:
+        self.policy = policy
+        self.options = options or LoadOptions()
+
+    @cached_property
+    def _location(self) -> dict[str, Any]:
+        """Return the arguments that tell transformers where the files are."""
+        trust = {"trust_remote_code": self.options.trust_remote_code}
+        if self.policy == EMBEDDED:
+            return {"pretrained_model_name_or_path": str(files("rl_lightning") / "assets" / "chain_sum"), **trust}
+        path = Path(self.policy).expanduser()
+        if path.suffix == ".gguf":
+            if not path.is_file():
+                raise UserError(f"policy: there is no file {path}{_near_misses(path)}")
+            return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **trust}
+        if path.is_dir() and not (path / "config.json").is_file():
+            raise UserError(f"policy: the directory {path} has no config.json: give a Hugging Face model directory")
+        if not path.is_dir() and (path.is_absolute() or self.policy.startswith((".", "~"))):
+            raise UserError(f"policy: there is no directory {path}{_near_misses(path)}")
+        return {"pretrained_model_name_or_path": str(path) if path.is_dir() else self.policy, **trust}
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """The model's configuration."""
+        with self._reading("the configuration"):
+            return AutoConfig.from_pretrained(**self._location)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, padding on the left; its pad token is a stop token if it has none of its own."""
+        with self._reading("the tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(**self._location, padding_side="left")
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"policy {self.policy!r}: its tokenizer has no end-of-sequence token, so no response would ever end; "
+                "set eos_token in tokenizer_config.json"
+            )
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Every token id that ends a response: the tokenizer's, the model's and those for generation."""
+        generation: Any = None
+        # Most models that are no chat models have no generation_config.json; that is not an error.
+        with contextlib.suppress(OSError):
+            generation = GenerationConfig.from_pretrained(self._location["pretrained_model_name_or_path"])
+        found: set[int] = {self.tokenizer.eos_token_id}
+        for source in (self.config, generation):
+            ids = getattr(source, "eos_token_id", None)
+            found |= set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+        return frozenset(found)
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence in tokens, if the model has a limit."""
+        text_config = self.config.get_text_config()
+        return getattr(text_config, "max_position_embeddings", None)
+
+    def load(self, trainable: bool = True) -> PreTrainedModel:
+        """Load the weights.
+
+        Args:
+            trainable: False freezes them, for a reference.
+
+        Returns:
+            The model with dropout off: a policy that drops units at random is not the policy that
+            sampled, so the ratio of the two would not be 1 before the first update.
+        """
+        options = self.options
+        extra: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
+        if options.attn_implementation:
+            extra["attn_implementation"] = options.attn_implementation
+        with self._reading("the weights"):
+            model = AutoModelForCausalLM.from_pretrained(**self._location, **extra)
+        _switch_off_dropout(model)
+        if not trainable:
+            return model.requires_grad_(False).eval()
+        if options.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+    @contextlib.contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(
+                f"policy {self.policy!r}: cannot read {what}: {reason} "
+                f"(a policy is '{EMBEDDED}', a model directory, a .gguf file or a name on the hub)"
+            ) from error
+
+
+def _near_misses(path: Path) -> str:
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, siblings)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def _switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout rate to 0, both in modules and where attention reads its rate as a plain number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout_p"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,26 @@
+"""Data-parallel ranks: each holds a share of every optimizer batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+
+def data_parallel_size(trainer: Trainer) -> int:
+    """Return the number of ranks that an optimizer batch is split over."""
+    return int(getattr(trainer.strategy, "data_parallel_size", None) or trainer.world_size)
+
+
+def data_parallel_rank(trainer: Trainer) -> int:
+    """Return which share of every optimizer batch this process works on, from 0."""
+    return trainer.global_rank * data_parallel_size(trainer) // trainer.world_size
+
+
+def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
+    """Return the sum of a tensor over ranks; every rank must call it."""
+    if data_parallel_size(trainer) == 1:
+        return value
+    total: Any = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
+    return total.to(value.device)

@@ -1,0 +1,41 @@
+"""Tolerances in one place, and tests that are held to be able to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+#: Largest relative difference between two ways to compute the same number.
+RELATIVE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+def assert_same(actual: Any, expected: Any, relative: float | None = None) -> None:
+    """Fail unless two tensors agree to the tolerance of their dtype, relative to the largest expected number."""
+    actual = torch.as_tensor(actual)
+    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} is not {tuple(expected.shape)}"
+    tolerance = (RELATIVE[actual.dtype] if relative is None else relative) * max(1e-30, float(expected.abs().max()))
+    difference = float((actual - expected).abs().max())
+    assert difference <= tolerance, f"differ by {difference:.3g}, more than {tolerance:.3g}"
+
+
+def holds_only_for(real: Callable[..., Any], **mutants: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a check of an implementation into a test that the real one passes and every mutant fails."""
+    implementations = {"real": real, **mutants}
+
+    def decorate(check: Callable[[Callable[..., Any]], None]) -> Callable[..., None]:
+        @pytest.mark.parametrize("name", implementations)
+        def test(name: str) -> None:
+            if name == "real":
+                check(real)
+            else:
+                with pytest.raises(AssertionError):
+                    check(implementations[name])
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return decorate
