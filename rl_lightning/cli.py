@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
 import os
 import re
@@ -10,17 +12,21 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import transformers
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
-# Importing them makes their classes known by short names: `--model=GRPO`.
-import rl_lightning.algorithms
-import rl_lightning.data  # noqa: F401
+from rl_lightning.algorithms import OptimizerOptions, PolicyModule
 from rl_lightning.callbacks import RNGState, RolloutProgressBar, RunCard, Speed
+from rl_lightning.data import Evaluation, ExampleSource, PromptOptions, SamplingDataModule
 from rl_lightning.errors import UserError
+from rl_lightning.generation import Generator, Sampling
+from rl_lightning.hooks import RolloutCallback
+from rl_lightning.models import LoadOptions
+from rl_lightning.rewards import RewardLimits, RewardSpec
 
 #: Exit status after a mistake of the user's.
 USAGE_ERROR = 2
@@ -31,7 +37,7 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise instead of printing the usage of every option."""
-        raise UserError(_last_line(message))
+        raise UserError(explain(message))
 
 
 class CLI(LightningCLI):
@@ -41,13 +47,18 @@ class CLI(LightningCLI):
         """Leave a checkpoint's hyper-parameters alone: the command line and the YAML decide, here as elsewhere."""
 
 
+def error_line(error: Exception) -> str:
+    """Return an error on one line, unless it lists several things on purpose."""
+    return str(error) if isinstance(error, UserError) else " ".join(str(error).split())
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command; exit with status 2 and one line on standard error if the input is at fault."""
     _calm()
     try:
         run(args)
     except (UserError, MisconfigurationException, OmegaConfBaseException) as error:
-        print(f"rl_lightning: error: {_one_line(error)}", file=sys.stderr)
+        print(f"rl_lightning: error: {error_line(error)}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
 
 
@@ -75,13 +86,40 @@ def run(args: Sequence[str] | None = None) -> CLI:
     )
 
 
-def _one_line(error: Exception) -> str:
-    return _last_line(str(error)) if not isinstance(error, UserError) else str(error)
+# jsonargparse reports a mistake inside nested classes as a tree of everything that it tried; these lines of it say
+# nothing to a person who misspelt an option.
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Problem with given class_path"
+    r"|Expected type: |Not a valid subclass|Subclass types expect|^a class path|^a dict with|Parser key \"(model|data|trainer\.callbacks)\":$"
+)
 
 
-def _last_line(message: str) -> str:
-    """Return the innermost complaint of a nested parser message, and where it was found."""
-    return re.sub(r"\s*\n\s*", "; ", message.strip())
+def explain(message: str) -> str:
+    """Return the one line of a parser's message that names the mistake, with near misses of a misspelt option."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    kept = list(dict.fromkeys(line for line in lines if line and not _NOISE.search(line)))
+    text = "; ".join(kept) or "; ".join(line for line in lines if line)
+    text = re.sub(r'Parser key "([^"]+)":;? ', r"\1: ", text)
+    unknown = re.search(
+        r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)|does not accept option '([\w.]+)'", text
+    )
+    if unknown and "did you mean" not in text:
+        name = next(found for found in unknown.groups() if found).split(".")[-1]
+        close = difflib.get_close_matches(name, known_options(), n=1)
+        text += f"; did you mean '{close[0]}'?" if close else ""
+    return text
+
+
+def known_options() -> set[str]:
+    """Return the names of all options of the classes that a YAML can name."""
+    names: set[str] = set(inspect.signature(Trainer.__init__).parameters)
+    waiting: list[type] = [PolicyModule, SamplingDataModule, ExampleSource, RolloutCallback, Generator]
+    waiting += [OptimizerOptions, LoadOptions, Sampling, Evaluation, PromptOptions, RewardSpec, RewardLimits]
+    while waiting:
+        one = waiting.pop()
+        waiting += one.__subclasses__()
+        names |= set(inspect.signature(one).parameters)
+    return names - {"self", "kwargs", "args"}
 
 
 def _calm() -> None:
@@ -90,5 +128,11 @@ def _calm() -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "absl"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Advertisements and device listings; the run card names the devices.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not re.search(r"litlogger|litmodels|available: |Loading `train_dataloader`", record.getMessage())
+    )
+    transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -19,6 +19,12 @@ class RolloutCallback(Callback):
     #: Fields of the rollout that this callback fills in; an algorithm that needs one is refused without it.
     supplies: ClassVar[tuple[str, ...]] = ()
 
+    def check_settings(self, trainer: Trainer) -> None:
+        """Refuse settings that cannot work, by a `UserError`, before anything is read or sampled.
+
+        `trainer.datamodule` is the rollout data; its sizes are known, its prompts are not read yet.
+        """
+
     def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Change `rollout.rewards`."""
 

@@ -152,7 +152,9 @@ class PolicyModule(pl.LightningModule):
 
     def _log_step(self) -> None:
         metrics = self.observations.flush(lambda totals: sum_over_ranks(self.trainer, totals))
-        shown = [name for name in ("train/loss", "rollout/reward_mean", "rollout/length_mean", "kl/k3") if name in metrics]
+        shown = [
+            name for name in ("train/loss", "rollout/reward_mean", "rollout/length_mean", "kl/k3") if name in metrics
+        ]
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name in shown)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]

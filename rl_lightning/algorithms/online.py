@@ -38,7 +38,9 @@ class OnlineModule(PolicyModule):
         if kl_coef < 0:
             raise UserError(f"kl_coef must be at least 0, not {kl_coef}: a negative one would drive the policy away")
         if reference is not None and kl_coef == 0:
-            raise UserError("reference is set but kl_coef is 0, so it would never be used: set kl_coef or drop reference")
+            raise UserError(
+                "reference is set but kl_coef is 0, so it would never be used: set kl_coef or drop reference"
+            )
         self.kl_coef = kl_coef
         self.reference_files = PolicyFiles(reference, load) if reference else self.policy_files
         self.reference: nn.Module | None = None

@@ -29,10 +29,10 @@ class GroupNormalize(RolloutCallback):
         self.eps = eps
         self.ddof = ddof
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def check_settings(self, trainer: Trainer) -> None:
         """Refuse groups of one: such a response has nothing to be compared with and would train on 0."""
-        group_size = getattr(trainer.datamodule, "group_size", None)  # type: ignore[attr-defined]
-        if stage == "fit" and group_size is not None and group_size < 2:
+        group_size: int = trainer.datamodule.group_size  # type: ignore[attr-defined]
+        if group_size < 2:
             raise UserError(
                 f"GroupNormalize compares the responses to a prompt with each other: group_size={group_size} must be at "
                 "least 2"

@@ -24,12 +24,11 @@ class OverlongShaping(RolloutCallback):
         self.max_length = max_length
         self.weight = weight
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def check_settings(self, trainer: Trainer) -> None:
         """Take the cap from the sampling settings, and check the two lengths."""
-        sampling = getattr(trainer.datamodule, "sampling", None)  # type: ignore[attr-defined]
-        if self.max_length is None and sampling is not None:
-            self.max_length = sampling.max_new_tokens
-        if self.max_length is None or not 0 <= self.cache_length <= self.max_length:
+        if self.max_length is None:
+            self.max_length = trainer.datamodule.sampling.max_new_tokens  # type: ignore[attr-defined]
+        if not 0 <= self.cache_length <= self.max_length:
             raise UserError(
                 f"OverlongShaping: cache_length={self.cache_length} must lie between 0 and max_length={self.max_length}"
             )

@@ -31,7 +31,9 @@ class RolloutProgressBar(TQDMProgressBar):
 
     def _generated(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=total, desc="Generating", unit="response", leave=False, position=3, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, desc="Generating", unit="response", leave=False, position=3, dynamic_ncols=True
+            )
         self._bar.n = done
         self._bar.refresh() if done == total else self._bar.update(0)
         if done == total:

@@ -106,15 +106,17 @@ class RolloutDataModule(SamplingDataModule):
             )
 
     def _check_callbacks(self) -> None:
-        """Refuse to start without a callback that the algorithm relies on."""
+        """Refuse to start without a callback that the algorithm relies on, or with one that cannot work."""
         assert self.trainer is not None
         supplied = {name for callback in self._rollout_callbacks() for name in callback.supplies}
-        for name, callback in self.module.needs.items():
+        for name, class_path in self.module.needs.items():
             if name not in supplied:
                 raise UserError(
                     f"{type(self.module).__name__} needs {name}, which no callback supplies: add "
-                    f"'- class_path: {callback}' under trainer.callbacks"
+                    f"'- class_path: {class_path}' under trainer.callbacks"
                 )
+        for callback in self._rollout_callbacks():
+            callback.check_settings(self.trainer)
 
     def train_dataloader(self) -> EpochLoader:
         """Return the loader whose every pass is one rollout."""
@@ -229,7 +231,9 @@ class RolloutEpoch:
         """Yield the microbatches from number `start` on."""
         data, size = self.data, self.sizes.microbatch
         assert data.trainer is not None
-        steps = [rows for epoch in range(data.epochs_per_rollout) for rows in self._order(epoch).split(self.sizes.minibatch)]
+        steps = [
+            rows for epoch in range(data.epochs_per_rollout) for rows in self._order(epoch).split(self.sizes.minibatch)
+        ]
         shares = [self.rollout.select(rows) for rows in steps]
         weights = step_weights(data.trainer, shares, data.module.reduction, data.sampling.max_new_tokens)  # type: ignore[arg-type]
         for number in range(start, len(steps) * self.sizes.accumulate):

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float | None = None) -> Tensor:
+def clipped_surrogate(
+    ratio: Tensor, advantages: Tensor, clip_low: float = 0.2, clip_high: float | None = None
+) -> Tensor:
     """Return S(ρ, A) = min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) per token, to be maximised.
 
     The gradient in ρ is A, and 0 where the clip binds: A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low. At a

@@ -8,7 +8,7 @@ import zlib
 from rl_lightning.data.sources.base import Example, ExampleSource, Split
 from rl_lightning.errors import UserError
 
-_HELD_OUT = {"val": 0, "test": 1}
+_HELD_OUT: dict[int, Split] = {0: "val", 1: "test"}
 _BUCKETS = 10
 
 
@@ -71,8 +71,9 @@ class ChainSum(ExampleSource):
                 misses += 1
                 if misses > 1000 * (1 + self.sizes[split]):
                     raise UserError(
-                        f"ChainSum: found only {len(examples)} different {split} problems of {self.sizes[split]} wanted "
-                        f"with terms={list(self.terms)}, max_term={self.max_term}; ask for fewer or make them harder"
+                        f"ChainSum: found only {len(examples)} different {split} problems of {self.sizes[split]} "
+                        f"wanted with terms={list(self.terms)}, max_term={self.max_term}; ask for fewer or make them "
+                        "harder"
                     )
                 continue
             examples[prompt] = Example(
@@ -112,8 +113,7 @@ class ChainSum(ExampleSource):
 
 def split_of(prompt: str) -> Split:
     """Return the one split that a problem can appear in."""
-    bucket = zlib.crc32(prompt.encode()) % _BUCKETS
-    return next((name for name, held in _HELD_OUT.items() if held == bucket), "train")  # type: ignore[return-value]
+    return _HELD_OUT.get(zlib.crc32(prompt.encode()) % _BUCKETS, "train")
 
 
 def parse(prompt: str) -> tuple[int, list[int]]:

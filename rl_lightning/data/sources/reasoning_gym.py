@@ -96,7 +96,7 @@ class ReasoningGym(ExampleSource):
     def _draw(self) -> dict[Split, list[dict[str, Any]]]:
         """Draw the entries of all splits, in a process whose hashes are fixed."""
         if importlib.util.find_spec("reasoning_gym") is None:
-            raise UserError("ReasoningGym needs reasoning-gym: pip install 'rl_lightning[data]'")
+            raise UserError("ReasoningGym needs reasoning-gym: pip install 'rl_lightning[tasks]'")
         environment = {
             **os.environ,
             "PYTHONHASHSEED": "0",
@@ -113,6 +113,7 @@ class ReasoningGym(ExampleSource):
             trace = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
             log.debug("ReasoningGym: drawing %s failed:\n%s", self.task, trace)
             raise UserError(f"ReasoningGym: {self.task} with {self.arguments} failed: {trace.splitlines()[-1]}")
+        entries: dict[Split, list[dict[str, Any]]]
         entries, problem = pickle.loads(done.stdout)
         if problem is not None:
             raise UserError(f"ReasoningGym: {problem}")

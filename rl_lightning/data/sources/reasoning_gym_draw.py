@@ -40,7 +40,11 @@ def draw_splits(task: str, sizes: dict[Any, int], seed: int, arguments: dict[str
     for split in ("test", "val", "train"):
         entries: list[Any] = []
         stale = 0
-        stream = _stream(task, arguments, random.Random(f"{seed}/{split}").randrange(2**30))
+        # Below 2**32 with room to count on, for tasks that seed numpy.
+        start = random.Random(f"{seed}/{split}").randrange(2**30)
+        # A task may draw from the global generator, as list_functions does.
+        random.seed(start)
+        stream = _stream(task, arguments, start)
         while len(entries) < sizes[split]:
             entry = next(stream)
             stale = stale + 1 if entry["question"] in taken else 0
@@ -98,8 +102,6 @@ def main() -> None:
     out = sys.stdout.buffer
     # Whatever a library prints must not get between.
     sys.stdout = sys.stderr
-    # Some tasks draw from the global generator.
-    random.seed(seed)
     entries, problem = None, None
     try:
         entries = draw_splits(task, sizes, seed, arguments)

@@ -1,0 +1,46 @@
+# Every target sets up what it needs: a virtual environment in .venv, made from any Python from 3.10 on.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SEEDS ?= 0
+
+.PHONY: demo test lint check tensorboard embedded bench clean
+
+demo: $(VENV)/core  ## GRPO on the embedded policy, and the evaluation before and after
+	$(BIN)/python examples/demo.py --seeds $(SEEDS)
+
+test: lint check  ## everything that must hold
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+tensorboard: $(VENV)/core  ## look at the runs
+	$(BIN)/tensorboard --logdir runs
+
+embedded: $(VENV)/core  ## rebuild the embedded policy from nothing
+	$(BIN)/python examples/embedded_policy/start.py runs/embedded/start
+	$(BIN)/python -m rl_lightning fit --config configs/sft.yaml --model.policy=runs/embedded/start --trainer.default_root_dir=runs/embedded
+	rm -rf rl_lightning/assets/chain_sum
+	cp -r runs/embedded/hf rl_lightning/assets/chain_sum
+
+bench: $(VENV)/core  ## where the time of a training step goes
+	$(BIN)/python examples/bench_overhead.py
+
+$(VENV)/core: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,245 @@
+r"""Numbers, read exactly, without evaluating anything: ``1,234``, ``-.5``, ``1 1/2``, ``\frac{1}{2}``, ``10^{3}``, ``50%``.
+
+Only notations of *one number* are read. ``3+4`` is not: a policy must not be paid for repeating the question. A fraction
+or a power of numbers counts as a notation.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+Percent = Literal["hundredth", "unit"]
+
+MOST_CHARACTERS = 256
+MOST_DIGITS = 200
+_MOST_EXPONENT_DIGITS = 4
+_MOST_POWER_BITS = 40_000
+_MOST_NESTING = 20
+
+_DECIMAL = re.compile(r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+")
+_EXPONENT = re.compile(r"[eE]([-+]?\d+)")
+_FRACTION = re.compile(r"\\[dtc]?frac *")
+_TIMES_TEN = re.compile(r" *(?:\\times|\\cdot|×|·|\*) *(?=10 *\^)")
+_PERCENT = re.compile(r" *\\?%$")
+_DEGREE = re.compile(r" *(?:°|\^ *\\circ|\^ *\{ *\\circ *\})$")
+_UNIT = re.compile(
+    r"(?P<space> *)"
+    r"(?:\\(?:text|mathrm|textrm|mbox|operatorname) *\{ *(?P<latex>[^{}]*?) *\}|(?P<plain>[A-Za-z][A-Za-z ]*))"
+    r"(?P<power> *\^ *\{?[23]\}?)?$"
+)
+_CURRENCY = re.compile(r"^([-+]?) *(\\?\$|€|£) *(?=[\d.])")
+
+_UNIT_NAMES = (
+    "mm millimeter millimeters, cm centimeter centimeters, m meter meters metre metres, "
+    "km kilometer kilometers, in inch inches, ft foot feet, yd yard yards, mi mile miles, "
+    "mg, g gram grams, kg kilogram kilograms, lb lbs pound pounds, oz ounce ounces, "
+    "ms, s sec second seconds, min minute minutes, h hr hour hours, day days, week weeks, month months, year years, "
+    "l liter liters litre litres, ml, mph, degree degrees, radian radians, dollar dollars, cent cents, "
+    "euro euros, unit units, point points, people, %, percent"
+)
+_UNITS = {name: group.split()[0] for group in _UNIT_NAMES.split(",") for name in group.split()}
+_UNITS |= {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "gbp", "percent": "%"}
+
+
+class Quantity(NamedTuple):
+    """An exact number and its unit, if it was written with one."""
+
+    value: Fraction
+    unit: str | None = None
+
+
+def parse_quantity(text: str, percent: Percent = "hundredth") -> Quantity | None:
+    """Return the number that a normalized text denotes, with its unit, or None if it is not a number.
+
+    Args:
+        text: as :func:`~rl_lightning.rewards.grading.normalize.normalize` returns it.
+        percent: ``hundredth``: ``50%`` is the number 1/2. ``unit``: ``50%`` is 50, with a unit that may be left out.
+    """
+    if len(text) > MOST_CHARACTERS or sum(map(str.isdigit, text)) > MOST_DIGITS:
+        return None
+    text, unit = _split_unit(text)
+    try:
+        value = _Reader(text).number()
+    except ZeroDivisionError:
+        return None
+    if value is None:
+        return None
+    if unit == "%" and percent == "hundredth":
+        return Quantity(value / 100)
+    return Quantity(value, unit)
+
+
+def divides_by_zero(text: str) -> bool:
+    """Return whether a normalized text is a number but for a division by zero, such as ``1/0``."""
+    if len(text) > MOST_CHARACTERS:
+        return False
+    try:
+        _Reader(_split_unit(text)[0]).number()
+    except ZeroDivisionError:
+        return True
+    return False
+
+
+def _split_unit(text: str) -> tuple[str, str | None]:
+    """Take one known unit off the text."""
+    if _PERCENT.search(text):
+        return _PERCENT.sub("", text), "%"
+    if _DEGREE.search(text):
+        return _DEGREE.sub("", text), "degree"
+    currency = _CURRENCY.match(text)
+    if currency:
+        return currency.group(1) + text[currency.end() :], _UNITS[currency.group(2)]
+    found = _UNIT.search(text)
+    if not found:
+        return text, None
+    name = found["latex"] if found["latex"] is not None else found["plain"].rstrip()
+    square, _, rest = name.partition(" ")
+    power = "".join(filter(str.isdigit, found["power"] or "")) or {"square": "2", "cubic": "3"}.get(square, "")
+    unit = _UNITS.get(rest if square in ("square", "cubic") else name.strip())
+    # `5m` may be five times m; `5 m` and `5cm` may not.
+    if unit is None or (found["latex"] is None and not found["space"] and len(name) == 1):
+        return text, None
+    return text[: found.start()], unit + power
+
+
+def _power(base: Fraction, exponent: int) -> Fraction | None:
+    """Return base^exponent, or None if that is undefined or too long to be an answer."""
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if (base == 0 and exponent == 0) or bits * abs(exponent) > _MOST_POWER_BITS:
+        return None
+    return base**exponent
+
+
+_INTEGER_QUOTIENT = re.compile(r"(\d+) ?/ ?(\d+)")
+_INTEGER_EXPONENT = re.compile(r"([-+]?) *(\d{1,4})(?!\d)")
+_DIGIT = re.compile(r" *(\d)")
+
+
+class _Reader:
+    """A recursive-descent reader of one number; every method returns None where the text doesn't fit.
+
+    Raises ZeroDivisionError where it divides by zero.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text.strip()
+        self.at = 0
+        self.nesting = 0
+
+    def number(self) -> Fraction | None:
+        value = self.signed()
+        return value if self.at == len(self.text) else None
+
+    def take(self, symbol: str) -> bool:
+        self.skip_spaces()
+        if self.text.startswith(symbol, self.at):
+            self.at += len(symbol)
+            return True
+        return False
+
+    def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        found = pattern.match(self.text, self.at)
+        if found:
+            self.at = found.end()
+        return found
+
+    def skip_spaces(self) -> None:
+        while self.text[self.at : self.at + 1] == " ":
+            self.at += 1
+
+    def signed(self) -> Fraction | None:
+        negative = self.take("-")
+        if not negative:
+            self.take("+")
+        value = self.magnitude()
+        return -value if value is not None and negative else value
+
+    def magnitude(self) -> Fraction | None:
+        """Mixed number, quotient, number times a power of ten, or a single factor."""
+        start = self.at
+        value = self.factor()
+        if value is None:
+            return None
+        whole = self.text[start : self.at].strip().isdigit()
+        if whole and (mixed := self.mixed(value)) is not None:
+            return mixed
+        if self.match(_TIMES_TEN):
+            scale = self.factor()
+            return None if scale is None else value * scale
+        if self.take("/"):
+            divisor = self.factor()
+            return None if divisor is None else value / divisor
+        return value
+
+    def mixed(self, whole: Fraction) -> Fraction | None:
+        """Read the fraction part of a mixed number, which is below one and follows a space or is a LaTeX fraction."""
+        start = self.at
+        spaced = self.text[start : start + 1] == " "
+        self.skip_spaces()
+        if self.text.startswith("\\", self.at):
+            part = self.latex_fraction()
+        elif spaced:
+            found = self.match(_INTEGER_QUOTIENT)
+            part = Fraction(int(found[1]), int(found[2])) if found else None
+        else:
+            part = None
+        if part is None or not 0 < part < 1:
+            self.at = start
+            return None
+        return whole + part
+
+    def factor(self) -> Fraction | None:
+        """A decimal, a LaTeX fraction or a number in parentheses, perhaps raised to an integer power."""
+        self.skip_spaces()
+        if self.text.startswith("\\", self.at):
+            base = self.latex_fraction()
+        elif self.take("("):
+            base = self.enclosed(")")
+        else:
+            base = self.decimal()
+        if base is not None and self.take("^"):
+            exponent = self.exponent()
+            return None if exponent is None else _power(base, exponent)
+        return base
+
+    def decimal(self) -> Fraction | None:
+        found = self.match(_DECIMAL)
+        if not found:
+            return None
+        value = Fraction(found.group().replace(",", ""))
+        scientific = self.match(_EXPONENT)
+        if not scientific:
+            return value
+        if len(scientific.group(1).lstrip("+-")) > _MOST_EXPONENT_DIGITS:
+            return None
+        scale = _power(Fraction(10), int(scientific.group(1)))
+        return None if scale is None else value * scale
+
+    def exponent(self) -> int | None:
+        closing = "}" if self.take("{") else ")" if self.take("(") else ""
+        self.skip_spaces()
+        found = self.match(_INTEGER_EXPONENT)
+        if not found or (closing and not self.take(closing)):
+            return None
+        return int(found[1] + found[2])
+
+    def latex_fraction(self) -> Fraction | None:
+        if not self.match(_FRACTION):
+            return None
+        numerator, denominator = self.argument(), self.argument()
+        return None if numerator is None or denominator is None else numerator / denominator
+
+    def argument(self) -> Fraction | None:
+        r"""An argument of \frac: braces, or a single digit as in ``\frac12``."""
+        if self.take("{"):
+            return self.enclosed("}")
+        found = self.match(_DIGIT)
+        return Fraction(found[1]) if found else None
+
+    def enclosed(self, closing: str) -> Fraction | None:
+        self.nesting += 1
+        value = self.signed() if self.nesting <= _MOST_NESTING else None
+        self.nesting -= 1
+        return value if value is not None and self.take(closing) else None

@@ -1,0 +1,319 @@
+"""Subprocesses that can be killed, for code that may hang, crash or eat memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rl_lightning.errors import UserError
+from rl_lightning.rewards import frames
+
+Kind = Literal["ok", "raised", "timeout", "died"]
+Function = str | Callable[..., Any]
+Call = tuple[Function, Mapping[str, Any]]
+
+_log = logging.getLogger(__name__)
+_ROOT = str(Path(__file__).resolve().parents[2])
+#: A worker's imports may be slow on a busy machine; only a worker that never gets ready should meet this, in seconds.
+_STARTUP_S = 300.0
+_LARGEST_CHUNK = 64
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one call went.
+
+    Args:
+        kind: ``ok``; ``raised`` an exception; ``timeout``: it was killed for taking too long; ``died``: the process
+            ended during the call (a crash, ``os._exit``, killed for its memory).
+        value: what the call returned, if it did.
+        error: the traceback, or one line about the timeout or death.
+        counts: events that the call counted through :mod:`rl_lightning.rewards.tally`.
+    """
+
+    kind: Kind
+    value: Any = None
+    error: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class WorkerPool:
+    """Persistent subprocesses for short calls, each killed and replaced when a call hangs or crashes it.
+
+    Workers are fresh interpreters, neither forks (unsafe beside threads and CUDA) nor ``multiprocessing`` children
+    (which import the main script again). They run one call at a time, and OMP_NUM_THREADS is 1 in them unless set.
+    They end with the parent, however it ends. ``map`` may be called from any thread, one caller at a time.
+
+    Args:
+        workers: number of processes.
+        timeout_s: longest time for one call, in seconds; the time to start a worker isn't counted.
+        memory_limit_gb: address space of a worker, in units of 2^30 bytes (RLIMIT_AS); None is no limit.
+        setup: calls (dotted path, arguments) that each worker makes once, before its first call and untimed.
+    """
+
+    def __init__(
+        self,
+        workers: int = 1,
+        timeout_s: float = 10.0,
+        memory_limit_gb: float | None = None,
+        setup: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    ) -> None:
+        if workers < 1:
+            raise UserError(f"workers must be at least 1, not {workers}")
+        if not timeout_s > 0:
+            raise UserError(f"timeout_s must be above 0 seconds, not {timeout_s}")
+        if memory_limit_gb is not None and not memory_limit_gb > 0:
+            raise UserError(f"memory_limit_gb must be above 0 or null, not {memory_limit_gb}")
+        self.workers = workers
+        self.timeout_s = timeout_s
+        self._settings: dict[str, Any] = {
+            "memory_limit": None if memory_limit_gb is None else int(memory_limit_gb * 2**30),
+            "setup": [(function, dict(arguments)) for function, arguments in setup],
+        }
+        self._running: list[_Worker] = []
+        # The functions themselves are kept so that no other object can take over an id.
+        self._functions: list[tuple[Function, bytes]] = []
+        self._keys: dict[str | int, int] = {}
+        self._lock = threading.Lock()
+        self._finalizer = weakref.finalize(self, _kill_all, self._running, os.getpid())
+
+    def start(self) -> None:
+        """Start the workers and return at once; they import in the background. Does nothing for those that run."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
+        while len(self._running) < self.workers:
+            self._running.append(_Worker({**self._settings, "sys_path": list(sys.path)}))
+
+    def close(self) -> None:
+        """Kill the workers. A later ``start`` or ``map`` starts new ones."""
+        with self._lock:
+            _kill_all(self._running, os.getpid())
+
+    def map(self, calls: Sequence[Call]) -> list[Outcome]:
+        """Make the calls, and return how each went, in the same order.
+
+        Args:
+            calls: pairs of a function (dotted path or picklable callable) and its keyword arguments. A callable is
+                pickled once, so changes to its state after the first call do not reach the workers.
+
+        Raises:
+            UserError: if the workers cannot be started, or their setup fails.
+        """
+        with self._lock:
+            self._start()
+            try:
+                return _Dispatch(self, calls).run()
+            except BaseException:
+                # Results of the interrupted calls would be taken for those of the next.
+                _kill_all(self._running, os.getpid())
+                raise
+
+    def _key(self, function: Function) -> int:
+        """Return the key of a function, pickling it the first time it is seen."""
+        identity = function if isinstance(function, str) else id(function)
+        if identity not in self._keys:
+            pickled = pickle.dumps(function)
+            self._keys[identity] = len(self._functions)
+            self._functions.append((function, pickled))
+        return self._keys[identity]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        limit = self._settings["memory_limit"]
+        return WorkerPool, (
+            self.workers,
+            self.timeout_s,
+            None if limit is None else limit / 2**30,
+            self._settings["setup"],
+        )
+
+
+class _Worker:
+    """One process, what has been sent to it, and what it still owes."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        lifeline, self.lifeline = os.pipe()
+        paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "rl_lightning.rewards.worker", str(lifeline)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=(lifeline,),
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                # A group of its own: Ctrl-C stays away from it, and whatever a reward starts dies with it.
+                start_new_session=True,
+            )
+        finally:
+            os.close(lifeline)
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.requests = self.process.stdin.fileno()
+        self.responses = self.process.stdout.fileno()
+        os.set_blocking(self.requests, False)
+        os.set_blocking(self.responses, False)
+        self.outgoing = bytearray(frames.pack(settings))
+        self.incoming = bytearray()
+        self.defined: set[int] = set()
+        self.owed: deque[int] = deque()
+        self.ready = False
+        self.flush()
+        self.deadline = time.monotonic() + _STARTUP_S
+
+    def flush(self) -> None:
+        """Write as much as the pipe takes; a dead worker is noticed when reading."""
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            while self.outgoing:
+                del self.outgoing[: os.write(self.requests, self.outgoing[:_READ_BYTES])]
+
+    def receive(self) -> tuple[list[Any], bool]:
+        """Return the messages that have arrived, and whether the worker is still there."""
+        alive = True
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.responses, _READ_BYTES):
+                self.incoming += data
+                if len(data) < _READ_BYTES:
+                    break
+            else:
+                alive = False
+        return frames.unpack(self.incoming), alive
+
+    def kill(self) -> int:
+        """End the process and everything it started; return its exit status."""
+        # Before the process is reaped its id cannot belong to anyone else.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        status = self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+        if self.lifeline >= 0:
+            os.close(self.lifeline)
+            self.lifeline = -1
+        return status
+
+
+def _kill_all(running: list[_Worker], owner: int) -> None:
+    # A fork of the owner inherits this list, but the processes aren't its own.
+    while running:
+        worker = running.pop()
+        if os.getpid() == owner:
+            worker.kill()
+
+
+class _Dispatch:
+    """One ``map``: hands out the calls in chunks, and gathers their outcomes."""
+
+    def __init__(self, pool: WorkerPool, calls: Sequence[Call]) -> None:
+        self.pool = pool
+        self.outcomes: list[Outcome | None] = [None] * len(calls)
+        self.keys: list[int] = [0] * len(calls)
+        self.arguments: list[bytes] = [b""] * len(calls)
+        self.waiting: deque[int] = deque()
+        for index, (function, arguments) in enumerate(calls):
+            try:
+                self.keys[index] = pool._key(function)
+                self.arguments[index] = pickle.dumps(dict(arguments), protocol=pickle.HIGHEST_PROTOCOL)
+                self.waiting.append(index)
+            except Exception:
+                self.outcomes[index] = Outcome("raised", error=traceback.format_exc())
+        # Small enough that workers finish together, large enough that a message costs little per call.
+        self.chunk = max(1, min(_LARGEST_CHUNK, len(self.waiting) // (4 * pool.workers)))
+
+    def run(self) -> list[Outcome]:
+        with selectors.DefaultSelector() as selector:
+            for worker in self.pool._running:
+                selector.register(worker.responses, selectors.EVENT_READ, worker)
+            while self.waiting or any(worker.owed for worker in self.pool._running):
+                for worker in list(self.pool._running):
+                    self._feed(worker)
+                for worker in self._wait(selector):
+                    self._collect(worker, selector)
+                for worker in list(self.pool._running):
+                    self._check_clock(worker, selector)
+        assert all(outcome is not None for outcome in self.outcomes)
+        return [outcome for outcome in self.outcomes if outcome is not None]
+
+    def _wait(self, selector: selectors.BaseSelector) -> list[_Worker]:
+        """Wait for news; return the workers that have some."""
+        busy = [worker for worker in self.pool._running if worker.owed or not worker.ready]
+        pause = max(0.0, min(worker.deadline for worker in busy) - time.monotonic()) if busy else 0.0
+        if any(worker.outgoing for worker in busy):
+            pause = min(pause, 0.001)  # a large message is on its way: come back to it soon
+        return [key.data for key, _ in selector.select(pause)]
+
+    def _feed(self, worker: _Worker) -> None:
+        """Give an idle worker its next chunk."""
+        if worker.ready and not worker.owed and self.waiting:
+            chunk = [self.waiting.popleft() for _ in range(min(self.chunk, len(self.waiting)))]
+            for key in {self.keys[index] for index in chunk} - worker.defined:
+                worker.outgoing += frames.pack(("define", key, self.pool._functions[key][1]))
+                worker.defined.add(key)
+            worker.outgoing += frames.pack(("run", [(i, self.keys[i], self.arguments[i]) for i in chunk]))
+            worker.owed.extend(chunk)
+            worker.deadline = time.monotonic() + self.pool.timeout_s
+        worker.flush()
+
+    def _collect(self, worker: _Worker, selector: selectors.BaseSelector) -> None:
+        messages, alive = worker.receive()
+        for message in messages:
+            if message[0] == "ready":
+                if message[1] is not None:
+                    raise UserError(f"A reward worker's setup failed: {message[1].strip().splitlines()[-1]}")
+                worker.ready = True
+                continue
+            index, kind, value, error, counts = message
+            worker.owed.popleft()
+            self.outcomes[index] = Outcome(kind, value, error, counts)
+        if messages:
+            worker.deadline = time.monotonic() + self.pool.timeout_s
+        if not alive:
+            self._replace(worker, selector, "died")
+
+    def _check_clock(self, worker: _Worker, selector: selectors.BaseSelector) -> None:
+        if (worker.owed or not worker.ready) and time.monotonic() > worker.deadline and worker in self.pool._running:
+            # A result may have come in while this process was busy elsewhere.
+            self._collect(worker, selector)
+            if worker in self.pool._running and time.monotonic() > worker.deadline:
+                self._replace(worker, selector, "timeout")
+
+    def _replace(self, worker: _Worker, selector: selectors.BaseSelector, kind: Kind) -> None:
+        """Kill a worker, charge the one call that it was at, and start another for the rest."""
+        selector.unregister(worker.responses)
+        self.pool._running.remove(worker)
+        status = worker.kill()
+        if not worker.ready:
+            what = f"was not ready after {_STARTUP_S:g} s" if kind == "timeout" else f"exited with status {status}"
+            raise UserError(f"A reward worker {what} while starting; what it printed on stderr says why")
+        if worker.owed:
+            how = f"took longer than {self.pool.timeout_s:g} s" if kind == "timeout" else _death(status)
+            self.outcomes[worker.owed.popleft()] = Outcome(kind, error=f"The call {how}")
+            self.waiting.extendleft(reversed(worker.owed))
+        self.pool._start()
+        for started in self.pool._running:
+            if started.responses not in selector.get_map():
+                selector.register(started.responses, selectors.EVENT_READ, started)
+
+
+def _death(status: int) -> str:
+    if status < 0:
+        return f"ended its process by signal {signal.Signals(-status).name}"
+    return f"ended its process with status {status}"
