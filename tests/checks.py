@@ -39,3 +39,10 @@ def holds_only_for(real: Callable[..., Any], **mutants: Callable[..., Any]) -> C
         return test
 
     return decorate
+
+
+def gradient_difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Return ‖actual − expected‖ / ‖expected‖ over all parameters as one vector."""
+    assert actual.keys() == expected.keys()
+    squares = sum(float((actual[name].double() - grad.double()).square().sum()) for name, grad in expected.items())
+    return (squares / sum(float(grad.double().square().sum()) for grad in expected.values())) ** 0.5

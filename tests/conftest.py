@@ -14,3 +14,11 @@ import torch
 @pytest.fixture(autouse=True)
 def _same_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_policy(tmp_path_factory):
+    """A directory with a random model of a few thousand parameters."""
+    from tests.tiny import save_tiny_policy
+
+    return save_tiny_policy(tmp_path_factory.mktemp("tiny"))

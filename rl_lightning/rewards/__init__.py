@@ -1,0 +1,9 @@
+"""Reward functions, and what runs them: :class:`Rewarder`.
+
+Nothing here imports torch or Lightning, because every worker process imports this package.
+"""
+
+from rl_lightning.rewards.rewarder import Rewarder, RewardLimits, RewardSample, RewardSpec, Scores
+from rl_lightning.rewards.workers import Outcome, WorkerPool
+
+__all__ = ["Outcome", "RewardLimits", "RewardSample", "RewardSpec", "Rewarder", "Scores", "WorkerPool"]

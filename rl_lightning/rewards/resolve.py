@@ -22,7 +22,8 @@ def resolve(path: str) -> Callable[..., Any]:
             is there cannot be called.
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")) or "." not in path:
-        raise UserError(f"Reward function {path!r} is not a dotted path such as rl_lightning.rewards.functions.final_answer")
+        example = "rl_lightning.rewards.functions.final_answer"
+        raise UserError(f"Reward function {path!r} is not a dotted path such as {example}")
     module, rest = _import_longest(path)
     found: Any = module
     for number, part in enumerate(rest):

@@ -7,7 +7,8 @@ Started and spoken to by :class:`rl_lightning.rewards.workers.WorkerPool`; not f
 - ``("define", key, pickled function)``: a function, sent once;
 - ``("run", [(index, key, pickled arguments), ...])``: calls, answered one by one, in order.
 
-Messages to the parent: ``("ready", setup error or None)`` once, then ``(index, kind, value, error, counts)`` a call.
+Messages to the parent: ``("ready", setup error or None)`` once, then ``(index, kind, pickled value,
+error, counts)`` a call.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def _die_with_parent(lifeline: int) -> None:
     """Let the kernel end this process when the other end of the lifeline pipe closes.
 
     End-of-file on stdin is seen only between calls, a watching thread needs the interpreter lock, which a long
-    computation in C keeps, and PR_SET_PDEATHSIG follows the parent's *thread*. A signal on the pipe needs none of these.
+    computation in C keeps, and PR_SET_PDEATHSIG follows the parent's *thread*. A signal on the pipe needs none of
+    these.
     """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
@@ -91,34 +93,25 @@ def _serve(requests: BinaryIO, responses: int) -> None:
             functions[message[1]] = message[2]
             continue
         for index, key, arguments in message[1]:
-            result = _call(functions, key, arguments)
-            try:
-                frame = frames.pack((index, *result, tally.drain()))
-            except Exception:
-                frame = frames.pack((index, "raised", None, traceback.format_exc(), tally.drain()))
-            _write(responses, frame)
+            _send(responses, (index, *_call(functions, key, arguments), tally.drain()))
 
 
 def _call(
     functions: dict[int, bytes | Callable[..., Any]], key: int, arguments: bytes
-) -> tuple[str, Any, str | None]:
-    """Call a function; whatever it raises, ``SystemExit`` included, is that one call's failure."""
+) -> tuple[str, bytes, str | None]:
+    """Call a function and pickle its value; what it raises, ``SystemExit`` included, is that one call's failure."""
     try:
         function = functions[key]
         if isinstance(function, bytes):
             loaded = pickle.loads(function)
             function = functions[key] = resolve(loaded) if isinstance(loaded, str) else loaded
-        return "ok", function(**pickle.loads(arguments)), None
+        return "ok", pickle.dumps(function(**pickle.loads(arguments))), None
     except BaseException:
-        return "raised", None, traceback.format_exc()
+        return "raised", b"", traceback.format_exc()
 
 
 def _send(responses: int, message: Any) -> None:
-    _write(responses, frames.pack(message))
-
-
-def _write(responses: int, frame: bytes) -> None:
-    rest = memoryview(frame)
+    rest = memoryview(frames.pack(message))
     while rest:
         rest = rest[os.write(responses, rest) :]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import pickle
 import selectors
@@ -27,7 +26,6 @@ Kind = Literal["ok", "raised", "timeout", "died"]
 Function = str | Callable[..., Any]
 Call = tuple[Function, Mapping[str, Any]]
 
-_log = logging.getLogger(__name__)
 _ROOT = str(Path(__file__).resolve().parents[2])
 #: A worker's imports may be slow on a busy machine; only a worker that never gets ready should meet this, in seconds.
 _STARTUP_S = 300.0
@@ -91,6 +89,7 @@ class WorkerPool:
         self._functions: list[tuple[Function, bytes]] = []
         self._keys: dict[str | int, int] = {}
         self._lock = threading.Lock()
+        self._closing = False
         self._finalizer = weakref.finalize(self, _kill_all, self._running, os.getpid())
 
     def start(self) -> None:
@@ -99,13 +98,21 @@ class WorkerPool:
             self._start()
 
     def _start(self) -> None:
+        for worker in [worker for worker in self._running if worker.gone()]:
+            self._running.remove(worker)
+            worker.kill()
         while len(self._running) < self.workers:
             self._running.append(_Worker({**self._settings, "sys_path": list(sys.path)}))
 
     def close(self) -> None:
         """Kill the workers. A later ``start`` or ``map`` starts new ones."""
+        # A `map` of another thread holds the lock, perhaps for long: end what it waits for first.
+        self._closing = True
+        for worker in list(self._running):
+            worker.interrupt()
         with self._lock:
             _kill_all(self._running, os.getpid())
+            self._closing = False
 
     def map(self, calls: Sequence[Call]) -> list[Outcome]:
         """Make the calls, and return how each went, in the same order.
@@ -116,6 +123,7 @@ class WorkerPool:
 
         Raises:
             UserError: if the workers cannot be started, or their setup fails.
+            RuntimeError: if the pool is closed meanwhile.
         """
         with self._lock:
             self._start()
@@ -195,12 +203,18 @@ class _Worker:
                 alive = False
         return frames.unpack(self.incoming), alive
 
-    def kill(self) -> int:
-        """End the process and everything it started; return its exit status."""
-        # Before the process is reaped its id cannot belong to anyone else.
+    def gone(self) -> bool:
+        """Return whether the process has ended; it is not reaped, so that its id stays its own."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def interrupt(self) -> None:
+        """End the process and everything it started, without waiting for that."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
+
+    def kill(self) -> int:
+        """End the process and everything it started; return its exit status."""
+        self.interrupt()
         status = self.process.wait()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
@@ -280,9 +294,8 @@ class _Dispatch:
                     raise UserError(f"A reward worker's setup failed: {message[1].strip().splitlines()[-1]}")
                 worker.ready = True
                 continue
-            index, kind, value, error, counts = message
             worker.owed.popleft()
-            self.outcomes[index] = Outcome(kind, value, error, counts)
+            self.outcomes[message[0]] = _outcome(*message[1:])
         if messages:
             worker.deadline = time.monotonic() + self.pool.timeout_s
         if not alive:
@@ -297,6 +310,8 @@ class _Dispatch:
 
     def _replace(self, worker: _Worker, selector: selectors.BaseSelector, kind: Kind) -> None:
         """Kill a worker, charge the one call that it was at, and start another for the rest."""
+        if self.pool._closing:
+            raise RuntimeError("The worker pool was closed during a call")
         selector.unregister(worker.responses)
         self.pool._running.remove(worker)
         status = worker.kill()
@@ -311,6 +326,13 @@ class _Dispatch:
         for started in self.pool._running:
             if started.responses not in selector.get_map():
                 selector.register(started.responses, selectors.EVENT_READ, started)
+
+
+def _outcome(kind: Kind, value: bytes, error: str | None, counts: dict[str, int]) -> Outcome:
+    try:
+        return Outcome(kind, pickle.loads(value) if kind == "ok" else None, error, counts)
+    except Exception:  # a value of a class that only the worker has
+        return Outcome("raised", None, traceback.format_exc(), counts)
 
 
 def _death(status: int) -> str:

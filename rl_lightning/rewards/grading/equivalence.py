@@ -9,16 +9,16 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from rl_lightning.rewards.grading import symbolic
 from rl_lightning.rewards.grading.extract import DEFAULT_MARKERS, Extract, find_answers
 from rl_lightning.rewards.grading.normalize import normalize, tighten
-from rl_lightning.rewards.grading.rational import Percent, divides_by_zero, parse_quantity
+from rl_lightning.rewards.grading.rational import Percent, Quantity, divides_by_zero, parse_quantity
 from rl_lightning.rewards.grading.structure import Collection, choice_letter, parse_collection
+from rl_lightning.rewards.grading.symbolic import compare as compare_symbolically
 
 Layer = Literal["extract", "exact", "rational", "structure", "symbolic", "none"]
 
 MOST_CHARACTERS = 4096  # of an answer; the response may be of any length
-_MOST_CANDIDATES = 16
+_MOST_CANDIDATES = 4
 _MOST_NESTING = 8
 _ASSIGNMENT = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w+\}?)?) *= *([^=<>]+)")
 
@@ -31,8 +31,8 @@ class Verdict:
         correct: whether the response gives the right answer.
         layer: the layer that decided; ``none`` if no layer could compare the two, which counts as incorrect.
         extracted: the answer found in the response, normalized.
-        reason: ``equal``; ``different``; ``not_comparable``; ``timeout`` and ``refused`` (of the symbolic layer); or why
-            there is no answer: ``no_marker``, ``unclosed``, ``unfinished_thought``, ``empty``, ``ambiguous``,
+        reason: ``equal``; ``different``; ``not_comparable``; ``timeout`` and ``refused`` (of the symbolic layer); or
+            why there is no answer: ``no_marker``, ``unclosed``, ``unfinished_thought``, ``empty``, ``ambiguous``,
             ``too_long``; or ``bad_gold``.
         elapsed_s: time that grading took, in seconds.
     """
@@ -96,8 +96,8 @@ def is_equivalent(
         ValueError: if an option has an unknown value.
         UserError: if math-verify is missing.
 
-    Source: layers of our own; math-verify for the last. Unlike verl's ``math_dapo`` nothing is cut out of the middle of an
-    answer, so ``1=2=5`` isn't 5 and ``1 2`` isn't 12.
+    Source: layers of our own; math-verify for the last. Unlike in verl's ``math_dapo`` nothing is cut out of the middle
+    of an answer, so ``1=2=5`` isn't 5 and ``1 2`` isn't 12.
 
     Example:
         >>> bool(is_equivalent(answer="1/2", response=r"It follows that \boxed{0.50}."))
@@ -161,9 +161,7 @@ def _gold_problem(answer: str, gold: str) -> str | None:
     return "has unmatched braces" if unescaped.count("{") != unescaped.count("}") else None
 
 
-def _extract(
-    response: str, extract: Extract, multiple: str, rules: _Rules
-) -> tuple[str | None, str]:
+def _extract(response: str, extract: Extract, multiple: str, rules: _Rules) -> tuple[str | None, str]:
     """Return the one normalized answer of a response, or None and what is wrong."""
     found = find_answers(response, extract)
     if not found.candidates:
@@ -188,7 +186,7 @@ def _judge(gold: str, candidate: str, rules: _Rules, symbolic_timeout_s: float |
     if symbolic_timeout_s is None:
         return Verdict(False, "none", candidate, "not_comparable")
     gold, candidate_value = _without_variable(gold, candidate)
-    result = symbolic.compare(gold, candidate_value, symbolic_timeout_s)
+    result = compare_symbolically(gold, candidate_value, symbolic_timeout_s)
     return Verdict(result == "equal", "symbolic", candidate, result)
 
 
@@ -199,18 +197,17 @@ def _compare(gold: str, response: str, rules: _Rules, nesting: int = 0) -> tuple
     gold, response = _without_variable(gold, response)
     if _same_text(gold, response, rules):
         return True, "exact"
-    numbers = _same_number(gold, response, rules)
-    if numbers is not None:
-        return numbers, "rational"
+    expected, given = parse_quantity(gold, rules.percent), parse_quantity(response, rules.percent)
+    if expected and given:
+        return _same_number(expected, given, gold, rules), "rational"
     letters = choice_letter(gold), choice_letter(response)
     if letters[0] and letters[1]:
         return _same_text(letters[0], letters[1], rules), "structure"
     first, second = parse_collection(gold), parse_collection(response)
+    if (expected and second) or (first and given):  # `1, 234` is no way to write 1,234
+        return False, "structure"
     if first and second and nesting < _MOST_NESTING:
         return _same_items(first, second, rules, nesting + 1), "structure"
-    one_number = parse_quantity(gold, rules.percent) or parse_quantity(response, rules.percent)
-    if one_number and (first or second):
-        return False, "structure"
     return None, "none"
 
 
@@ -228,10 +225,7 @@ def _without_variable(gold: str, response: str) -> tuple[str, str]:
     return gold, response
 
 
-def _same_number(gold: str, response: str, rules: _Rules) -> bool | None:
-    expected, given = parse_quantity(gold, rules.percent), parse_quantity(response, rules.percent)
-    if expected is None or given is None:
-        return None
+def _same_number(expected: Quantity, given: Quantity, gold: str, rules: _Rules) -> bool:
     if None not in (expected.unit, given.unit) and expected.unit != given.unit:
         return False
     rounded = not gold.lstrip("+-").replace(",", "").isdigit()

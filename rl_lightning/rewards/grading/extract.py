@@ -16,7 +16,7 @@ DEFAULT_MARKERS: tuple[Marker, ...] = ("boxed", "answer_tag", "answer_line", "wh
 # Texts that tokenizers leave at the end of a decoded response.
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>", "<|return|>")
 _BOX_PARTS = re.compile(r"\\(?:boxed|fbox) ?\{|\\.|[{}]", re.DOTALL)
-_ANSWER_LINE = re.compile(r"\banswer(?: is)?[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a][ \t]{0,8}\*{0,3}", re.IGNORECASE)
+_ANSWER_LINE = re.compile(r"\banswer(?: is)?[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a]\*{0,3}", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
 _NUMBER_WINDOW = 4096  # characters from the end in which the last number is looked for
 
@@ -74,7 +74,7 @@ def markers_of(extract: Extract) -> tuple[Marker, ...]:
     Raises:
         ValueError: if there is none, or one is unknown.
     """
-    markers: Sequence[Marker] = (extract,) if isinstance(extract, str) else extract  # type: ignore[assignment]
+    markers: Sequence[Marker] = (extract,) if isinstance(extract, str) else extract
     unknown = [marker for marker in markers if marker not in _FINDERS]
     if unknown or not markers:
         what = f"not {unknown[0]!r}" if unknown else "and not empty"
@@ -87,11 +87,12 @@ def _after_thought(response: str) -> str:
 
 
 def _without_end_tokens(text: str) -> str:
-    text = text.strip()
-    while any(text.endswith(token) for token in _END_TOKENS):
-        token = next(token for token in _END_TOKENS if text.endswith(token))
-        text = text.removesuffix(token).rstrip()
-    return text
+    end = len(text.rstrip())
+    while token := next((token for token in _END_TOKENS if text.endswith(token, 0, end)), None):
+        end -= len(token)
+        while end and text[end - 1].isspace():
+            end -= 1
+    return text[:end]
 
 
 # Each finder returns the candidates, [] if its marker doesn't occur, or None if the last one is cut off.
@@ -132,10 +133,12 @@ def _answer_tag(text: str) -> list[str] | None:
 def _answer_line(text: str) -> list[str] | None:
     matches = list(_ANSWER_LINE.finditer(text))
     found = []
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
-        rest = text[match.end() : following.start() if following else len(text)]
-        line = rest.split("\n", 1)[0] if rest.split("\n", 1)[0].strip() else rest.lstrip().split("\n", 1)[0]
-        found.append(line)
+    for match, end in zip(matches, [*(following.start() for following in matches[1:]), len(text)], strict=False):
+        rest = text[match.end() : end]
+        line = rest.partition("\n")[0]
+        line = line if line.strip() else rest.lstrip().partition("\n")[0]
+        # In `**Answer: 5**` the bold begins before the marker.
+        found.append(line.rstrip().removesuffix("**") if line.count("**") == 1 else line)
     return found
 
 

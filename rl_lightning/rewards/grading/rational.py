@@ -1,13 +1,14 @@
-r"""Numbers, read exactly, without evaluating anything: ``1,234``, ``-.5``, ``1 1/2``, ``\frac{1}{2}``, ``10^{3}``, ``50%``.
+r"""Numbers, read exactly without evaluating anything: ``1,234``, ``-.5``, ``1 1/2``, ``\frac{1}{2}``, ``10^3``, ``5%``.
 
-Only notations of *one number* are read. ``3+4`` is not: a policy must not be paid for repeating the question. A fraction
-or a power of numbers counts as a notation.
+Only notations of *one number* are read. ``3+4`` is not: a policy must not be paid for repeating the question. A
+fraction or a power of numbers counts as a notation.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 Percent = Literal["hundredth", "unit"]
@@ -19,6 +20,7 @@ _MOST_POWER_BITS = 40_000
 _MOST_NESTING = 20
 
 _DECIMAL = re.compile(r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+")
+_PLAIN_DECIMAL = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _EXPONENT = re.compile(r"[eE]([-+]?\d+)")
 _FRACTION = re.compile(r"\\[dtc]?frac *")
 _TIMES_TEN = re.compile(r" *(?:\\times|\\cdot|×|·|\*) *(?=10 *\^)")
@@ -50,6 +52,7 @@ class Quantity(NamedTuple):
     unit: str | None = None
 
 
+@lru_cache(maxsize=2048)
 def parse_quantity(text: str, percent: Percent = "hundredth") -> Quantity | None:
     """Return the number that a normalized text denotes, with its unit, or None if it is not a number.
 
@@ -127,16 +130,19 @@ class _Reader:
         self.text = text.strip()
         self.at = 0
         self.nesting = 0
+        self.parentheses = 0
 
     def number(self) -> Fraction | None:
         value = self.signed()
         return value if self.at == len(self.text) else None
 
     def take(self, symbol: str) -> bool:
+        start = self.at
         self.skip_spaces()
         if self.text.startswith(symbol, self.at):
             self.at += len(symbol)
             return True
+        self.at = start  # a space may matter to what is tried next
         return False
 
     def match(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
@@ -205,7 +211,8 @@ class _Reader:
         return base
 
     def decimal(self) -> Fraction | None:
-        found = self.match(_DECIMAL)
+        # `(1,234)` is a pair.
+        found = self.match(_PLAIN_DECIMAL if self.parentheses else _DECIMAL)
         if not found:
             return None
         value = Fraction(found.group().replace(",", ""))
@@ -240,6 +247,8 @@ class _Reader:
 
     def enclosed(self, closing: str) -> Fraction | None:
         self.nesting += 1
+        self.parentheses += closing == ")"
         value = self.signed() if self.nesting <= _MOST_NESTING else None
+        self.parentheses -= closing == ")"
         self.nesting -= 1
         return value if value is not None and self.take(closing) else None

@@ -8,7 +8,8 @@ from typing import NamedTuple
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:)]?")
 _PAIRS = {"(": (")", "]"), "[": (")", "]"), "\\{": ("\\}",), "{": ("}",)}
 _MOST_NESTING = 20
-_MOST_ITEMS = 64
+_MOST_ITEMS = 1024
+_MOST_CHARACTERS_OF_SET = 256  # each item is compared with each
 
 
 class Collection(NamedTuple):
@@ -40,6 +41,8 @@ def parse_collection(text: str) -> Collection | None:
     Commas separate here even where digits could be groups of thousands: ``(1,234)`` has two items.
     """
     inner, brackets = _strip_brackets(text)
+    if brackets == "{}" and len(text) > _MOST_CHARACTERS_OF_SET:
+        return None
     items = _split(inner)
     if items is None or not all(items) or len(items) > _MOST_ITEMS or (len(items) == 1 and brackets != "{}"):
         return None

@@ -34,7 +34,9 @@ _ROOT = re.compile(r"√ *(?:(\d+|[A-Za-z])|\(([^()]*)\))")
 def require_backend() -> None:
     """Raise UserError unless math-verify is installed."""
     if importlib.util.find_spec("math_verify") is None:
-        raise UserError("Symbolic grading needs math-verify: pip install 'math-verify[antlr4_13_2]', or set symbolic: false")
+        raise UserError(
+            "Symbolic grading needs math-verify: pip install 'math-verify[antlr4_13_2]', or set symbolic: false"
+        )
 
 
 def compare(gold: str, response: str, timeout_s: float) -> Result:
@@ -45,8 +47,8 @@ def compare(gold: str, response: str, timeout_s: float) -> Result:
         timeout_s: longest time for the comparison, in seconds. Starting the process isn't counted.
 
     Returns:
-        ``timeout`` also counts as ``grader_timeout`` in :mod:`rl_lightning.rewards.tally`; ``refused``: the texts are too
-        long or too deep, or not of a kind that this layer judges.
+        ``timeout`` also counts as ``grader_timeout`` in :mod:`rl_lightning.rewards.tally`; ``refused``: the texts are
+        too long or too deep, or not of a kind that this layer judges.
     """
     if _unfit(gold) or _unfit(response) or not _comparable(gold, response):
         return "refused"

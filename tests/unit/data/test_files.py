@@ -227,7 +227,7 @@ def test_a_missing_file_names_near_misses(tmp_path):
     write(tmp_path / "train.jsonl", ROWS)
     with pytest.raises(UserError, match=r"there is no file .*trian.jsonl; did you mean train.jsonl\?"):
         FileExamples(train=str(tmp_path / "trian.jsonl")).load("train")
-    with pytest.raises(UserError, match="there is no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
         FileExamples(train=str(tmp_path / "nowhere" / "train.jsonl")).load("train")
 
 

@@ -85,7 +85,7 @@ def test_bad_rows_and_columns_are_reported_as_those_of_files(datasets, saved, tm
 def test_split_that_is_not_there(saved, folder):
     with pytest.raises(UserError, match="has no split 'test'; it has train, validation"):
         DatasetExamples(saved, **COLUMNS).load("test")
-    with pytest.raises(UserError, match="validation.* cannot be loaded: .*train"):
+    with pytest.raises(UserError, match=r"validation.* cannot be loaded: .*train"):
         DatasetExamples(folder, **COLUMNS).load("val")
 
 

@@ -30,7 +30,7 @@ def character_tokenizer(characters=None, template=None, around=None, unknown=Tru
         around: what it puts around a text, such as `<bos> $A`.
         unknown: whether it has a token for characters that it does not know.
     """
-    vocabulary = [*SPECIAL, *(characters or map(chr, range(128)))]
+    vocabulary = [*(SPECIAL if unknown else SPECIAL[:3]), *(characters or map(chr, range(128)))]
     index = {token: number for number, token in enumerate(vocabulary)}
     core = Tokenizer(models.WordLevel(index, unk_token="<unk>" if unknown else None))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -155,7 +155,8 @@ def test_everything_wrong_with_all_examples_is_reported_at_once():
         "  f:2: the gold answer: 'x' is no number",
         "  f:4: the prompt is empty",
         "  f:5: the prompt has 7 tokens, more than max_prompt_length: 4",
-        "  f:5: the prompt's 7 tokens and max_new_tokens: 8 are together more than the 14 tokens of the policy's context",
+        "  f:5: the prompt's 7 tokens and max_new_tokens: 8 are together more than the 14 tokens of the policy's "
+        "context",
         "  f:5: the gold answer: 'y' is no number",
     ]
     assert asked == [["1", "x", "2", "3", "y"]]

@@ -1,0 +1,214 @@
+r"""Reward functions that come with the package.
+
+A reward function is any callable that takes keyword arguments and returns a number for one sample: ``prompt`` (the
+text as the model saw it), ``response``, ``answer`` (the gold answer or None), ``metadata`` (of the example), and
+whatever the YAML lists as its arguments. It may take only some of these::
+
+    def is_polite(response: str, word: str = "please") -> float:
+        return float(word in response)
+
+    rewards:
+      - function: my_rewards.is_polite
+        weight: 0.1
+        arguments: {word: thanks}
+
+It may carry three attributes, all optional and called with the YAML's arguments as far as they take them:
+
+- ``check_answer(answer)`` raises ValueError for a gold answer that it cannot compare with, before training starts;
+- ``check_arguments()`` raises ValueError or UserError for arguments that make no sense;
+- ``prepare`` is the dotted path of a function that each worker calls once, untimed, such as for slow imports.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import zlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+from rl_lightning.errors import UserError
+from rl_lightning.rewards.grading import check_answer, extract_answer, is_equivalent
+from rl_lightning.rewards.grading.equivalence import check_options
+from rl_lightning.rewards.grading.extract import DEFAULT_MARKERS, Extract, markers_of
+from rl_lightning.rewards.grading.rational import Percent
+from rl_lightning.rewards.grading.symbolic import require_backend
+from rl_lightning.rewards.grading.symbolic import start as start_backend
+
+Reward = TypeVar("Reward", bound=Callable[..., float])
+
+
+def _carrying(**attributes: Any) -> Callable[[Reward], Reward]:
+    """Give a reward function its optional attributes."""
+
+    def attach(function: Reward) -> Reward:
+        for name, value in attributes.items():
+            setattr(function, name, value)
+        return function
+
+    return attach
+
+
+def _check_final_answer(answer: str | None) -> None:
+    if answer is None or not answer.strip():
+        raise ValueError("there is no gold answer")
+    if "#" in answer:
+        raise ValueError(f"gold answer {answer[:80]!r} contains '#', which marks the answer in a response")
+
+
+@_carrying(check_answer=_check_final_answer)
+def final_answer(response: str, answer: str, wrong: float = 0.0) -> float:
+    """Return 1 if what follows the only ``#`` of the response is the gold answer, else `wrong`.
+
+    Space around both is ignored; nothing else is: ``12;8#8`` is right for 8, ``12;8#8.0`` and ``#8#8`` are wrong.
+
+    Args:
+        wrong: the reward of a wrong answer, -1 for rewards of plus and minus one.
+
+    Raises:
+        ValueError: if there is no gold answer.
+    """
+    _check_final_answer(answer)
+    _, marker, given = response.partition("#")
+    return 1.0 if marker and given.strip() == answer.strip() else wrong
+
+
+def _check_answer_correct(
+    extract: Extract = DEFAULT_MARKERS,
+    multiple: str = "reject",
+    percent: str = "hundredth",
+    rtol: float = 0.0,
+    symbolic: bool = False,
+) -> None:
+    markers_of(extract)
+    check_options(multiple=multiple, percent=percent, rtol=rtol)
+    if symbolic:
+        require_backend()
+
+
+def prepare_symbolic_grading(symbolic: bool = False, timeout_s: float = 2.0) -> None:
+    """Start the process for symbolic grading ahead of the first sample, if it is wanted."""
+    if symbolic:
+        start_backend(timeout_s)
+
+
+@_carrying(
+    check_answer=check_answer,
+    check_arguments=_check_answer_correct,
+    prepare=f"{__name__}.prepare_symbolic_grading",
+)
+def answer_correct(
+    response: str,
+    answer: str,
+    wrong: float = 0.0,
+    extract: Extract = DEFAULT_MARKERS,
+    multiple: Literal["reject", "last"] = "reject",
+    percent: Percent = "hundredth",
+    rtol: float = 0.0,
+    ignore_case: bool = False,
+    symbolic: bool = False,
+    timeout_s: float = 2.0,
+) -> float:
+    """Return 1 if the response gives the gold answer in any accepted notation, else `wrong`.
+
+    Args:
+        wrong: the reward of a wrong answer, -1 for rewards of plus and minus one.
+        extract, multiple, percent, rtol, ignore_case, timeout_s: see
+            :func:`rl_lightning.rewards.grading.is_equivalent`.
+        symbolic: compare expressions with math-verify too. Comparisons that time out are wrong, and
+            counted as ``grader_timeout``.
+
+    Raises:
+        ValueError: if the gold answer is missing or no answer at all.
+    """
+    verdict = is_equivalent(
+        answer=answer,
+        response=response,
+        extract=extract,
+        multiple=multiple,
+        percent=percent,
+        rtol=rtol,
+        ignore_case=ignore_case,
+        symbolic=symbolic,
+        timeout_s=timeout_s,
+    )
+    if verdict.reason == "bad_gold":
+        check_answer(answer)
+    return 1.0 if verdict else wrong
+
+
+def _check_reasoning_gym(extract: Extract = ("answer_tag", *DEFAULT_MARKERS), multiple: str = "reject") -> None:
+    markers_of(extract)
+    check_options(multiple=multiple)
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise UserError("reasoning_gym_score needs the package reasoning-gym: pip install reasoning-gym")
+
+
+@lru_cache(maxsize=128)
+def _reasoning_gym_task(name: str) -> Any:
+    """Return the task's data set, kept because some take long to make; its entries aren't used."""
+    from reasoning_gym import create_dataset
+
+    return create_dataset(name, seed=0, size=1)
+
+
+def prepare_reasoning_gym() -> None:
+    """Import reasoning-gym, which takes about a second."""
+    import reasoning_gym  # noqa: F401
+
+
+@_carrying(check_arguments=_check_reasoning_gym, prepare=f"{__name__}.prepare_reasoning_gym")
+def reasoning_gym_score(
+    response: str,
+    metadata: dict[str, Any],
+    extract: Extract = ("answer_tag", *DEFAULT_MARKERS),
+    multiple: Literal["reject", "last"] = "reject",
+) -> float:
+    """Return the score, usually in [0, 1], that the reasoning-gym task itself gives to the response's answer.
+
+    Args:
+        metadata: has ``reasoning_gym``: ``{"task": name, "entry": the whole entry}``; some scorers need all of it.
+        extract, multiple: where the answer is, see :func:`rl_lightning.rewards.grading.is_equivalent`; a response
+            without a clear answer scores 0. The answer is passed on as it was written.
+
+    Raises:
+        ValueError: if the metadata aren't those of a reasoning-gym example.
+    """
+    origin = metadata.get("reasoning_gym")
+    if not isinstance(origin, dict) or not {"task", "entry"} <= origin.keys():
+        raise ValueError("the example's metadata have no reasoning_gym: {task, entry}; is it a reasoning-gym source?")
+    given = extract_answer(response, extract, multiple)
+    if given is None:
+        return 0.0
+    return float(_reasoning_gym_task(origin["task"]).score_answer(given, origin["entry"]))
+
+
+def response_length(response: str) -> float:
+    """Return the length of the response in characters; with weight 0 it is a metric."""
+    return float(len(response))
+
+
+def compression_ratio(response: str) -> float:
+    """Return the response's size divided by its compressed size (zlib, bytes): near 1 or below is normal, 10 is a loop.
+
+    With weight 0 it is a metric that rises when a policy learns to repeat itself. An empty response gives 0.
+    """
+    data = response.encode("utf-8", "surrogatepass")
+    return len(data) / len(zlib.compress(data))
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+
+
+@_carrying(check_arguments=_check_pattern)
+def matches_pattern(response: str, pattern: str, wrong: float = 0.0) -> float:
+    r"""Return 1 if the whole response matches a regular expression (a dot matches newlines too), else `wrong`.
+
+    A pattern that backtracks without end is stopped like any reward that hangs.
+    """
+    return 1.0 if re.fullmatch(pattern, response, re.DOTALL) else wrong

@@ -1,0 +1,277 @@
+"""Scores of responses by several reward functions, each isolated from the run and from the others."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, SupportsFloat
+
+from rl_lightning.errors import UserError
+from rl_lightning.rewards.signature import BoundReward, bind
+from rl_lightning.rewards.workers import Outcome, WorkerPool
+
+_log = logging.getLogger(__name__)
+#: A call with fewer samples says too little about the failing fraction; it is judged by the running total ...
+_FEWEST_IN_CALL = 4
+#: ... once that has this many samples.
+_FEWEST_IN_TOTAL = 64
+_FAILURES = ("raised", "timeout", "died", "nan")
+
+
+@dataclass
+class RewardSpec:
+    """One reward function, as a YAML file lists it.
+
+    Args:
+        function: dotted path, such as ``rl_lightning.rewards.functions.answer_correct``.
+        weight: factor in the sum of rewards; 0 makes it a metric only.
+        name: what its metric is called; the last part of the path if null.
+        arguments: further keyword arguments of the function.
+    """
+
+    function: str
+    weight: float = 1.0
+    name: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RewardLimits:
+    """What reward functions may use, and how many may fail.
+
+    Args:
+        timeout_s: longest time for one reward of one sample, in seconds; a function that takes longer is killed.
+        workers: number of processes that compute rewards.
+        max_failed_fraction: the run stops if more than this fraction of the samples, in [0, 1], gets no reward: in one
+            call of at least 4 samples, or of all samples so far once there are 64.
+        memory_limit_gb: address space of each worker in units of 2^30 bytes, or null for no limit. A function that
+            imports torch needs several.
+    """
+
+    timeout_s: float = 10.0
+    workers: int = 1
+    max_failed_fraction: float = 0.5
+    memory_limit_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class RewardSample:
+    """What reward functions see of one sample.
+
+    Args:
+        prompt: the prompt as the model saw it.
+        response: what the model wrote.
+        answer: the gold answer, if the example has one.
+        metadata: of the example; picklable.
+    """
+
+    prompt: str
+    response: str
+    answer: str | None
+    metadata: dict[str, Any]
+
+
+@dataclass
+class Scores:
+    """Rewards of a list of samples, in the same order.
+
+    Args:
+        total: weighted sum of the rewards; NaN where one with a weight other than 0 failed.
+        components: each reward by name, unweighted; NaN where it failed.
+        failures: how many rewards of how many samples ``raised``, hit the ``timeout``, ``died`` with their process or
+            were ``nan`` (also: not a number, infinite). Kinds that didn't occur are absent. What reward functions
+            themselves counted (:mod:`rl_lightning.rewards.tally`), such as ``grader_timeout``, is added; those samples
+            have their reward.
+    """
+
+    total: list[float]
+    components: dict[str, list[float]]
+    failures: dict[str, int]
+
+
+class Rewarder:
+    """Scores samples by weighted reward functions that cannot harm the run.
+
+    Functions run in subprocesses. One that raises, hangs, crashes or returns no number costs that sample only: its
+    reward is NaN, the failure is counted, and the first traceback of each function is logged. When too many
+    samples fail the run stops, because then it is the function that is at fault, not the sample.
+
+    Callables that cannot be sent to another process (lambdas, functions of the main script or a notebook) run in this
+    one: what they raise is isolated too, but one that hangs hangs the run.
+
+    Args:
+        rewards: specifications, or plain callables with weight 1.
+        limits: see :class:`RewardLimits`.
+        **changes: single limits by name, such as ``timeout_s=2.0``.
+
+    Raises:
+        UserError: for a path that doesn't import, a name used twice, a function that needs arguments which are not
+            there or is given some that it doesn't take, or if all weights are 0.
+    """
+
+    def __init__(
+        self,
+        rewards: Sequence[RewardSpec | Callable[..., Any]],
+        limits: RewardLimits | None = None,
+        **changes: Any,
+    ) -> None:
+        self.limits = replace(limits or RewardLimits(), **changes)
+        if not 0 <= self.limits.max_failed_fraction <= 1:
+            raise UserError(f"max_failed_fraction is a fraction in [0, 1], not {self.limits.max_failed_fraction}")
+        self.rewards = [_bind(reward) for reward in rewards]
+        _check_together(self.rewards)
+        self._samples_seen = 0
+        self._samples_failed = 0
+        self._reported: set[str] = set()
+        self._make_processes()
+
+    def _make_processes(self) -> None:
+        self._pool = WorkerPool(
+            self.limits.workers,
+            self.limits.timeout_s,
+            self.limits.memory_limit_gb,
+            [reward.prepare for reward in self.rewards if reward.prepare is not None],
+        )
+        self._lock = threading.Lock()
+        self._executor: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        processes = ("_pool", "_lock", "_executor")
+        return {name: value for name, value in self.__dict__.items() if name not in processes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._make_processes()
+
+    def start(self) -> None:
+        """Start the workers in the background, so that the first call of ``score`` needn't wait for their imports."""
+        if any(not reward.in_process for reward in self.rewards):
+            self._pool.start()
+
+    def close(self) -> None:
+        """End the workers; scoring again starts new ones."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
+        self._pool.close()
+
+    def check_answers(self, answers: Sequence[str | None]) -> list[str | None]:
+        """Return for each gold answer what is wrong with it, or None, by the functions' own ``check_answer``."""
+        problems = ([reward.answer_problem(answer) for reward in self.rewards] for answer in answers)
+        return [next(filter(None, found), None) for found in problems]
+
+    def submit(self, samples: Sequence[RewardSample]) -> Future[Scores]:
+        """Score in the background; the future's ``result()`` returns what ``score`` would, or raises it."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewards")
+        return self._executor.submit(self.score, list(samples))
+
+    def score(self, samples: Sequence[RewardSample]) -> Scores:
+        """Return the rewards of the samples.
+
+        Raises:
+            UserError: if too large a fraction of the samples has no reward, or the workers cannot be started.
+        """
+        with self._lock:
+            outcomes = self._outcomes(samples)
+            failures: Counter[str] = Counter()
+            first_error: tuple[str, Outcome] | None = None
+            components: dict[str, list[float]] = {}
+            for reward in self.rewards:
+                judged = [_judged(outcome) for outcome in outcomes[reward.name]]
+                components[reward.name] = [outcome.value for outcome in judged]
+                for outcome in judged:
+                    failures.update(outcome.counts)
+                failed = [outcome for outcome in judged if math.isnan(outcome.value)]
+                failures.update(_kind(outcome) for outcome in failed)
+                if failed:
+                    self._report(reward.name, failed[0], len(failed), len(samples))
+                if failed and reward.weight and first_error is None:
+                    first_error = (reward.name, failed[0])
+            weighted = [reward for reward in self.rewards if reward.weight]
+            columns = [[reward.weight * value for value in components[reward.name]] for reward in weighted]
+            total = [math.fsum(row) for row in zip(*columns, strict=True)]
+            self._stop_if_hopeless(total, failures, first_error)
+            return Scores(total, components, dict(failures))
+
+    def _outcomes(self, samples: Sequence[RewardSample]) -> dict[str, list[Outcome]]:
+        """Call every function on every sample."""
+        far = [reward for reward in self.rewards if not reward.in_process]
+        done = iter(self._pool.map([(r.function, r.keywords(s)) for r in far for s in samples]) if far else [])
+        outcomes = {reward.name: [next(done) for _ in samples] for reward in far}
+        for reward in self.rewards:
+            if reward.in_process:
+                outcomes[reward.name] = [reward.call_here(sample) for sample in samples]
+        return outcomes
+
+    def _report(self, name: str, outcome: Outcome, failed: int, samples: int) -> None:
+        """Log the first failure of each function; the rest is in the counts."""
+        if name not in self._reported:
+            self._reported.add(name)
+            _log.warning(
+                "Reward %s failed on %d of %d samples (later failures are only counted). The first:\n%s",
+                name,
+                failed,
+                samples,
+                (outcome.error or "").rstrip(),
+            )
+
+    def _stop_if_hopeless(
+        self, total: list[float], failures: Counter[str], first_error: tuple[str, Outcome] | None
+    ) -> None:
+        failed, seen = sum(map(math.isnan, total)), len(total)
+        self._samples_failed += failed
+        self._samples_seen += seen
+        limit, scope = self.limits.max_failed_fraction, ""
+        if seen < _FEWEST_IN_CALL or failed <= limit * seen:
+            if self._samples_seen < _FEWEST_IN_TOTAL or self._samples_failed <= limit * self._samples_seen:
+                return
+            failed, seen, scope = self._samples_failed, self._samples_seen, " so far"
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items()) if kind in _FAILURES)
+        cause = ""
+        if first_error is not None:
+            cause = f" First, {first_error[0]}: {(first_error[1].error or '').strip().splitlines()[-1]}."
+        raise UserError(
+            f"{failed} of {seen} samples{scope} got no reward ({kinds}), more than the allowed fraction {limit:g}."
+            f"{cause} Mend the reward function (the log has the traceback), give it more time (timeout_s, now "
+            f"{self.limits.timeout_s:g} s), or raise max_failed_fraction."
+        )
+
+
+def _bind(reward: RewardSpec | Callable[..., Any]) -> BoundReward:
+    if isinstance(reward, RewardSpec):
+        return bind(reward.function, reward.weight, reward.name, reward.arguments)
+    return bind(reward, 1.0, None, {})
+
+
+def _check_together(rewards: list[BoundReward]) -> None:
+    if not rewards:
+        raise UserError("No reward is given: list at least one, such as rl_lightning.rewards.functions.answer_correct")
+    twice = [name for name, count in Counter(reward.name for reward in rewards).items() if count > 1]
+    if twice:
+        raise UserError(f"Two rewards are called {twice[0]!r}: give one of them another name")
+    if not any(reward.weight for reward in rewards):
+        names = ", ".join(reward.name for reward in rewards)
+        raise UserError(f"All rewards ({names}) have weight 0, so nothing would be learnt: give one a weight")
+
+
+def _judged(outcome: Outcome) -> Outcome:
+    """Return the outcome with a float as its value; NaN for every failure and for what isn't a finite number."""
+    if outcome.kind != "ok":
+        return replace(outcome, value=math.nan)
+    try:
+        number = float(outcome.value) if isinstance(outcome.value, SupportsFloat) else math.nan
+    except Exception:  # a tensor of several elements, say
+        number = math.nan
+    if math.isfinite(number):
+        return replace(outcome, value=number)
+    return replace(outcome, value=math.nan, error=f"It returned {str(outcome.value)[:80]!r}, not a finite number")
+
+
+def _kind(outcome: Outcome) -> str:
+    return "nan" if outcome.kind == "ok" else outcome.kind

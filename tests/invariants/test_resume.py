@@ -1,0 +1,81 @@
+"""Training N steps is training k, stopping, and training the rest: the same numbers to the last bit."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from rl_lightning.algorithms import GRPO, SFT, OptimizerOptions
+from rl_lightning.callbacks import RNGState
+from rl_lightning.data import ChainSum, DemonstrationDataModule, RolloutDataModule
+from rl_lightning.generation import Sampling
+from rl_lightning.rewards import RewardSpec
+from tests.support import trainer
+
+LENGTH = [RewardSpec("rl_lightning.rewards.functions.response_length")]
+OPTIMIZER = {"lr": 1e-2, "warmup_steps": 3}
+
+
+class Record(pl.Callback):
+    """Keeps what every optimizer step was made of."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.steps.append((trainer.global_step, float(outputs["loss"]).hex(), batch.input_ids.tolist()))
+
+
+def grpo(policy):
+    module = GRPO(policy, optimizer=OptimizerOptions(**OPTIMIZER), kl_coef=0.04)
+    data = RolloutDataModule(
+        ChainSum(train_size=20, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
+        prompts_per_rollout=8, group_size=2, epochs_per_rollout=2, minibatch_size=8,
+    )  # fmt: skip
+    return module, data
+
+
+def sft(policy):
+    module = SFT(policy, optimizer=OptimizerOptions(**OPTIMIZER))
+    data = DemonstrationDataModule(ChainSum(train_size=35, val_size=4), seed=5, batch_size=8)
+    return module, data
+
+
+def fit(make, policy, directory, callbacks=(), **options):
+    """Return the finished trainer, its module and the record of its steps."""
+    module, data = make(policy)
+    record = Record()
+    run = trainer(directory, [RNGState(), record, *callbacks], enable_checkpointing=True, max_epochs=3, **options)
+    ckpt_path = options.pop("ckpt_path", None)
+    run.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    return run, module, record.steps
+
+
+@pytest.mark.parametrize("make", [grpo, sft])
+@pytest.mark.parametrize("stop", [4, 6, 8, 9])
+def test_resumed_is_uninterrupted(make, stop, tiny_policy, tmp_path):
+    """Four updates an epoch: stops at its end and in its middle, between epochs over one rollout and within one."""
+    _, whole, expected = fit(make, tiny_policy, tmp_path)
+    keep = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=stop, save_top_k=-1, filename="{step}")
+    _, _, before = fit(make, tiny_policy, tmp_path, [keep], max_steps=stop)
+    torch.manual_seed(12345)  # a process that starts anew has another state
+    module, data = make(tiny_policy)
+    record = Record()
+    run = trainer(tmp_path, [RNGState(), record], max_epochs=3)
+    run.fit(module, datamodule=data, ckpt_path=tmp_path / "checkpoints" / f"step={stop}.ckpt", weights_only=True)
+    assert before == expected[: len(before)]
+    assert record.steps == expected[len(before) :]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+
+
+def test_another_seed_is_another_run(tiny_policy, tmp_path):
+    """The comparison above can fail."""
+    runs = []
+    for seed in (5, 6):
+        module, data = grpo(tiny_policy)
+        data.seed = seed
+        record = Record()
+        trainer(tmp_path, [record]).fit(module, datamodule=data)
+        runs.append(record.steps)
+    assert runs[0] != runs[1]
