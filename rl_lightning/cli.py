@@ -16,6 +16,7 @@ import transformers
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
@@ -42,6 +43,15 @@ class Parser(LightningArgumentParser):
 
 class CLI(LightningCLI):
     """Subclasses of the algorithms and DataModules by name, values by omegaconf, overlays by repeated `--config`."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the callbacks that every run has; the progress bar only where there is no other and one is wanted."""
+        settings = self.config_init[self.subcommand].trainer
+        listed = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
+        bar = [] if own_bar or settings.enable_progress_bar is False else [RolloutProgressBar()]
+        self.trainer_defaults["callbacks"] = [RNGState(), RunCard(), Speed(), *bar]
+        return super().instantiate_trainer(**kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Leave a checkpoint's hyper-parameters alone: the command line and the YAML decide, here as elsewhere."""
@@ -76,11 +86,7 @@ def run(args: Sequence[str] | None = None) -> CLI:
         parser_kwargs={"parser_mode": "omegaconf+"},
         save_config_callback=SaveConfigCallback,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={
-            "log_every_n_steps": 1,
-            "num_sanity_val_steps": 0,
-            "callbacks": [RNGState(), RunCard(), Speed(), RolloutProgressBar()],
-        },
+        trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0},
         parser_class=Parser,
         args=list(args) if args is not None else None,
     )
@@ -127,6 +133,8 @@ def _calm() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    # The reference is in evaluation mode, as it should be.
+    warnings.filterwarnings("ignore", ".*module\\(s\\) in eval mode.*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("httpx", "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)

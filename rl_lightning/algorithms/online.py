@@ -73,22 +73,31 @@ class OnlineModule(PolicyModule):
             scores["ref_logprobs"] = self.logprobs(batch, self.reference)
         return scores
 
-    def surrogate(self, batch: Minibatch, logprobs: Tensor, clip_low: float, clip_high: float) -> Tensor:
-        """Return S_ε(π_θ/π_old, A) per token and observe what the clip does.
-
-        The one policy-gradient core of PPO, GRPO and DAPO; see `rl_lightning.functional.clipped_surrogate`.
-        """
-        assert batch.advantages is not None
+    def ratio(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+        """Return ρ = π_θ/π_old per token, and observe how far it is from 1."""
         old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         ratio = (logprobs - old_logprobs).exp()
-        rising, falling = batch.advantages > 0, batch.advantages < 0
         self.observe(
             {
                 "policy/ratio_mean": ratio,
                 "policy/ratio_square": ratio.square(),
                 "policy/approx_kl": kl_k3(old_logprobs, logprobs),
-                "policy/clip_fraction_high": (rising & (ratio > 1 + clip_high)).float(),
-                "policy/clip_fraction_low": (falling & (ratio < 1 - clip_low)).float(),
+            },
+            batch,
+        )
+        return ratio
+
+    def surrogate(self, batch: Minibatch, logprobs: Tensor, clip_low: float, clip_high: float) -> Tensor:
+        """Return S_ε(ρ, A) per token and observe what the clip does.
+
+        The one policy-gradient core of PPO, GRPO and DAPO; see `rl_lightning.functional.clipped_surrogate`.
+        """
+        assert batch.advantages is not None
+        ratio = self.ratio(batch, logprobs)
+        self.observe(
+            {
+                "policy/clip_fraction_high": ((batch.advantages > 0) & (ratio > 1 + clip_high)).float(),
+                "policy/clip_fraction_low": ((batch.advantages < 0) & (ratio < 1 - clip_low)).float(),
             },
             batch,
         )
@@ -110,7 +119,7 @@ class OnlineModule(PolicyModule):
             self.reference.eval()
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return the state without the reference."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         return {name: value for name, value in state.items() if not name.startswith(_REFERENCE)}

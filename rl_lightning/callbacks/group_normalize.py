@@ -42,7 +42,7 @@ class GroupNormalize(RolloutCallback):
         """Fill in `rollout.advantages`."""
         batch_std = None
         if self.scale == "batch" and trainer.world_size > 1:
-            everywhere = module.all_gather(rollout.rewards).flatten()
+            everywhere = torch.as_tensor(module.all_gather(rollout.rewards)).flatten()
             batch_std = everywhere[~everywhere.isnan()].std(correction=self.ddof)
         advantages = group_normalize(
             rollout.rewards, rollout.group_ids, rollout.scored, self.scale, self.eps, self.ddof, batch_std

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -25,6 +26,7 @@ class HFExport(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         target = Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "hf"
-        pl_module.policy.save_pretrained(target)  # type: ignore[union-attr, operator]
-        pl_module.policy_files.tokenizer.save_pretrained(target)  # type: ignore[union-attr]
+        module: Any = pl_module
+        module.policy.save_pretrained(target)
+        module.policy_files.tokenizer.save_pretrained(target)
         log.info("The policy is in %s", target)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rl_lightning.data.loader import EpochLoader, permutation, plan_steps, step_weights
-from rl_lightning.data.prompts import encode_demonstration
+from rl_lightning.data.prompts import encode_demonstrations
 from rl_lightning.data.sampling import Evaluation, PromptOptions, SamplingDataModule
 from rl_lightning.data.sources import ExampleSource
 from rl_lightning.errors import UserError
@@ -72,7 +72,7 @@ class DemonstrationDataModule(SamplingDataModule):
             return
         files = self.module.policy_files
         encoded = self._encoded["train"]
-        self._responses = [encode_demonstration(one, files.tokenizer, files.tokenizer.eos_token_id) for one in encoded]
+        self._responses = encode_demonstrations(encoded, files.tokenizer, files.tokenizer.eos_token_id)
         if len(encoded) < self.batch_size:
             raise UserError(f"batch_size={self.batch_size} but there are only {len(encoded)} demonstrations")
         left = len(encoded) % self.batch_size

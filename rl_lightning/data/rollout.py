@@ -183,7 +183,7 @@ class RolloutDataModule(SamplingDataModule):
             for rows in torch.arange(len(rollout)).split(self.sizes.microbatch):
                 batch = rollout.microbatch(rows)
                 parts.append((rows, self.module.score(batch, single_update=self.updates_per_rollout == 1)))
-        scored: dict[str, torch.Tensor] = {}
+        scored: dict[str, Any] = {}
         for rows, part in parts:
             for name, value in part.items():
                 whole = scored.setdefault(name, value.new_zeros(rollout.response_mask.shape))

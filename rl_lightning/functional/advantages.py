@@ -13,7 +13,7 @@ AdvantageScale = Literal["std", "none", "batch"]
 class _GroupStatistics(NamedTuple):
     """Per row, what its group's scored members say: (B,) each."""
 
-    count: Tensor
+    size: Tensor
     mean: Tensor
     spread: Tensor  # max − min
 
@@ -74,5 +74,5 @@ def group_normalize(
         deviation = rewards[scored].std(correction=ddof) if batch_std is None else batch_std
     else:
         squares = torch.zeros_like(rewards).index_add(0, member, centred.square())[member]
-        deviation = (squares / (group.count - ddof).clamp(min=1)).sqrt()
+        deviation = (squares / (group.size - ddof).clamp(min=1)).sqrt()
     return torch.where(centred == 0, 0, centred / (deviation + eps))

@@ -48,8 +48,8 @@ class Sampling:
             raise UserError(f"top_k must be at least 0 and top_p in (0, 1], not {self.top_k} and {self.top_p}")
         if training and (self.top_k or self.top_p < 1):
             raise UserError(
-                "top_k and top_p must be off (0 and 1.0) in training: log-probabilities of the whole vocabulary are not "
-                "those of the truncated distribution, so every importance ratio would be biased. They are allowed in "
+                "top_k and top_p must be off (0 and 1.0) in training: log-probabilities of the whole vocabulary are "
+                "not those of the truncated distribution, so every importance ratio would be biased. They are allowed in "
                 "the evaluation settings"
             )
 

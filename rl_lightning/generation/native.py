@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
+from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.generation.sampling import draw, uniforms
 from rl_lightning.models.forward import last_logits, position_ids
@@ -43,6 +44,11 @@ class NativeGenerator(Generator):
         pad_id: int,
         progress: Progress | None = None,
     ) -> Responses:
+        """See `Generator.generate`.
+
+        Raises:
+            UserError: if the model keeps no cache of transformers' own kind.
+        """
         device = next(model.parameters()).device
         samples = len(streams) // len(prompts)
         prompt_ids, prompt_mask = (part.to(device) for part in pad_left(prompts, pad_id))
@@ -89,7 +95,7 @@ class _Batch:
             logprobs=torch.zeros(rows, columns, device=device),
             lengths=torch.zeros(rows, dtype=torch.long, device=device),
             stopped=torch.zeros(rows, dtype=torch.bool, device=device),
-            uniforms=numbers.to(device, torch.float32).clamp(max=1 - 2**-24),
+            uniforms=numbers.to(device),
             stops=stops,
         )
 
@@ -98,8 +104,14 @@ class _Batch:
     ) -> Iterator[int]:
         """Sample the given rows to their end; yields how many of them have finished, once a column."""
         logits, cache = last_logits(model, ids, mask, position_ids(mask), 1, use_cache=True)
+        if not isinstance(cache, Cache):
+            raise UserError(
+                f"NativeGenerator cannot sample from {type(model).__name__}, which keeps no cache that rows could be "
+                "dropped from: set data.init_args.generator to TransformersGenerator"
+            )
         logits, mask = logits[repeats, -1], mask[repeats]
-        _select(cache, repeats)
+        # Unlike `batch_select_indices`, this one knows the states of recurrent and convolutional layers too.
+        cache.reorder_cache(repeats)  # type: ignore[arg-type]
         active = torch.arange(rows.start, rows.stop, device=ids.device)
         positions = mask.sum(1, keepdim=True)
         for column in range(sampling.max_new_tokens):
@@ -112,7 +124,7 @@ class _Batch:
             if left <= _COMPACT_BELOW * len(active):
                 keep = running.nonzero()[:, 0]
                 active, tokens, mask, positions = active[keep], tokens[keep], mask[keep], positions[keep]
-                _select(cache, keep)
+                cache.reorder_cache(keep)  # type: ignore[arg-type]
             mask = torch.nn.functional.pad(mask, (0, 1), value=True)
             step, cache = last_logits(model, tokens[:, None], mask, positions, 1, past_key_values=cache, use_cache=True)
             logits, positions = step[:, -1], positions + 1
@@ -137,12 +149,3 @@ class _Batch:
             logprobs=self.logprobs[:, :width],
             truncated=~self.stopped,
         )
-
-
-def _select(cache: Any, rows: Tensor) -> None:
-    """Keep (or repeat) some rows of the cache."""
-    if not hasattr(cache, "batch_select_indices"):
-        raise TypeError(
-            f"the cache of this model, {type(cache).__name__}, cannot drop rows; use TransformersGenerator for it"
-        )
-    cache.batch_select_indices(rows)

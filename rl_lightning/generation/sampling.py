@@ -15,7 +15,7 @@ _BLOCK = 256
 
 
 def uniforms(streams: Sequence[Stream], count: int) -> Tensor:
-    """Return `count` uniform numbers in [0, 1) for each stream: (len(streams), count) float64.
+    """Return `count` uniform numbers in [0, 1) for each stream: (len(streams), count) float32.
 
     Philox is a counter-based generator: a number is a function of its key and position alone, so there is no state to
     save and nothing that another response could disturb.
@@ -25,7 +25,8 @@ def uniforms(streams: Sequence[Stream], count: int) -> Tensor:
         np.random.Generator(np.random.Philox(key=np.array([seed & mask, index & mask], dtype=np.uint64))).random(count)
         for seed, index in streams
     ]
-    return torch.from_numpy(np.stack(rows))
+    # The nearest float32 of the largest numbers is 1.
+    return torch.from_numpy(np.stack(rows)).float().clamp(max=1 - 2**-24)
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:

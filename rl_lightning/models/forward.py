@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
 
 
-@lru_cache(maxsize=64)
-def _accepted(model_class: type[nn.Module]) -> frozenset[str]:
-    return frozenset(inspect.signature(model_class.forward).parameters)
-
-
 def accepts(model: nn.Module, argument: str) -> bool:
     """Tell whether the model's forward takes an argument; families differ in `position_ids` and `logits_to_keep`."""
-    return argument in _accepted(type(model))
+    return argument in inspect.signature(type(model).forward).parameters
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ DEFAULT_MARKERS: tuple[Marker, ...] = ("boxed", "answer_tag", "answer_line", "wh
 
 # Texts that tokenizers leave at the end of a decoded response.
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>", "<|return|>")
+_MOST_END_TOKENS = 20_000
 _BOX_PARTS = re.compile(r"\\(?:boxed|fbox) ?\{|\\.|[{}]", re.DOTALL)
 _ANSWER_LINE = re.compile(r"\banswer(?: is)?[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a]\*{0,3}", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
@@ -88,7 +89,10 @@ def _after_thought(response: str) -> str:
 
 def _without_end_tokens(text: str) -> str:
     end = len(text.rstrip())
-    while token := next((token for token in _END_TOKENS if text.endswith(token, 0, end)), None):
+    for _ in range(_MOST_END_TOKENS):
+        token = next((token for token in _END_TOKENS if text.endswith(token, 0, end)), None)
+        if token is None:
+            break
         end -= len(token)
         while end and text[end - 1].isspace():
             end -= 1

@@ -30,6 +30,8 @@ def _canonical_character(character: str) -> str:
         return str(unicodedata.decimal(character))
     if character in _MINUS_SIGNS:
         return "-"
+    if character in "\u2044\u2215":
+        return "/"
     if category == "Cf":  # direction marks, zero-width spaces, byte order marks
         return ""
     if category == "No":
@@ -77,7 +79,7 @@ def _unwrap(text: str) -> str:
         return whole.group(1).strip()
     for opening, closing in _ENVELOPES:
         inner = text[len(opening) : len(text) - len(closing)]
-        wrapped = text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing)
+        wrapped = text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)
         if wrapped and opening not in inner and closing not in inner:
             return inner.strip()
     if text.startswith(("\\boxed{", "\\fbox{")) and text.endswith("}"):

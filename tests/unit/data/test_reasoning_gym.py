@@ -1,11 +1,13 @@
 """Problems from reasoning-gym: disjoint splits, the same in every process."""
 
 import importlib.util
+import io
 import pickle
+import sys
 
 import pytest
 
-from rl_lightning.data.sources import ReasoningGym
+from rl_lightning.data.sources import ReasoningGym, reasoning_gym_draw
 from rl_lightning.data.sources.reasoning_gym_draw import DrawError, draw_splits
 from rl_lightning.errors import UserError
 
@@ -103,9 +105,37 @@ def test_a_task_without_gold_answers(monkeypatch):
     assert [example.answer for example in examples] == [None] * 3
 
 
-def test_problems_of_the_draw_are_errors_of_the_user():
-    with pytest.raises(UserError, match=r"ReasoningGym: .*did you mean chain_sum"):
-        ReasoningGym("chain_sums").load("train")
+@pytest.mark.parametrize(
+    ("task", "problem"), [("chain_sum", None), ("chain_sums", "reasoning-gym has no task 'chain_sums'; did you mean")]
+)
+def test_the_script_answers_with_entries_or_the_problem(monkeypatch, task, problem):
+    request = pickle.dumps((task, {"train": 2, "val": 0, "test": 0}, 0, {}))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(request)))
+    out = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", out)
+    reasoning_gym_draw.main()
+    entries, found = pickle.loads(out.buffer.getvalue())
+    if problem is None:
+        assert (len(entries["train"]), found) == (2, None)
+    else:
+        assert entries is None
+        assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            "import pickle, sys; pickle.dump((None, 'there is no such task'), sys.stdout.buffer)",
+            "^ReasoningGym: there is no such task$",
+        ),
+        ("raise IndexError('exhausted')", "^ReasoningGym: chain_sum with {} failed: IndexError: exhausted$"),
+    ],
+)
+def test_problems_of_the_draw_are_errors_of_the_user(monkeypatch, script, message):
+    monkeypatch.setattr("rl_lightning.data.sources.reasoning_gym._RUN", script)
+    with pytest.raises(UserError, match=message):
+        ReasoningGym("chain_sum").load("train")
 
 
 def test_sizes():

@@ -1,0 +1,141 @@
+"""Sampling through `model.generate` of transformers, for models whose cache `NativeGenerator` cannot handle."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from rl_lightning.functional import response_mask_from_ids
+from rl_lightning.generation.base import Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.generation.sampling import draw, uniforms
+from rl_lightning.types import pad_left, pad_right
+
+
+class TransformersGenerator(Generator):
+    """Samples with the policy's own `generate`, so any architecture will do.
+
+    Draws the same tokens as `NativeGenerator`, from the same random streams, but reads a prompt once for every sample
+    of it and computes on rows that have stopped until all have.
+
+    Args:
+        max_rows: responses sampled side by side; more are done in turns. Bounds memory, changes no response.
+    """
+
+    def __init__(self, max_rows: int = 512) -> None:
+        self.max_rows = max_rows
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        streams: Sequence[Stream],
+        sampling: Sampling,
+        *,
+        stop_ids: frozenset[int],
+        pad_id: int,
+        progress: Progress | None = None,
+    ) -> Responses:
+        """See `Generator.generate`."""
+        policy: Any = model
+        device = next(model.parameters()).device
+        samples = len(streams) // len(prompts)
+        repeated = [prompt for prompt in prompts for _ in range(samples)]
+        numbers = uniforms(streams, sampling.max_new_tokens).to(device)
+        ids: list[list[int]] = []
+        logprobs: list[Tensor] = []
+        for start in range(0, len(streams), self.max_rows):
+            turn = slice(start, min(len(streams), start + self.max_rows))
+            # Padded by the turn, not by the call: some recurrent models read the padding of a batch of one.
+            prompt_ids, prompt_mask = (part.to(device) for part in pad_left(repeated[turn], pad_id))
+            drawing = _Draw(numbers[turn], sampling, stop_ids, prompt_ids.shape[1])
+            if progress is not None:
+                drawing.report(progress, start, len(streams))
+            with _neutral_defaults(policy):
+                policy.generate(
+                    input_ids=prompt_ids,
+                    attention_mask=prompt_mask.long(),
+                    generation_config=GenerationConfig(
+                        max_new_tokens=sampling.max_new_tokens,
+                        do_sample=False,
+                        eos_token_id=sorted(stop_ids) or None,
+                        pad_token_id=pad_id,
+                    ),
+                    logits_processor=LogitsProcessorList([drawing]),
+                )
+            turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
+            mask = response_mask_from_ids(turn_ids, stop_ids)
+            ids += [row[kept].tolist() for row, kept in zip(turn_ids, mask, strict=True)]
+            logprobs += [row[kept] for row, kept in zip(turn_logprobs, mask, strict=True)]
+        prompt_ids, prompt_mask = pad_left(repeated, pad_id)
+        response_ids, response_mask = pad_right(ids, pad_id)
+        return Responses(
+            prompt_ids=prompt_ids.to(device),
+            prompt_mask=prompt_mask.to(device),
+            response_ids=response_ids.to(device),
+            response_mask=response_mask.to(device),
+            logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True),
+            truncated=torch.tensor([row[-1] not in stop_ids for row in ids], device=device),
+        )
+
+
+class _Draw(LogitsProcessor):
+    """Draws the tokens itself, each row from its own numbers, and leaves `generate` nothing else to choose.
+
+    Args:
+        numbers: (B, max_new_tokens), uniform in [0, 1).
+        sampling, stop_ids: see `Generator.generate`.
+        prompt_columns: of the ids that generation starts from.
+    """
+
+    def __init__(self, numbers: Tensor, sampling: Sampling, stop_ids: frozenset[int], prompt_columns: int) -> None:
+        self.numbers = numbers
+        self.sampling = sampling
+        self.prompt_columns = prompt_columns
+        self.stops = torch.tensor(sorted(stop_ids), device=numbers.device)
+        self.stopped = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
+        #: What was drawn, column by column, for finished rows too: (B,) each.
+        self.ids: list[Tensor] = []
+        self.logprobs: list[Tensor] = []
+        self._progress: tuple[Progress, int, int] | None = None
+
+    def report(self, progress: Progress, done: int, total: int) -> None:
+        """Tell of every column how many rows have finished, beside `done` before this turn and out of `total`."""
+        self._progress = progress, done, total
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Return scores that allow one token a row.
+
+        Args:
+            input_ids: (B, P + column) long.
+            scores: (B, V), the logits as the model gave them: there is no processor before this one.
+        """
+        column = input_ids.shape[1] - self.prompt_columns
+        tokens, logprobs = draw(scores, self.numbers[:, column], self.sampling)
+        self.ids.append(tokens)
+        self.logprobs.append(logprobs)
+        self.stopped |= torch.isin(tokens, self.stops)
+        if self._progress is not None:
+            progress, done, total = self._progress
+            progress(done + int(self.stopped.sum()), total)
+        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0)
+
+
+@contextlib.contextmanager
+def _neutral_defaults(model: Any) -> Iterator[None]:
+    """Put the model's generation defaults aside.
+
+    `generate` fills every setting that its caller left at None from them, and for several (`suppress_tokens`,
+    `forced_eos_token_id`, ...) None is the only value that means off.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

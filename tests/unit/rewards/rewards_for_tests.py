@@ -1,0 +1,100 @@
+"""Reward functions that misbehave, by name, as a user's YAML would list them."""
+
+import os
+import subprocess
+import sys
+import time
+
+NOT_A_FUNCTION = 3
+
+
+def length(response):
+    return len(response)
+
+
+def everything(**kwargs):
+    return len(kwargs)
+
+
+def add(first, second=0):
+    return first + second
+
+
+def nap(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def by_response(response, default: float = 1.0):
+    """Do what the response says."""
+    if response == "raise":
+        raise ValueError("no good")
+    if response == "hang":
+        time.sleep(1000)
+    if response == "hang in C":
+        sum(range(10**13))
+    if response == "exit":
+        sys.exit(3)
+    if response == "die":
+        os._exit(3)
+    if response == "segfault":
+        os.kill(os.getpid(), 11)
+    if response == "nan":
+        return float("nan")
+    if response == "inf":
+        return float("inf")
+    if response == "none":
+        return None
+    if response == "text":
+        return "1.0"
+    if response == "print":
+        print("noise on stdout", flush=True)
+        os.write(1, b"more noise")
+        subprocess.run(["echo", "noise of a child"], check=True)
+    if response == "input":
+        input()
+    if response == "bool":
+        return True
+    if response == "unpicklable":
+        return lambda: 0
+    if response == "memory":
+        return len(bytearray(2 << 30))
+    return default
+
+
+def pid():
+    return os.getpid()
+
+
+INNER = []
+
+
+def start_inner_pool(file):
+    """Start a pool of this process, and note the process id of its worker."""
+    from rl_lightning.rewards import WorkerPool
+
+    INNER.append(WorkerPool(timeout_s=1000))
+    with open(file, "w") as out:
+        out.write(str(INNER[0].map([("rewards_for_tests.pid", {})])[0].value))
+
+
+def needs_more(response, threshold):
+    return float(len(response) > threshold)
+
+
+def positional(response, /):
+    return 0.0
+
+
+def always_raises(response):
+    raise RuntimeError("this one is broken\nin two lines")
+
+
+class Longer:
+    """A picklable callable with state."""
+
+    def __init__(self, than):
+        self.than = than
+
+    def __call__(self, response):
+        return len(response) > self.than

@@ -1,0 +1,265 @@
+"""Processes that can be killed: what hangs, crashes or prints costs its own call and nothing else."""
+
+import contextlib
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from rewards_for_tests import Longer, by_response
+
+from rl_lightning.errors import UserError
+from rl_lightning.rewards import WorkerPool
+
+MODULE = "rewards_for_tests"
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pool = WorkerPool(workers=1, timeout_s=0.5)
+    yield pool
+    pool.close()
+
+
+def respond(*responses):
+    return [(f"{MODULE}.by_response", {"response": response}) for response in responses]
+
+
+def kinds(outcomes):
+    return [outcome.kind for outcome in outcomes]
+
+
+def gone(pid, within_s=5.0):
+    """Return whether a process ends (or is a zombie, which only waits for its parent) in time."""
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                if stat.read().rpartition(")")[2].split()[0] in "ZX":
+                    return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_values_come_back_in_order_over_several_workers():
+    pool = WorkerPool(workers=2, timeout_s=5.0)
+    outcomes = pool.map([(f"{MODULE}.add", {"first": i, "second": 1}) for i in range(300)])
+    assert [outcome.value for outcome in outcomes] == list(range(1, 301))
+    assert {outcome.kind for outcome in outcomes} == {"ok"}
+    pids, until = set(), time.monotonic() + 20
+    while len(pids) < 2 and time.monotonic() < until:  # the second one may still be starting
+        pids |= {outcome.value for outcome in pool.map([(f"{MODULE}.pid", {})] * 40)}
+    assert len(pids) == 2 and os.getpid() not in pids
+    assert pool.map([]) == []
+    pool.close()
+
+
+def test_callables_keep_their_state_and_are_sent_once(pool):
+    longer = Longer(2)
+    assert [o.value for o in pool.map([(longer, {"response": "ab"}), (longer, {"response": "abc"})])] == [False, True]
+    assert pool.map([(by_response, {"response": "", "default": 7})])[0].value == 7
+
+
+def test_what_raises_costs_its_own_call(pool):
+    outcomes = pool.map(respond("", "raise", "exit", "unpicklable", "input", ""))
+    assert kinds(outcomes) == ["ok", "raised", "raised", "raised", "raised", "ok"]
+    assert outcomes[1].error.strip().endswith("ValueError: no good")
+    assert "SystemExit" in outcomes[2].error
+    assert "EOFError" in outcomes[4].error
+    outcomes = pool.map([("no_such.module", {}), (lambda: 0, {}), ("math.sqrt", {"x": lambda: 0}), *respond("")])
+    assert kinds(outcomes) == ["raised", "raised", "raised", "ok"]
+    assert "no module named 'no_such'" in outcomes[0].error
+
+
+@pytest.mark.parametrize("how", ["hang", "hang in C"])
+def test_what_hangs_is_killed_and_exactly_it_is_charged(pool, how):
+    started = time.perf_counter()
+    outcomes = pool.map(respond(*[""] * 20, how, *[""] * 20, how))
+    assert kinds(outcomes) == ["ok"] * 20 + ["timeout"] + ["ok"] * 20 + ["timeout"]
+    assert "longer than 0.5 s" in outcomes[20].error
+    assert 1.0 < time.perf_counter() - started < 4.0
+
+
+def test_the_clock_is_of_one_call_not_of_the_chunk(pool):
+    outcomes = pool.map([(f"{MODULE}.nap", {"seconds": 0.15})] * 8)
+    assert kinds(outcomes) == ["ok"] * 8
+
+
+def test_what_a_call_starts_dies_with_it(pool):
+    pool.map(respond(""))
+    outcome = pool.map([("subprocess.run", {"args": "echo $$ > child_pid; sleep 1000", "shell": True})])[0]
+    with open("child_pid") as file:
+        child = int(file.read())
+    assert outcome.kind == "timeout"
+    assert gone(child)
+
+
+def test_a_pool_inside_a_worker_dies_with_it(pool):
+    pool.map([(f"{MODULE}.start_inner_pool", {"file": "inner_pid"})])
+    with open("inner_pid") as file:
+        inner = int(file.read())
+    assert not gone(inner, within_s=0.05)
+    assert kinds(pool.map(respond("hang"))) == ["timeout"]
+    assert gone(inner)
+
+
+def test_what_dies_is_replaced_and_exactly_it_is_charged(pool):
+    outcomes = pool.map(respond("", "die", "", "segfault", ""))
+    assert kinds(outcomes) == ["ok", "died", "ok", "died", "ok"]
+    assert "status 3" in outcomes[1].error
+    assert "SIGSEGV" in outcomes[3].error
+
+
+def test_a_worker_that_died_while_idle_costs_nothing(pool):
+    pid = pool.map([(f"{MODULE}.pid", {})])[0].value
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+    assert kinds(pool.map(respond("", ""))) == ["ok", "ok"]
+
+
+def test_prints_do_not_reach_the_protocol(pool, capfd):
+    assert kinds(pool.map(respond("print", "", "print"))) == ["ok"] * 3
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("noise on stdout") == captured.err.count("more noise") == 2
+
+
+def test_large_arguments_pass(pool):
+    text = "x" * 3_000_000
+    assert [o.value for o in pool.map([(f"{MODULE}.length", {"response": text})] * 3)] == [3_000_000] * 3
+
+
+def test_the_memory_limit_makes_a_memory_error():
+    pool = WorkerPool(timeout_s=5.0, memory_limit_gb=1.0)
+    outcomes = pool.map(respond("memory", ""))
+    assert kinds(outcomes) == ["raised", "ok"]
+    assert "MemoryError" in outcomes[0].error
+    pool.close()
+
+
+def test_setup_runs_first_untimed_and_its_failure_is_one_line():
+    pool = WorkerPool(timeout_s=0.2, setup=[("time.sleep", {})])
+    with pytest.raises(UserError, match="setup failed: TypeError"):
+        pool.map(respond(""))
+    pool = WorkerPool(timeout_s=0.3, setup=[(f"{MODULE}.nap", {"seconds": 0.6})])
+    assert kinds(pool.map(respond(""))) == ["ok"]
+    pool.close()
+
+
+def test_starting_is_asynchronous_closing_is_idempotent_and_both_can_be_repeated(pool):
+    pool.close()
+    started = time.perf_counter()
+    pool.start()
+    assert time.perf_counter() - started < 0.2
+    first = pool.map([(f"{MODULE}.pid", {})])[0].value
+    pool.start()
+    assert pool.map([(f"{MODULE}.pid", {})])[0].value == first
+    pool.close()
+    pool.close()
+    assert gone(first)
+    assert pool.map([(f"{MODULE}.pid", {})])[0].value != first
+
+
+def test_close_ends_a_map_of_another_thread():
+    pool = WorkerPool(timeout_s=60.0)
+    pool.map(respond(""))
+    raised = []
+
+    def hang():
+        try:
+            pool.map(respond("hang"))
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    time.sleep(0.2)
+    started = time.perf_counter()
+    pool.close()
+    thread.join(5)
+    assert time.perf_counter() - started < 2.0
+    assert raised == ["The worker pool was closed during a call"]
+
+
+def test_a_dropped_pool_ends_its_workers():
+    pool = WorkerPool()
+    pid = pool.map([(f"{MODULE}.pid", {})])[0].value
+    del pool
+    assert gone(pid)
+
+
+def test_a_pickled_pool_is_a_new_pool_with_the_same_settings(pool):
+    pool.map(respond(""))
+    copy = pickle.loads(pickle.dumps(WorkerPool(3, 2.5, 1.5, [("math.sqrt", {})])))
+    assert (copy.workers, copy.timeout_s, copy._settings) == (
+        3,
+        2.5,
+        WorkerPool(3, 2.5, 1.5, [("math.sqrt", {})])._settings,
+    )
+
+
+PARENT = """
+import os, sys, threading, time
+sys.path[:0] = {path!r}
+from rl_lightning.rewards import WorkerPool
+pool = WorkerPool(timeout_s=1000)
+print(pool.map([("rewards_for_tests.pid", {{}})])[0].value, flush=True)
+pool.map([("rewards_for_tests.by_response", {{"response": {what!r}}})])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("what", ["hang", "hang in C"])
+def test_no_worker_outlives_its_parent(number, what):
+    code = PARENT.format(path=sys.path, what=what)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    worker = int(parent.stdout.readline())
+    time.sleep(0.2)  # let it get into the call that hangs
+    assert not gone(worker, within_s=0.05)
+    parent.send_signal(number)
+    parent.wait(5)
+    parent.stdout.close()
+    try:
+        assert gone(worker)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": 0}, {"timeout_s": 0}, {"timeout_s": math.nan}, {"memory_limit_gb": 0}], ids=str
+)
+def test_senseless_settings_are_refused(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        WorkerPool(**options)
+
+
+def test_workers_import_neither_torch_nor_lightning():
+    code = (
+        "import sys, rl_lightning.rewards, rl_lightning.rewards.functions, rl_lightning.rewards.worker;"
+        "bad = {'torch', 'lightning', 'transformers', 'sympy', 'numpy', 'reasoning_gym'} & set(sys.modules);"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_throughput(pool):
+    calls = [(f"{MODULE}.by_response", {"response": "x" * 500})] * 256
+    pool.map(calls)
+    fastest = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        pool.map(calls)
+        fastest = min(fastest, time.perf_counter() - started)
+    assert fastest < 0.1  # 0.009 s on an idle core
