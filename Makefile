@@ -30,7 +30,7 @@ embedded: $(VENV)/core  ## rebuild the embedded policy from nothing
 	cp -r runs/embedded/hf rl_lightning/assets/chain_sum
 
 bench: $(VENV)/core  ## where the time of a training step goes
-	$(BIN)/python examples/bench_overhead.py
+	$(BIN)/python -m examples.bench_overhead
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -49,8 +49,8 @@ class Sampling:
         if training and (self.top_k or self.top_p < 1):
             raise UserError(
                 "top_k and top_p must be off (0 and 1.0) in training: log-probabilities of the whole vocabulary are "
-                "not those of the truncated distribution, so every importance ratio would be biased. They are allowed in "
-                "the evaluation settings"
+                "not those of the truncated distribution, so every importance ratio would be biased. They are allowed "
+                "in the evaluation settings"
             )
 
 

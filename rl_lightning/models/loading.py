@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -135,7 +136,14 @@ class PolicyFiles:
         if options.attn_implementation:
             extra["attn_implementation"] = options.attn_implementation
         with self._reading("the weights"):
-            model = AutoModelForCausalLM.from_pretrained(**self._location, **extra)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(**self._location, **extra, output_loading_info=True)
+        model: PreTrainedModel = loaded[0]
+        missing = sorted(loaded[1]["missing_keys"])
+        if missing:
+            raise UserError(
+                f"policy {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be "
+                "random; are they complete, and of a causal language model?"
+            )
         _switch_off_dropout(model)
         if not trainable:
             return model.requires_grad_(False).eval()
@@ -147,7 +155,7 @@ class PolicyFiles:
     def _reading(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, ImportError, KeyError) as error:
+        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(
                 f"policy {self.policy!r}: cannot read {what}: {reason} "
@@ -162,10 +170,11 @@ def _near_misses(path: Path) -> str:
 
 
 def _switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0, both in modules and where attention reads its rate as a plain number."""
+    """Set every dropout rate to 0, both in modules and where a layer reads its rate as a plain number."""
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        # OPT calls it `dropout` and `layerdrop`, BLOOM `hidden_dropout`, Llama `attention_dropout`, torch `p`.
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        for name in ("attention_dropout", "dropout_p"):
-            if isinstance(getattr(module, name, None), float):
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)

@@ -100,7 +100,7 @@ def prepare_symbolic_grading(symbolic: bool = False, timeout_s: float = 2.0) -> 
 )
 def answer_correct(
     response: str,
-    answer: str,
+    answer: str | None,
     wrong: float = 0.0,
     extract: Extract = DEFAULT_MARKERS,
     multiple: Literal["reject", "last"] = "reject",
@@ -122,6 +122,8 @@ def answer_correct(
     Raises:
         ValueError: if the gold answer is missing or no answer at all.
     """
+    if answer is None:
+        raise ValueError("there is no gold answer")
     verdict = is_equivalent(
         answer=answer,
         response=response,

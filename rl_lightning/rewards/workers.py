@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import selectors
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,21 +14,17 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import frames
+from rl_lightning.rewards.process import STARTUP_S, Worker
 
 Kind = Literal["ok", "raised", "timeout", "died"]
 Function = str | Callable[..., Any]
 Call = tuple[Function, Mapping[str, Any]]
 
-_ROOT = str(Path(__file__).resolve().parents[2])
-#: A worker's imports may be slow on a busy machine; only a worker that never gets ready should meet this, in seconds.
-_STARTUP_S = 300.0
 _LARGEST_CHUNK = 64
-_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,7 @@ class WorkerPool:
             "memory_limit": None if memory_limit_gb is None else int(memory_limit_gb * 2**30),
             "setup": [(function, dict(arguments)) for function, arguments in setup],
         }
-        self._running: list[_Worker] = []
+        self._running: list[Worker] = []
         # The functions themselves are kept so that no other object can take over an id.
         self._functions: list[tuple[Function, bytes]] = []
         self._keys: dict[str | int, int] = {}
@@ -102,7 +96,7 @@ class WorkerPool:
             self._running.remove(worker)
             worker.kill()
         while len(self._running) < self.workers:
-            self._running.append(_Worker({**self._settings, "sys_path": list(sys.path)}))
+            self._running.append(Worker({**self._settings, "sys_path": list(sys.path)}))
 
     def close(self) -> None:
         """Kill the workers. A later ``start`` or ``map`` starts new ones."""
@@ -153,79 +147,7 @@ class WorkerPool:
         )
 
 
-class _Worker:
-    """One process, what has been sent to it, and what it still owes."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        lifeline, self.lifeline = os.pipe()
-        paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "rl_lightning.rewards.worker", str(lifeline)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=(lifeline,),
-                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                # A group of its own: Ctrl-C stays away from it, and whatever a reward starts dies with it.
-                start_new_session=True,
-            )
-        finally:
-            os.close(lifeline)
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.requests = self.process.stdin.fileno()
-        self.responses = self.process.stdout.fileno()
-        os.set_blocking(self.requests, False)
-        os.set_blocking(self.responses, False)
-        self.outgoing = bytearray(frames.pack(settings))
-        self.incoming = bytearray()
-        self.defined: set[int] = set()
-        self.owed: deque[int] = deque()
-        self.ready = False
-        self.flush()
-        self.deadline = time.monotonic() + _STARTUP_S
-
-    def flush(self) -> None:
-        """Write as much as the pipe takes; a dead worker is noticed when reading."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            while self.outgoing:
-                del self.outgoing[: os.write(self.requests, self.outgoing[:_READ_BYTES])]
-
-    def receive(self) -> tuple[list[Any], bool]:
-        """Return the messages that have arrived, and whether the worker is still there."""
-        alive = True
-        with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.responses, _READ_BYTES):
-                self.incoming += data
-                if len(data) < _READ_BYTES:
-                    break
-            else:
-                alive = False
-        return frames.unpack(self.incoming), alive
-
-    def gone(self) -> bool:
-        """Return whether the process has ended; it is not reaped, so that its id stays its own."""
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-    def interrupt(self) -> None:
-        """End the process and everything it started, without waiting for that."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def kill(self) -> int:
-        """End the process and everything it started; return its exit status."""
-        self.interrupt()
-        status = self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
-        if self.lifeline >= 0:
-            os.close(self.lifeline)
-            self.lifeline = -1
-        return status
-
-
-def _kill_all(running: list[_Worker], owner: int) -> None:
+def _kill_all(running: list[Worker], owner: int) -> None:
     # A fork of the owner inherits this list, but the processes aren't its own.
     while running:
         worker = running.pop()
@@ -266,7 +188,7 @@ class _Dispatch:
         assert all(outcome is not None for outcome in self.outcomes)
         return [outcome for outcome in self.outcomes if outcome is not None]
 
-    def _wait(self, selector: selectors.BaseSelector) -> list[_Worker]:
+    def _wait(self, selector: selectors.BaseSelector) -> list[Worker]:
         """Wait for news; return the workers that have some."""
         busy = [worker for worker in self.pool._running if worker.owed or not worker.ready]
         pause = max(0.0, min(worker.deadline for worker in busy) - time.monotonic()) if busy else 0.0
@@ -274,7 +196,7 @@ class _Dispatch:
             pause = min(pause, 0.001)  # a large message is on its way: come back to it soon
         return [key.data for key, _ in selector.select(pause)]
 
-    def _feed(self, worker: _Worker) -> None:
+    def _feed(self, worker: Worker) -> None:
         """Give an idle worker its next chunk."""
         if worker.ready and not worker.owed and self.waiting:
             chunk = [self.waiting.popleft() for _ in range(min(self.chunk, len(self.waiting)))]
@@ -286,7 +208,7 @@ class _Dispatch:
             worker.deadline = time.monotonic() + self.pool.timeout_s
         worker.flush()
 
-    def _collect(self, worker: _Worker, selector: selectors.BaseSelector) -> None:
+    def _collect(self, worker: Worker, selector: selectors.BaseSelector) -> None:
         messages, alive = worker.receive()
         for message in messages:
             if message[0] == "ready":
@@ -301,14 +223,14 @@ class _Dispatch:
         if not alive:
             self._replace(worker, selector, "died")
 
-    def _check_clock(self, worker: _Worker, selector: selectors.BaseSelector) -> None:
+    def _check_clock(self, worker: Worker, selector: selectors.BaseSelector) -> None:
         if (worker.owed or not worker.ready) and time.monotonic() > worker.deadline and worker in self.pool._running:
             # A result may have come in while this process was busy elsewhere.
             self._collect(worker, selector)
             if worker in self.pool._running and time.monotonic() > worker.deadline:
                 self._replace(worker, selector, "timeout")
 
-    def _replace(self, worker: _Worker, selector: selectors.BaseSelector, kind: Kind) -> None:
+    def _replace(self, worker: Worker, selector: selectors.BaseSelector, kind: Kind) -> None:
         """Kill a worker, charge the one call that it was at, and start another for the rest."""
         if self.pool._closing:
             raise RuntimeError("The worker pool was closed during a call")
@@ -316,7 +238,7 @@ class _Dispatch:
         self.pool._running.remove(worker)
         status = worker.kill()
         if not worker.ready:
-            what = f"was not ready after {_STARTUP_S:g} s" if kind == "timeout" else f"exited with status {status}"
+            what = f"was not ready after {STARTUP_S:g} s" if kind == "timeout" else f"exited with status {status}"
             raise UserError(f"A reward worker {what} while starting; what it printed on stderr says why")
         if worker.owed:
             how = f"took longer than {self.pool.timeout_s:g} s" if kind == "timeout" else _death(status)
@@ -337,5 +259,6 @@ def _outcome(kind: Kind, value: bytes, error: str | None, counts: dict[str, int]
 
 def _death(status: int) -> str:
     if status < 0:
-        return f"ended its process by signal {signal.Signals(-status).name}"
+        name = next((known.name for known in signal.Signals if known == -status), str(-status))
+        return f"ended its process by signal {name}"
     return f"ended its process with status {status}"

@@ -41,7 +41,7 @@ class ChainSum(ExampleSource):
         train_size: int = 20_000,
         val_size: int = 256,
         test_size: int = 512,
-        slip: float = 0.15,
+        slip: float = 0.2,
         dawdle: float = 0.15,
         seed: int = 0,
     ) -> None:

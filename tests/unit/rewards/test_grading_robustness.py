@@ -1,4 +1,4 @@
-"""What a policy may write to break a grader: each must be answered within a second, from any thread, without effects."""
+"""What a policy may write to break a grader: each is answered within a second, from any thread, without effects."""
 
 import os
 import random

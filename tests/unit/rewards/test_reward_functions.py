@@ -51,6 +51,8 @@ def test_answer_correct():
     assert answer_correct(response=r"\boxed{0.4}", answer="1/2", wrong=-1.0) == -1.0
     assert answer_correct(response="12;8#8", answer="8", extract="hash") == 1.0
     assert answer_correct(response="a", answer="A", ignore_case=True) == 1.0
+    with pytest.raises(ValueError, match="no gold"):
+        answer_correct(response="None", answer=None)
     with pytest.raises(ValueError, match="divides by zero"):
         answer_correct(response="5", answer="1/0")
 

@@ -1,0 +1,174 @@
+"""The command line as people use it: every shipped YAML, the obvious mistakes, stopping and going on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rl_lightning.cli import main, run
+
+ROOT = Path(__file__).parents[2]
+ALGORITHMS = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
+OVERLAYS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
+
+#: Makes any shipped config small.
+SMALL = [
+    "--data.prompts.init_args.train_size=24", "--data.prompts.init_args.val_size=4",
+    "--data.prompts.init_args.test_size=4", "--data.sampling.max_new_tokens=6", "--data.evaluation.samples_per_prompt=2",
+    "--trainer.max_epochs=2", "--trainer.accelerator=cpu", "--trainer.devices=1",
+]  # fmt: skip
+SMALL_SIZES = {
+    "DemonstrationDataModule": ["--data.batch_size=8"],
+    "RolloutDataModule": ["--data.prompts_per_rollout=4", "--data.group_size=2"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rl_lightning"])
+    monkeypatch.chdir(ROOT)
+
+
+def small(config: Path, policy: str, directory: Path) -> list[str]:
+    data = yaml.safe_load(config.read_text())["data"]["class_path"].rsplit(".", 1)[1]
+    return [f"--model.policy={policy}", f"--trainer.default_root_dir={directory}", *SMALL, *SMALL_SIZES[data]]
+
+
+@pytest.mark.parametrize("config", ALGORITHMS, ids=lambda path: path.stem)
+def test_every_config_fits_exports_and_answers(config, tiny_policy, tmp_path, capsys):
+    arguments = [f"--config={config}", *small(config, tiny_policy, tmp_path)]
+    module = run(["fit", *arguments, "--trainer.check_val_every_n_epoch=1"]).model
+    assert "algorithm" in capsys.readouterr().out  # the run card
+
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "hf")("3+9-4=", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(exported(ids).logits, module.policy.eval()(ids).logits)
+
+    tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()
+    assert {"train/loss", "train/lr", "policy/entropy", "val/pass@1", "val/pass@2", "val/reward_mean"} <= set(
+        tags["scalars"]
+    )
+    assert "val/samples/text_summary" in tags["tensors"]
+
+    metrics = run(["test", *arguments]).trainer.callback_metrics
+    assert 0 <= float(metrics["test/pass@1"]) <= float(metrics["test/pass@2"]) <= 1
+
+    run(["predict", *arguments])
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 * 2
+    assert {"prompt", "response", "answer", "reward", "correct", "length", "truncated"} <= lines[0].keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
+def test_every_overlay_parses_on_every_config(overlay, capsys):
+    for config in ALGORITHMS:
+        with pytest.raises(SystemExit) as stopped:
+            run(["fit", f"--config={config}", f"--config={overlay}", "--print_config"])
+        assert stopped.value.code == 0
+        printed = yaml.safe_load(capsys.readouterr().out)
+        expected = yaml.safe_load(overlay.read_text())["trainer"]
+        assert {name: printed["trainer"][name] for name in expected} == expected
+
+
+def test_an_interpolation_follows_an_override(capsys):
+    with pytest.raises(SystemExit):
+        run(["fit", "--config=configs/grpo.yaml", "--trainer.default_root_dir=runs/elsewhere", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["logger"]["init_args"]["save_dir"] == "runs/elsewhere"
+
+
+def test_online_curves_and_tables(tiny_policy, tmp_path):
+    config = ROOT / "configs" / "grpo.yaml"
+    extra = ["--data.epochs_per_rollout=2", "--data.microbatch_size=4", "--trainer.limit_val_batches=0"]
+    run(["fit", f"--config={config}", *small(config, tiny_policy, tmp_path), *extra])
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    expected = {
+        "train/loss", "train/grad_norm", "policy/entropy", "policy/approx_kl", "policy/ratio_mean", "policy/ess",
+        "policy/clip_fraction_low", "policy/clip_fraction_high", "kl/k1", "kl/k3", "rollout/reward_mean",
+        "rollout/reward_std", "rollout/length_mean", "rollout/truncated_fraction", "rollout/all_wrong_fraction",
+        "rollout/all_right_fraction", "time/generate_s", "time/reward_s", "time/score_s", "time/train_s",
+        "speed/tokens_per_s",
+    }  # fmt: skip
+    assert expected <= set(events.Tags()["scalars"])
+    assert {"rollout/reward", "rollout/length", "policy/ratio"} <= set(events.Tags()["histograms"])
+    table = events.Tensors("rollout/samples/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert table.startswith("| prompt | gold | response | length | reward | advantage |")
+    # One point an optimizer step; the first step of a rollout is on-policy, the second is not.
+    ratios = [event.value for event in events.Scalars("policy/ratio_mean")]
+    assert len(ratios) == 4
+    assert ratios[0] == ratios[2] == 1.0 != ratios[1]
+
+
+def test_a_stopped_run_goes_on(tiny_policy, tmp_path):
+    config = ROOT / "configs" / "grpo.yaml"
+    arguments = ["fit", f"--config={config}", *small(config, tiny_policy, tmp_path), "--trainer.limit_val_batches=0"]
+    every = "--trainer.callbacks.init_args.every_n_epochs=1"  # of the last callback listed, ModelCheckpoint
+    whole = run([*arguments, "--trainer.max_epochs=4", f"--trainer.default_root_dir={tmp_path / 'whole'}", every]).model
+    run([*arguments, "--trainer.max_epochs=2", every])
+    resumed = run([*arguments, "--trainer.max_epochs=4", every, "--ckpt_path=last", "--seed_everything=0"])
+    assert resumed.trainer.global_step == 4
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+MISTAKES = {
+    "a misspelt option": (["--model.klcoef=0.1"], "did you mean 'kl_coef'"),
+    "a misspelt trainer option": (["--trainer.max_stepz=3"], "did you mean 'max_steps'"),
+    "a misspelt nested option": (["--data.sampling.temprature=1"], "did you mean 'temperature'"),
+    "a wrong type": (["--model.optimizer.lr=fast"], "lr: Expected a <class 'float'>"),
+    "a missing file": (["--config=configs/nothing.yaml"], "configs/nothing.yaml"),
+    "no such policy": (["--model.policy=./nowhere"], "no directory nowhere"),
+    "a group of one": (["--data.group_size=1"], "group_size=1 must be at least 2"),
+    "sizes that do not divide": (["--data.minibatch_size=5"], "minibatch_size=5 must divide"),
+    "microbatches that do not divide": (["--data.microbatch_size=3"], "microbatch_size=3 must divide"),
+    "accumulation that contradicts": (["--trainer.accumulate_grad_batches=3"], "contradicts"),
+    "top-k in training": (["--data.sampling.top_k=5"], "top_k and top_p must be off"),
+    "too few prompts": (["--data.prompts_per_rollout=30"], "only 24 training prompts"),
+    "a prompt too long": (["--data.prompt_options.max_length=2"], "longer than"),
+    "an unknown reward": (["--data.rewards=[{function: nowhere.reward}]"], "nowhere"),
+    "a negative KL": (["--model.kl_coef=-1"], "kl_coef must be at least 0"),
+    "a clip out of range": (["--model.clip_low=2"], "clip_low must lie in [0, 1]"),
+    "a cache longer than the cap": (
+        ["--trainer.callbacks+=OverlongShaping", "--trainer.callbacks.cache_length=99"], "must lie between 0 and"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_status_two(mistake, tiny_policy, tmp_path, capsys):
+    config = ROOT / "configs" / "grpo.yaml"
+    wrong, said = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--config={config}", *small(config, tiny_policy, tmp_path), *wrong])
+    assert stopped.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rl_lightning: error:")]
+    assert len(error) == 1
+    assert said in error[0]
+
+
+def test_a_missing_callback_is_named_with_the_line_to_add(tiny_policy, tmp_path, capsys):
+    settings = yaml.safe_load((ROOT / "configs" / "grpo.yaml").read_text())
+    settings["trainer"]["callbacks"] = []
+    config = tmp_path / "grpo.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--config={config}", *small(config, tiny_policy, tmp_path)])
+    assert stopped.value.code == 2
+    assert "class_path: rl_lightning.callbacks.GroupNormalize" in capsys.readouterr().err
+
+
+def test_as_a_process_a_mistake_prints_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "rl_lightning", "fit", "--config=configs/grpo.yaml", "--trainer.max_epoch=3"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == [
+        "rl_lightning: error: unrecognized arguments: --trainer.max_epoch=3; did you mean 'max_epochs'?"
+    ]

@@ -1,0 +1,279 @@
+"""Responses of both generators, on several families of models."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from rl_lightning.errors import UserError
+from rl_lightning.functional import logprobs_from_logits
+from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
+from rl_lightning.models import response_logits
+from tests.checks import holds_only_for
+from tests.tiny import EOS, PAD
+from tests.unit.generation.families import VOCABULARY, family
+
+PROMPTS = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [12], [13, 14, 15, 16]]
+STOPS = frozenset({EOS, 5})
+SAMPLES = 4
+STREAMS = [(7, number) for number in range(len(PROMPTS) * SAMPLES)]
+#: Every pair that works.
+PAIRS = [(NativeGenerator, name) for name in ("llama", "gpt2", "lfm2", "falcon_h1")]
+PAIRS += [(TransformersGenerator, name) for name in ("llama", "gpt2", "mamba")]
+everywhere = pytest.mark.parametrize(("generator", "name"), PAIRS, ids=lambda part: getattr(part, "__name__", part))
+both = pytest.mark.parametrize("generator", [NativeGenerator, TransformersGenerator])
+
+
+def sample(generator, name="llama", prompts=PROMPTS, streams=STREAMS, stop_ids=STOPS, pad_id=PAD, **options):
+    options = {"max_new_tokens": 10, "temperature": 1.3} | options
+    progress, max_rows = options.pop("progress", None), options.pop("max_rows", 512)
+    return generator(max_rows=max_rows).generate(
+        family(name), prompts, streams, Sampling(**options), stop_ids=stop_ids, pad_id=pad_id, progress=progress
+    )
+
+
+def rows(responses):
+    """Return the responses as lists of ids."""
+    return [ids[mask].tolist() for ids, mask in zip(responses.response_ids, responses.response_mask, strict=True)]
+
+
+def next_logits(name, ids):
+    """Return what the model predicts after each of these ids, from one pass over them without cache or padding."""
+    with torch.no_grad():
+        return family(name)(torch.tensor([ids])).logits[0]
+
+
+def same(first, second):
+    """Equal to the last bit in what was sampled, and to rounding in its log-probabilities."""
+    assert rows(first) == rows(second)
+    for field in ("prompt_ids", "prompt_mask", "response_ids", "response_mask", "truncated"):
+        assert torch.equal(getattr(first, field), getattr(second, field)), field
+    assert float((first.logprobs - second.logprobs).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "lfm2", "falcon_h1"])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 3}, {"top_p": 0.6, "temperature": 0.8}])
+def test_both_generators_draw_the_same(name, options):
+    native, other = (sample(generator, name, **options) for generator in (NativeGenerator, TransformersGenerator))
+    same(native, other)
+    if not options:
+        lengths = native.response_mask.sum(1)
+        assert len(lengths.unique()) > 2 and 0 < int(native.truncated.sum()) < len(STREAMS), "too easy a case"
+
+
+@everywhere
+def test_log_probabilities_are_those_of_a_teacher_forced_pass(generator, name):
+    responses = sample(generator, name)
+    for row, response in enumerate(rows(responses)):
+        prompt = PROMPTS[row // SAMPLES]
+        logits = next_logits(name, prompt + response)[len(prompt) - 1 : -1]
+        expected = logprobs_from_logits(logits, torch.tensor(response), 1.3)
+        assert float((responses.logprobs[row, : len(response)] - expected).abs().max()) < 1e-5
+    assert responses.logprobs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_log_probabilities_are_those_that_the_trainer_computes(name):
+    responses = sample(NativeGenerator, name)
+    with torch.no_grad():
+        logits = response_logits(
+            family(name),
+            torch.cat([responses.prompt_ids, responses.response_ids], 1),
+            torch.cat([responses.prompt_mask, responses.response_mask], 1),
+            responses.response_ids.shape[1],
+        )
+    scored = logprobs_from_logits(logits, responses.response_ids, 1.3)
+    difference = (responses.logprobs - scored)[responses.response_mask].abs()
+    assert float(difference.max()) < 1e-5
+    untempered = logprobs_from_logits(logits, responses.response_ids)
+    assert float((responses.logprobs - untempered)[responses.response_mask].abs().max()) > 0.05
+
+
+@everywhere
+def test_the_number_of_rows_side_by_side_changes_nothing(generator, name):
+    whole = sample(generator, name)
+    for max_rows in (1, 6):
+        same(whole, sample(generator, name, max_rows=max_rows))
+
+
+@everywhere
+def test_the_other_prompts_change_nothing(generator, name):
+    whole = rows(sample(generator, name))
+    for prompt in range(len(PROMPTS)):
+        own = slice(prompt * SAMPLES, (prompt + 1) * SAMPLES)
+        assert rows(sample(generator, name, [PROMPTS[prompt]], STREAMS[own])) == whole[own]
+    order = [2, 0, 3, 1]
+    streams = [STREAMS[prompt * SAMPLES + k] for prompt in order for k in range(SAMPLES)]
+    moved = rows(sample(generator, name, [PROMPTS[prompt] for prompt in order], streams))
+    assert moved == [whole[prompt * SAMPLES + k] for prompt in order for k in range(SAMPLES)]
+
+
+@both
+def test_a_stream_decides_a_response_alone(generator):
+    first, second, third, again = rows(
+        sample(generator, prompts=[PROMPTS[1]], streams=[(7, 0), (7, 1), (8, 0), (7, 0)])
+    )
+    assert first == again and len({tuple(first), tuple(second), tuple(third)}) == 3
+    torch.manual_seed(99)
+    assert rows(sample(generator, prompts=[PROMPTS[1]], streams=[(7, 1), (7, 0)])) == [second, first]
+
+
+@both
+def test_sampling_leaves_the_global_random_state_alone(generator):
+    before = torch.get_rng_state()
+    sample(generator)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def one_short(responses):
+    """The stop token does not count."""
+    mask = responses.response_mask
+    return mask & torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+
+
+def no_pads(responses):
+    """Found from the pad id instead of the first stop token."""
+    return responses.response_ids != EOS
+
+
+@pytest.mark.parametrize("generator", [NativeGenerator, TransformersGenerator])
+@pytest.mark.parametrize("pad_id", [PAD, EOS, 5])
+def test_the_mask_ends_with_the_first_stop_token(generator, pad_id):
+    @holds_only_for(lambda responses: responses.response_mask, one_short=one_short, no_pads=no_pads)
+    def check(mask_of):
+        responses = sample(generator, pad_id=pad_id)
+        mask = mask_of(responses)
+        for row in range(len(STREAMS)):
+            ids, length = responses.response_ids[row].tolist(), int(mask[row].sum())
+            assert mask[row].tolist() == [column < length for column in range(len(ids))]
+            stops = [column for column, token in enumerate(ids[:length]) if token in STOPS]
+            assert stops == ([] if responses.truncated[row] else [length - 1])
+            assert length == 10 or not responses.truncated[row]
+            assert set(ids[length:]) <= {pad_id}
+            assert responses.logprobs[row, length:].eq(0).all() and responses.logprobs[row, :length].lt(0).all()
+
+    for name in ("real", "one_short", "no_pads"):
+        check(name)
+
+
+@both
+def test_what_pads_does_not_matter(generator):
+    assert (
+        rows(sample(generator, pad_id=PAD)) == rows(sample(generator, pad_id=EOS)) == rows(sample(generator, pad_id=9))
+    )
+
+
+@both
+def test_every_stop_id_stops(generator):
+    unstopped = sample(generator, stop_ids=frozenset())
+    assert unstopped.truncated.all() and unstopped.response_mask.all()
+    for stop_ids in (frozenset({EOS}), frozenset({5}), frozenset({4, 8, 9})):
+        cut = []
+        for row in rows(unstopped):
+            end = next((column + 1 for column, token in enumerate(row) if token in stop_ids), len(row))
+            cut.append(row[:end])
+        responses = sample(generator, stop_ids=stop_ids)
+        assert rows(responses) == cut
+        assert responses.truncated.tolist() == [row[-1] not in stop_ids for row in cut]
+
+
+@both
+def test_a_cap_only_cuts_and_a_stop_token_at_the_cap_is_no_truncation(generator):
+    whole = rows(sample(generator, max_new_tokens=10))
+    for cap in (1, 2, 5):
+        responses = sample(generator, max_new_tokens=cap)
+        assert rows(responses) == [row[:cap] for row in whole]
+        assert responses.truncated.tolist() == [row[:cap][-1] not in STOPS for row in whole]
+    at_cap = [row for row in whole if len(row) == 2 and row[-1] in STOPS]
+    assert at_cap, "no response ends at the cap of 2"
+
+
+@both
+def test_responses_of_one_token(generator):
+    responses = sample(generator, stop_ids=frozenset(range(VOCABULARY)))
+    assert responses.response_ids.shape == (len(STREAMS), 1)
+    assert responses.response_mask.all() and not responses.truncated.any()
+
+
+@both
+def test_prompts_come_back_repeated_and_padded_on_the_left(generator):
+    responses = sample(generator)
+    for row in range(len(STREAMS)):
+        prompt, mask = PROMPTS[row // SAMPLES], responses.prompt_mask[row]
+        assert responses.prompt_ids[row][mask].tolist() == prompt
+        assert mask.tolist() == [False] * (6 - len(prompt)) + [True] * len(prompt)
+        assert responses.prompt_ids[row][~mask].eq(PAD).all()
+
+
+@everywhere
+def test_temperature_zero_takes_the_most_probable_token(generator, name):
+    responses = sample(generator, name, temperature=0)
+    for row in range(0, len(STREAMS), SAMPLES):
+        prompt = PROMPTS[row // SAMPLES]
+        ids, logprobs = list(prompt), []
+        while len(ids) < len(prompt) + 10 and (len(ids) == len(prompt) or ids[-1] not in STOPS):
+            distribution = next_logits(name, ids)[-1].log_softmax(0)
+            ids.append(int(distribution.argmax()))
+            logprobs.append(distribution.max())
+        assert rows(responses)[row : row + SAMPLES] == [ids[len(prompt) :]] * SAMPLES
+        assert float((responses.logprobs[row, : len(logprobs)] - torch.stack(logprobs)).abs().max()) < 1e-5
+
+
+@both
+def test_top_k_and_top_p_keep_the_tail_out(generator):
+    def ranks(**options):
+        """Return per sampled token its rank and the mass before it."""
+        found = []
+        for row, response in enumerate(rows(sample(generator, stop_ids=frozenset(), **options))):
+            prompt = PROMPTS[row // SAMPLES]
+            probs = (next_logits("llama", prompt + response)[len(prompt) - 1 : -1] / 1.3).softmax(1)
+            for distribution, token in zip(probs, response, strict=True):
+                larger = distribution[distribution > distribution[token]]
+                found.append((len(larger), float(larger.sum())))
+        return found
+
+    assert max(rank for rank, _ in ranks()) > 9 and max(mass for _, mass in ranks()) > 0.8
+    assert {rank for rank, _ in ranks(top_k=3)} == {0, 1, 2}
+    nucleus = [mass for _, mass in ranks(top_p=0.5)]
+    assert 0.25 < max(nucleus) < 0.5
+    whole = sample(generator, top_k=1, stop_ids=frozenset())
+    assert whole.logprobs.lt(-0.1).any(), "log-probabilities are over the whole vocabulary"
+
+
+@both
+def test_progress_counts_up_to_all(generator):
+    seen = []
+    sample(generator, max_rows=6, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] <= len(STREAMS) and {total for _, total in seen} == {len(STREAMS)}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen) and len({done for done, _ in seen}) > 4
+    sample(generator, stop_ids=frozenset(range(VOCABULARY)), progress=lambda *counts: seen.append(counts))
+    assert seen[-1] == (len(STREAMS), len(STREAMS))
+
+
+def test_the_defaults_of_a_model_do_not_touch_the_distribution():
+    """`generate` would fill in everything of this that it is not told."""
+    plain = sample(TransformersGenerator)
+    model = family("llama")
+    own = model.generation_config
+    biased = GenerationConfig(
+        do_sample=True, temperature=0.1, top_k=1, top_p=0.1, min_p=0.5, repetition_penalty=5.0, no_repeat_ngram_size=1,
+        suppress_tokens=[4, 6, 8], begin_suppress_tokens=[3, 5], forced_eos_token_id=7, min_new_tokens=4, num_beams=3,
+        bad_words_ids=[[9]], sequence_bias=[[[10], 9.0]], max_new_tokens=2, renormalize_logits=True, max_time=0.0,
+        eos_token_id=12, pad_token_id=13, exponential_decay_length_penalty=(1, 3.0), guidance_scale=2.0,
+    )  # fmt: skip
+    before = biased.to_dict()
+    model.generation_config = biased
+    try:
+        same(sample(TransformersGenerator), plain)
+        with pytest.raises(IndexError):
+            sample(TransformersGenerator, prompts=[[VOCABULARY]], streams=[(0, 0)])
+        assert model.generation_config is biased and biased.to_dict() == before
+    finally:
+        model.generation_config = own
+
+
+def test_a_model_without_a_common_cache_is_pointed_to_the_other_generator():
+    with pytest.raises(UserError) as error:
+        sample(NativeGenerator, "mamba")
+    message = str(error.value)
+    assert "\n" not in message and "MambaForCausalLM" in message
+    assert "set data.init_args.generator to TransformersGenerator" in message
