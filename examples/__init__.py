@@ -1,0 +1,1 @@
+"""Worked runs, each a file or a folder."""

@@ -85,9 +85,14 @@ def main() -> None:
     sys.argv = sys.argv[:1]
     with tempfile.TemporaryDirectory() as directory:
         cli = run(
-            ["fit", f"--config={arguments.config}", f"--trainer.default_root_dir={directory}"]
-            + [f"--trainer.max_epochs={arguments.rollouts + WARM_UP}", "--trainer.limit_val_batches=0"]
-            + ["--trainer.callbacks+=examples.bench_overhead.Stopwatch"]
+            [
+                "fit",
+                f"--config={arguments.config}",
+                f"--trainer.default_root_dir={directory}",
+                f"--trainer.max_epochs={arguments.rollouts + WARM_UP}",
+                "--trainer.limit_val_batches=0",
+                "--trainer.callbacks+=examples.bench_overhead.Stopwatch",
+            ]
         )
     # By name: run as a script, this file is not the module that the command line imported.
     watch: Any = next(one for one in cli.trainer.callbacks if type(one).__name__ == "Stopwatch")  # type: ignore[attr-defined]

@@ -57,9 +57,15 @@ class CLI(LightningCLI):
         """Leave a checkpoint's hyper-parameters alone: the command line and the YAML decide, here as elsewhere."""
 
 
-def error_line(error: Exception) -> str:
-    """Return an error on one line, unless it lists several things on purpose."""
-    return str(error) if isinstance(error, UserError) else " ".join(str(error).split())
+def mistake_behind(error: BaseException | None) -> str | None:
+    """Return what the user did wrong, if an error comes of that; jsonargparse wraps those of constructors in its own."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        if isinstance(error, (MisconfigurationException, OmegaConfBaseException)):
+            return " ".join(str(error).split())
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -67,8 +73,11 @@ def main(args: Sequence[str] | None = None) -> None:
     _calm()
     try:
         run(args)
-    except (UserError, MisconfigurationException, OmegaConfBaseException) as error:
-        print(f"rl_lightning: error: {error_line(error)}", file=sys.stderr)
+    except Exception as error:
+        mistake = mistake_behind(error)
+        if mistake is None:
+            raise
+        print(f"rl_lightning: error: {mistake}", file=sys.stderr)
         sys.exit(USAGE_ERROR)
 
 
@@ -144,3 +153,5 @@ def _calm() -> None:
     )
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Lightning 2.6 calls jsonargparse in ways that it means to drop in its next major version.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from rl_lightning.algorithms.base import OptimizerOptions
@@ -37,7 +39,7 @@ class GRPO(OnlineModule):
     """
 
     formula = "J = E 1/G Σ_i 1/|y_i| Σ_t [ min(ρA, clip(ρ, 1−ε, 1+ε)A) − β(π_ref/π_θ − log π_ref/π_θ − 1) ]"
-    needs = {"advantages": "rl_lightning.callbacks.GroupNormalize"}
+    needs: ClassVar = {"advantages": "rl_lightning.callbacks.GroupNormalize"}
 
     def __init__(
         self,

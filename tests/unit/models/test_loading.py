@@ -1,0 +1,276 @@
+"""Policies from directories and files, and what is wrong with some of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+
+from rl_lightning.errors import UserError
+from rl_lightning.models import LoadOptions, PolicyFiles, response_logits
+from tests.checks import assert_same, gradient_difference
+from tests.tiny import CHARACTERS, EOS, PAD, save_tiny_policy, tiny_model
+
+IDS = torch.arange(3, 15).reshape(2, 6)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A policy of one's own, to be spoiled."""
+    return Path(save_tiny_policy(tmp_path / "policy"))
+
+
+def rewrite(file, **changes):
+    """Change entries of a JSON file; None removes one."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def complaint(read):
+    """Return the one line that a user reads."""
+    with pytest.raises(UserError) as error:
+        read()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------------ what is loaded
+
+
+def test_a_directory_gives_its_weights_tokenizer_and_limits(tiny_policy):
+    files = PolicyFiles(tiny_policy)
+    model, expected = files.load(), tiny_model().state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+    assert files.tokenizer("1+2=").input_ids == [4, 13, 5, 15] and files.tokenizer.padding_side == "left"
+    assert files.stop_ids == {EOS} and files.tokenizer.pad_token_id == PAD and files.context_length == 64
+
+
+def test_a_relative_name_of_a_directory_will_do(directory, monkeypatch):
+    monkeypatch.chdir(directory.parent)
+    assert PolicyFiles("policy").config.hidden_size == 32
+    assert PolicyFiles("./policy").config.hidden_size == 32
+
+
+def write_gguf(file):
+    """Write the tiny model as llama.cpp stores a Llama: other names, and the rows of q and k in another order."""
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(tiny_model().config.rms_norm_eps)
+    writer.add_rope_dimension_count(8)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_vocab_size(3 + len(CHARACTERS))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["<pad>", "<eos>", "<unk>", *CHARACTERS[:-1], "12"])
+    writer.add_token_types([3, 3, 2] + [1] * len(CHARACTERS))
+    writer.add_token_merges(["1 2"])
+    writer.add_eos_token_id(EOS)
+    writer.add_pad_token_id(PAD)
+    outside = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    inside = {
+        "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    }  # fmt: skip
+    for name, value in tiny_model().state_dict().items():
+        name, array = name.removesuffix(".weight"), value.numpy()
+        if name not in outside:
+            _, _, block, part = name.split(".", 3)
+            heads = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}.get(part)
+            if heads:
+                array = array.reshape(heads, 2, -1, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
+        writer.add_tensor(
+            f"{outside[name] if name in outside else f'blk.{block}.{inside[part]}'}.weight", np.ascontiguousarray(array)
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file(tmp_path):
+    write_gguf(tmp_path / "tiny.gguf")
+    files = PolicyFiles(str(tmp_path / "tiny.gguf"))
+    with torch.no_grad():
+        assert_same(files.load()(IDS).logits, tiny_model()(IDS).logits)
+    assert files.stop_ids == {EOS} and files.tokenizer.pad_token_id == PAD and files.context_length == 64
+    assert files.tokenizer("12+1").input_ids == [17, 13, 4]
+    assert "did you mean" in complaint(lambda: PolicyFiles(str(tmp_path / "tiny2.gguf")).config)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_dtype(tiny_policy, dtype):
+    model = PolicyFiles(tiny_policy, LoadOptions(dtype=dtype)).load()
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+
+
+def test_attention_implementation(tiny_policy):
+    for name in ("eager", "sdpa"):
+        model = PolicyFiles(tiny_policy, LoadOptions(attn_implementation=name)).load()
+        assert model.config._attn_implementation == name
+    told = complaint(PolicyFiles(tiny_policy, LoadOptions(attn_implementation="fastest")).load)
+    assert "fastest" in told
+
+
+def test_a_reference_is_frozen(tiny_policy):
+    reference = PolicyFiles(tiny_policy, LoadOptions(gradient_checkpointing=True)).load(trainable=False)
+    assert not reference.training and not reference.is_gradient_checkpointing
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    assert not reference(IDS).logits.requires_grad
+
+
+def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_policy):
+    gradients, calls = [], []
+    for checkpointing in (False, True):
+        model = PolicyFiles(tiny_policy, LoadOptions(dtype="float64", gradient_checkpointing=checkpointing)).load()
+        assert model.is_gradient_checkpointing == checkpointing
+        count = []
+        model.model.layers[0].mlp.register_forward_hook(lambda *_, count=count: count.append(1))
+        mask = torch.ones_like(IDS, dtype=torch.bool)
+        response_logits(model, IDS, mask, 4).log_softmax(-1)[..., 3].sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        calls.append(len(count))
+    assert calls == [1, 2]
+    assert gradient_difference(gradients[1], gradients[0]) < 1e-12
+
+
+def opt():
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "max_position_embeddings": 64}
+    return OPTForCausalLM(
+        OPTConfig(vocab_size=18, num_hidden_layers=2, num_attention_heads=4, dropout=0.5, layerdrop=0.5, **sizes)
+    )
+
+
+def bloom():
+    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
+    return BloomForCausalLM(BloomConfig(vocab_size=18, hidden_dropout=0.5, attention_dropout=0.5, **sizes))
+
+
+def gpt2():
+    return GPT2LMHeadModel(GPT2Config(vocab_size=18, n_embd=32, n_layer=2, n_head=4, n_positions=64))
+
+
+@pytest.mark.parametrize("make", [gpt2, opt, bloom])
+def test_dropout_is_off(make, directory):
+    """Each keeps its rates in another place."""
+    model = make().train()
+    assert not torch.equal(model(IDS).logits, model(IDS).logits), "this family has no dropout to switch off"
+    model.save_pretrained(directory)
+    policy = PolicyFiles(str(directory)).load()
+    assert policy.training
+    in_training = policy(IDS).logits
+    assert torch.equal(in_training, policy.eval()(IDS).logits)
+
+
+# ------------------------------------------------------------------------------------------------- stop and pad tokens
+
+
+def test_every_end_token_stops(directory):
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
+    assert PolicyFiles(str(directory)).stop_ids == {EOS, 7, 8}
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
+    rewrite(directory / "config.json", eos_token_id=[EOS, 4])
+    assert PolicyFiles(str(directory)).stop_ids == {EOS, 9, 4}
+    (directory / "generation_config.json").unlink()
+    rewrite(directory / "config.json", eos_token_id=None)
+    assert PolicyFiles(str(directory)).stop_ids == {EOS}
+
+
+def test_the_stop_token_pads_where_there_is_no_pad_token(directory):
+    rewrite(directory / "tokenizer_config.json", pad_token=None)
+    assert PolicyFiles(str(directory)).tokenizer.pad_token_id == EOS
+
+
+def test_a_tokenizer_without_a_stop_token_is_refused(directory):
+    rewrite(directory / "tokenizer_config.json", eos_token=None)
+    told = complaint(lambda: PolicyFiles(str(directory)).tokenizer)
+    assert "no response would ever end" in told and "set eos_token in tokenizer_config.json" in told
+
+
+# ------------------------------------------------------------------------------------------------------ what is wrong
+
+
+def test_a_missing_directory_names_its_near_miss(directory):
+    assert f"did you mean {directory}?" in complaint(lambda: PolicyFiles(str(directory.parent / "polcy")).config)
+    assert "did you mean" not in complaint(lambda: PolicyFiles(str(directory.parent / "zzz")).config)
+    assert "no directory" in complaint(PolicyFiles("/nowhere/at/all").load)
+
+
+def test_a_directory_that_is_no_model(tmp_path):
+    assert "has no config.json" in complaint(PolicyFiles(str(tmp_path)).load)
+
+
+def test_a_name_that_is_nowhere_says_what_a_policy_can_be():
+    told = complaint(lambda: PolicyFiles("nobody/nothing").config)
+    assert "nobody/nothing" in told and "a model directory, a .gguf file or a name on the hub" in told
+
+
+def without(name):
+    return lambda directory: (directory / name).unlink()
+
+
+def cut(directory):
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def incomplete(directory):
+    state = load_file(directory / "model.safetensors")
+    del state["model.layers.0.mlp.up_proj.weight"]
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def wider(directory):
+    rewrite(directory / "config.json", hidden_size=64)
+
+
+def garbled(directory):
+    (directory / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (without("model.safetensors"), "cannot read the weights: .*model.safetensors"),
+        (cut, "cannot read the weights"),
+        (incomplete, "lack 1 weights, such as model.layers.0.mlp.up_proj.weight"),
+        (wider, "cannot read the weights"),
+        (garbled, "cannot read the weights: .*config.json"),
+    ],
+)
+def test_spoiled_weights(directory, spoil, what):
+    spoil(directory)
+    with pytest.raises(UserError, match=what):
+        PolicyFiles(str(directory)).load()
+
+
+def test_no_tokenizer(directory):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+    assert "cannot read the tokenizer" in complaint(lambda: PolicyFiles(str(directory)).tokenizer)
+
+
+def test_code_that_comes_with_a_model_runs_only_when_trusted(directory, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    ran = tmp_path / "ran"
+    (directory / "own.py").write_text(
+        f"from pathlib import Path\nfrom transformers import LlamaConfig\nPath({str(ran)!r}).touch()\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    rewrite(directory / "config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
+    assert "trust_remote_code" in complaint(lambda: PolicyFiles(str(directory)).config)
+    assert not ran.exists()
+    assert PolicyFiles(str(directory), LoadOptions(trust_remote_code=True)).config.hidden_size == 32
+    assert ran.exists()
