@@ -28,5 +28,5 @@ class SAPO(GRPO):
     def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
         """Return the gated advantage."""
         ratio = self.ratio(batch, logprobs)
-        tau = torch.where(batch.advantages > 0, self.tau_up, self.tau_down)
+        tau = torch.where(batch.advantages > 0, ratio.new_tensor(self.tau_up), ratio.new_tensor(self.tau_down))
         return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * batch.advantages

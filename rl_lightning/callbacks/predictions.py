@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -11,7 +12,7 @@ from rl_lightning.types import Rollout
 
 
 class PredictionWriter(Callback):
-    """Write what `predict` samples to a JSON Lines file, one response a line.
+    """Write what `predict` samples to a JSON Lines file, one response a line; a reward that failed is null.
 
     Args:
         path: where to; `predictions.jsonl` under the trainer's `default_root_dir` if null. With several ranks each
@@ -37,12 +38,13 @@ class PredictionWriter(Callback):
         """Add a batch."""
         with self._target(trainer).open("a", encoding="utf-8") as file:
             for row in range(len(outputs)):
+                reward = float(outputs.rewards[row])
                 record = {
                     "prompt_index": int(outputs.prompt_index[row]),
                     "prompt": outputs.prompts[row],
                     "response": outputs.responses[row],
                     "answer": outputs.answers[row],
-                    "reward": float(outputs.rewards[row]),
+                    "reward": None if math.isnan(reward) else reward,
                     "correct": bool(outputs.correct[row]),
                     "length": int(outputs.lengths[row]),
                     "truncated": bool(outputs.truncated[row]),

@@ -38,6 +38,7 @@ def run_card(trainer: Trainer, module: Any) -> str:
 def _parameters(module: Any) -> str:
     count = sum(parameter.numel() for parameter in module.policy.parameters())
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
+        # From here on three digits round up to the unit.
+        if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"
     return str(count)

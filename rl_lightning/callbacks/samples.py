@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import html
+import re
 
 from lightning.pytorch import LightningModule, Trainer
 
 from rl_lightning.callbacks.tensorboard import writers
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.types import Rollout
+
+_PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class SampleTable(RolloutCallback):
@@ -67,5 +70,6 @@ class SampleTable(RolloutCallback):
         """Return a text such that neither Markdown nor HTML reads anything into it."""
         if len(text) > self.max_chars:
             half = self.max_chars // 2
-            text = f"{text[:half]} … {text[-half:]}"
-        return "<code>" + html.escape(text).replace("|", "&#124;").replace("\n", "<br>") + "</code>"
+            text = f"{text[:half]} … {text[len(text) - half :]}"
+        escaped = _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", text)
+        return "<code>" + _LINE_END.sub("<br>", escaped) + "</code>"

@@ -157,6 +157,11 @@ class PolicyFiles:
             yield
         except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if "trust_remote_code" in str(error):
+                reason = (
+                    "it needs Python code that comes with the model: read that code, then set "
+                    "model.init_args.load.trust_remote_code to true"
+                )
             raise UserError(
                 f"policy {self.policy!r}: cannot read {what}: {reason} "
                 f"(a policy is '{EMBEDDED}', a model directory, a .gguf file or a name on the hub)"

@@ -24,7 +24,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -58,12 +58,16 @@ def _check_final_answer(answer: str | None) -> None:
 
 
 @_carrying(check_answer=_check_final_answer)
-def final_answer(response: str, answer: str, wrong: float = 0.0) -> float:
+def final_answer(
+    response: str, answer: str, metadata: Mapping[str, Any] | None = None, wrong: float = 0.0
+) -> float:
     """Return 1 if what follows the only ``#`` of the response is the gold answer, else `wrong`.
 
-    Space around both is ignored; nothing else is: ``12;8#8`` is right for 8, ``12;8#8.0`` and ``#8#8`` are wrong.
+    Space around both is ignored; nothing else is: ``12;8#8`` is right for 8, ``12;8#8.0`` and ``#8#8`` are wrong. So is
+    a response that was cut off: nobody knows how its last number goes on.
 
     Args:
+        metadata: has ``truncated``, if the response was sampled.
         wrong: the reward of a wrong answer, -1 for rewards of plus and minus one.
 
     Raises:
@@ -71,7 +75,8 @@ def final_answer(response: str, answer: str, wrong: float = 0.0) -> float:
     """
     _check_final_answer(answer)
     _, marker, given = response.partition("#")
-    return 1.0 if marker and given.strip() == answer.strip() else wrong
+    finished = not (metadata or {}).get("truncated", False)
+    return 1.0 if marker and finished and given.strip() == answer.strip() else wrong
 
 
 def _check_answer_correct(

@@ -125,7 +125,7 @@ def test_attention_implementation(tiny_policy):
 
 def test_a_reference_is_frozen(tiny_policy):
     reference = PolicyFiles(tiny_policy, LoadOptions(gradient_checkpointing=True)).load(trainable=False)
-    assert not reference.training and not reference.is_gradient_checkpointing
+    assert not reference.training and not reference.model.layers[0].gradient_checkpointing
     assert not any(parameter.requires_grad for parameter in reference.parameters())
     assert not reference(IDS).logits.requires_grad
 
@@ -134,9 +134,9 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_policy):
     gradients, calls = [], []
     for checkpointing in (False, True):
         model = PolicyFiles(tiny_policy, LoadOptions(dtype="float64", gradient_checkpointing=checkpointing)).load()
-        assert model.is_gradient_checkpointing == checkpointing
+        assert model.model.layers[0].gradient_checkpointing == checkpointing
         count = []
-        model.model.layers[0].mlp.register_forward_hook(lambda *_, count=count: count.append(1))
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, count=count: count.append(1))
         mask = torch.ones_like(IDS, dtype=torch.bool)
         response_logits(model, IDS, mask, 4).log_softmax(-1)[..., 3].sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
@@ -183,7 +183,7 @@ def test_every_end_token_stops(directory):
     rewrite(directory / "config.json", eos_token_id=[EOS, 4])
     assert PolicyFiles(str(directory)).stop_ids == {EOS, 9, 4}
     (directory / "generation_config.json").unlink()
-    rewrite(directory / "config.json", eos_token_id=None)
+    rewrite(directory / "config.json", eos_token_id=[])
     assert PolicyFiles(str(directory)).stop_ids == {EOS}
 
 
@@ -270,7 +270,7 @@ def test_code_that_comes_with_a_model_runs_only_when_trusted(directory, tmp_path
         "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
     )
     rewrite(directory / "config.json", model_type="own", auto_map={"AutoConfig": "own.OwnConfig"})
-    assert "trust_remote_code" in complaint(lambda: PolicyFiles(str(directory)).config)
+    assert "set model.init_args.load.trust_remote_code to true" in complaint(lambda: PolicyFiles(str(directory)).config)
     assert not ran.exists()
     assert PolicyFiles(str(directory), LoadOptions(trust_remote_code=True)).config.hidden_size == 32
     assert ran.exists()

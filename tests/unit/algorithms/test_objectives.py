@@ -1,0 +1,166 @@
+"""Every module's own objective against the gradient coefficient that the notebook and DeepSeekMath (Table 10) give it.
+
+∇J = E Σ w · GC · ∇ log π_θ, so dJ_{i,t}/d log π_θ must be GC_{i,t}.
+"""
+
+import pytest
+import torch
+
+from examples.new_objective import SAPO
+from rl_lightning.algorithms import GRPO, SFT, PolicyModule
+from rl_lightning.errors import UserError
+from tests.checks import assert_same, holds_only_for
+from tests.support import random_rollout
+
+
+def batch():
+    rollout = random_rollout()
+    return rollout.microbatch(torch.arange(len(rollout)), rollout.response_mask.double())
+
+
+def coefficient(module, minibatch, shift=0.3):
+    """Return log π_θ, off policy, and dJ/d log π_θ on the response tokens, by autograd."""
+    generator = torch.Generator().manual_seed(11)
+    noise = torch.randn(minibatch.old_logprobs.shape, generator=generator, dtype=torch.float64)
+    logprobs = (minibatch.old_logprobs + shift * noise).requires_grad_()
+    objective = module.objective(minibatch, logprobs)
+    torch.where(minibatch.response_mask, objective, 0).sum().backward()
+    return logprobs.detach(), torch.where(minibatch.response_mask, logprobs.grad, 0)
+
+
+class SquaredSFT(SFT):
+    def objective(self, batch, logprobs):
+        return logprobs * logprobs.detach().abs()
+
+
+@holds_only_for(SFT, squared=SquaredSFT)
+def test_sft_is_one(implementation):
+    minibatch = batch()
+    assert_same(coefficient(implementation(), minibatch)[1], minibatch.response_mask.double())
+
+
+class NoClip(GRPO):
+    def surrogate(self, batch, logprobs, clip_low, clip_high):
+        return self.ratio(batch, logprobs) * batch.advantages
+
+
+class OtherDivergence(GRPO):
+    """k3 of the ratio turned over: a sign lost."""
+
+    def divergence(self, batch, logprobs):
+        u = logprobs - batch.ref_logprobs
+        return u.exp() - u - 1
+
+
+class NoBeta(GRPO):
+    def objective(self, batch, logprobs):
+        return super().objective(batch, logprobs) - (1 - self.kl_coef) * self.divergence(batch, logprobs)
+
+
+class Reinforce(GRPO):
+    def surrogate(self, batch, logprobs, clip_low, clip_high):
+        return logprobs * batch.advantages
+
+
+@holds_only_for(GRPO, no_clip=NoClip, other_divergence=OtherDivergence, no_beta=NoBeta, reinforce=Reinforce)
+def test_grpo_is_the_clipped_ratio_times_the_advantage_plus_the_pull_of_the_reference(implementation):
+    """GC = ρ A 1{clip inactive} + β (π_ref/π_θ − 1), off policy, in all four cases of the clip."""
+    minibatch = batch()
+    module = implementation(kl_coef=0.25, clip_low=0.2, clip_high=0.28)
+    logprobs, actual = coefficient(module, minibatch)
+    ratio, advantages = (logprobs - minibatch.old_logprobs).exp(), minibatch.advantages
+    clipped = ((advantages > 0) & (ratio > 1.28)) | ((advantages < 0) & (ratio < 0.8))
+    mask = minibatch.response_mask
+    assert clipped[mask].any() and not clipped[mask].all()
+    pull = 0.25 * ((minibatch.ref_logprobs - logprobs).exp() - 1)
+    expected = torch.where(clipped, 0, ratio * advantages) + pull
+    assert_same(actual, torch.where(mask, expected, 0))
+
+
+def test_grpo_on_policy_is_the_plain_policy_gradient():
+    """At θ = θ_old the clip is inactive and ρ = 1: GC = A + β (π_ref/π_θ − 1); with k3's own zero at the reference."""
+    minibatch = batch()
+    minibatch.ref_logprobs = minibatch.old_logprobs.clone()
+    _, actual = coefficient(GRPO(kl_coef=1.0), minibatch, shift=0.0)
+    assert_same(actual, torch.where(minibatch.response_mask, minibatch.advantages, 0))
+
+
+def test_grpo_without_old_logprobs_takes_the_current_ones():
+    minibatch = batch()
+    old = minibatch.old_logprobs
+    minibatch.old_logprobs = None
+    module, logprobs = GRPO(kl_coef=0.0), old.clone().requires_grad_()
+    torch.where(minibatch.response_mask, module.objective(minibatch, logprobs), 0).sum().backward()
+    assert_same(logprobs.grad, torch.where(minibatch.response_mask, minibatch.advantages, 0))
+
+
+def test_the_example_objective_has_its_gate_as_gradient():
+    """SAPO: f'(ρ) ρ A with f' = 4 σ(z)(1 − σ(z)), z = τ (ρ − 1); at ρ = 1 it is the plain policy gradient."""
+    minibatch = batch()
+    logprobs, actual = coefficient(SAPO(kl_coef=0.0), minibatch)
+    ratio = (logprobs - minibatch.old_logprobs).exp()
+    gate = torch.sigmoid(torch.where(minibatch.advantages > 0, ratio - 1, 1.05 * (ratio - 1)))
+    expected = 4 * gate * (1 - gate) * ratio * minibatch.advantages
+    assert_same(actual, torch.where(minibatch.response_mask, expected, 0))
+
+
+def test_what_lies_in_the_padding_changes_nothing(tiny_policy):
+    from rl_lightning.models import LoadOptions
+
+    losses = []
+    for fill in (0, 7):
+        module = GRPO(tiny_policy, LoadOptions(dtype="float64"), kl_coef=0.5)
+        module.configure_model()
+        minibatch = batch()
+        minibatch.input_ids = torch.where(minibatch.attention_mask, minibatch.input_ids, fill)
+        for name in ("old_logprobs", "ref_logprobs", "advantages"):
+            garbage = torch.full_like(getattr(minibatch, name), [0.0, torch.nan][fill > 0])
+            setattr(minibatch, name, torch.where(minibatch.response_mask, getattr(minibatch, name), garbage))
+        loss = module.loss(minibatch)
+        loss.backward()
+        losses.append((float(loss), module.policy.lm_head.weight.grad.clone()))
+    assert losses[0][0] == losses[1][0]
+    assert torch.equal(losses[0][1], losses[1][1])
+
+
+def test_the_reference_is_frozen_and_in_no_checkpoint(tiny_policy):
+    module = GRPO(tiny_policy, kl_coef=0.1)
+    module.configure_model()
+    assert module.reference is not None
+    assert not any(parameter.requires_grad for parameter in module.reference.parameters())
+    assert not any(name.startswith("reference") for name in module.state_dict())
+    module.train()
+    assert not module.reference.training and module.policy.training
+    other = GRPO(tiny_policy, kl_coef=0.1)
+    other.configure_model()
+    other.load_state_dict(module.state_dict())
+    broken = {name: value for name, value in module.state_dict().items() if "lm_head" not in name}
+    with pytest.raises(RuntimeError, match="lm_head"):
+        other.load_state_dict(broken)
+
+
+def test_no_reference_is_loaded_without_a_use_for_it(tiny_policy):
+    module = GRPO(tiny_policy, kl_coef=0.0)
+    module.configure_model()
+    assert module.reference is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"kl_coef": -0.1}, "kl_coef"),
+        ({"clip_low": 1.5}, "clip_low"),
+        ({"clip_high": -0.5}, "clip_high"),
+        ({"kl_coef": 0.0, "reference": "embedded"}, "reference"),
+    ],
+)
+def test_impossible_settings_are_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        GRPO(**options)
+
+
+def test_a_module_without_an_objective_says_so(tiny_policy):
+    module = PolicyModule(tiny_policy)
+    module.configure_model()
+    with pytest.raises(TypeError, match="must define objective"):
+        module.loss(batch())
