@@ -51,7 +51,7 @@ class TransformersGenerator(Generator):
         logprobs: list[Tensor] = []
         for start in range(0, len(streams), self.max_rows):
             turn = slice(start, min(len(streams), start + self.max_rows))
-            # Padded by the turn, not by the call: some recurrent models read the padding of a batch of one.
+            # Padded by the turn: columns that are padding in all of its rows would only cost time.
             prompt_ids, prompt_mask = (part.to(device) for part in pad_left(repeated[turn], pad_id))
             drawing = _Draw(numbers[turn], sampling, stop_ids, prompt_ids.shape[1])
             if progress is not None:
