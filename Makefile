@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0
+ROLLOUTS ?= 100
+DIRECTORY ?= runs/demo
 
-.PHONY: demo test lint check tensorboard embedded bench clean
+.PHONY: demo test lint check slow tensorboard embedded bench clean
 
 demo: $(VENV)/core  ## GRPO on the embedded policy, and the evaluation before and after
-	$(BIN)/python examples/demo.py --seeds $(SEEDS)
+	$(BIN)/python examples/demo.py --seeds $(SEEDS) --rollouts $(ROLLOUTS) --directory $(DIRECTORY)
 
 test: lint check  ## everything that must hold
 
@@ -19,6 +21,9 @@ lint: $(VENV)/dev
 
 check: $(VENV)/dev
 	$(BIN)/python -m pytest
+
+slow: $(VENV)/dev  ## what learns, and takes minutes
+	$(BIN)/python -m pytest -m slow
 
 tensorboard: $(VENV)/core  ## look at the runs
 	$(BIN)/tensorboard --logdir runs

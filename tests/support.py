@@ -60,7 +60,9 @@ class StoredRollouts(RolloutDataModule):
     """Serves one rollout that is given, each rank its share of the groups, instead of sampling."""
 
     def __init__(self, rollout: Rollout, **sizes: Any) -> None:
-        super().__init__(ChainSum(train_size=64, val_size=8), prompts_per_rollout=len(rollout) // GROUP, **sizes)
+        super().__init__(
+            prompts=ChainSum(train_size=64, val_size=8), prompts_per_rollout=len(rollout) // GROUP, **sizes
+        )
         self.stored = rollout
 
     def collect(self, number: int) -> Rollout:

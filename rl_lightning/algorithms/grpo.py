@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from rl_lightning.algorithms.base import OptimizerOptions
 from rl_lightning.algorithms.online import OnlineModule
 from rl_lightning.errors import UserError
-from rl_lightning.functional import Reduction
-from rl_lightning.models import LoadOptions
 from rl_lightning.types import Minibatch
 
 
@@ -33,26 +30,19 @@ class GRPO(OnlineModule):
     Advantages come from the `GroupNormalize` callback.
 
     Args:
-        policy, load, optimizer, reduction, kl_coef, reference: see `OnlineModule`.
+        kl_coef: β ≥ 0; at 0 no reference is loaded.
         clip_low: ε below 1, in [0, 1].
         clip_high: ε above 1; the same as `clip_low` if null.
+        **online_options: reference, policy, load, optimizer, reduction: see `OnlineModule` and `PolicyModule`.
     """
 
     formula = "J = E 1/G Σ_i 1/|y_i| Σ_t [ min(ρA, clip(ρ, 1−ε, 1+ε)A) − β(π_ref/π_θ − log π_ref/π_θ − 1) ]"
     needs: ClassVar = {"advantages": "rl_lightning.callbacks.GroupNormalize"}
 
     def __init__(
-        self,
-        policy: str = "embedded",
-        load: LoadOptions | None = None,
-        optimizer: OptimizerOptions | None = None,
-        reduction: Reduction = "seq_mean",
-        kl_coef: float = 0.04,
-        reference: str | None = None,
-        clip_low: float = 0.2,
-        clip_high: float | None = None,
+        self, kl_coef: float = 0.04, clip_low: float = 0.2, clip_high: float | None = None, **online_options: Any
     ) -> None:
-        super().__init__(policy, load, optimizer, reduction, kl_coef, reference)
+        super().__init__(kl_coef=kl_coef, **online_options)
         self.clip_low = clip_low
         self.clip_high = clip_low if clip_high is None else clip_high
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl_lightning.algorithms.base import OptimizerOptions, PolicyModule
+from rl_lightning.algorithms.base import PolicyModule
 from rl_lightning.errors import UserError
-from rl_lightning.functional import Reduction, clipped_surrogate, kl_k1, kl_k3
-from rl_lightning.models import LoadOptions, PolicyFiles
+from rl_lightning.functional import clipped_surrogate, kl_k1, kl_k3
+from rl_lightning.models import PolicyFiles
 from rl_lightning.types import Minibatch
 
 _REFERENCE = "reference."
@@ -20,21 +20,13 @@ class OnlineModule(PolicyModule):
     """A policy that learns from rollouts of itself.
 
     Args:
-        policy, load, optimizer, reduction: see `PolicyModule`.
         kl_coef: weight β ≥ 0 of the divergence from the reference. At 0 no reference is loaded.
         reference: the frozen policy π_ref that the divergence is measured from; by default the policy as it began.
+        **policy_options: policy, load, optimizer, reduction: see `PolicyModule`.
     """
 
-    def __init__(
-        self,
-        policy: str = "embedded",
-        load: LoadOptions | None = None,
-        optimizer: OptimizerOptions | None = None,
-        reduction: Reduction = "seq_mean",
-        kl_coef: float = 0.0,
-        reference: str | None = None,
-    ) -> None:
-        super().__init__(policy=policy, load=load, optimizer=optimizer, reduction=reduction)
+    def __init__(self, kl_coef: float = 0.0, reference: str | None = None, **policy_options: Any) -> None:
+        super().__init__(**policy_options)
         if kl_coef < 0:
             raise UserError(f"kl_coef must be at least 0, not {kl_coef}: a negative one would drive the policy away")
         if reference is not None and kl_coef == 0:
@@ -42,7 +34,7 @@ class OnlineModule(PolicyModule):
                 "reference is set but kl_coef is 0, so it would never be used: set kl_coef or drop reference"
             )
         self.kl_coef = kl_coef
-        self.reference_files = PolicyFiles(reference, load) if reference else self.policy_files
+        self.reference_files = PolicyFiles(reference, self.policy_files.options) if reference else self.policy_files
         self.reference: nn.Module | None = None
 
     @property

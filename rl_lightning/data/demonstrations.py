@@ -10,11 +10,8 @@ import torch
 
 from rl_lightning.data.loader import EpochLoader, permutation, plan_steps, step_weights
 from rl_lightning.data.prompts import encode_demonstrations
-from rl_lightning.data.sampling import Evaluation, PromptOptions, SamplingDataModule
-from rl_lightning.data.sources import ExampleSource
+from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.errors import UserError
-from rl_lightning.generation import Generator, Sampling
-from rl_lightning.rewards import RewardLimits, RewardSpec
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Minibatch, Rows, pad_left, pad_right
 
@@ -27,30 +24,19 @@ class DemonstrationDataModule(SamplingDataModule):
     Examples that do not fill the last optimizer step of an epoch wait for the next one's order.
 
     Args:
-        prompts: where problems and demonstrations come from.
-        prompt_options, sampling, evaluation, generator, rewards, reward_limits, correct_threshold, seed: see
-            `SamplingDataModule`; they serve evaluation, which samples the policy as for the other algorithms.
         batch_size: demonstrations in an optimizer step, over all ranks.
         microbatch_size: demonstrations in one forward pass of one device; as many as the step has there if null.
+        **sampling_options: prompts (with demonstrations), and what serves evaluation, which samples the policy as for the
+            other algorithms: see `SamplingDataModule`.
     """
 
     def __init__(
         self,
-        prompts: ExampleSource | None = None,
-        prompt_options: PromptOptions | None = None,
-        sampling: Sampling | None = None,
-        evaluation: Evaluation | None = None,
-        generator: Generator | None = None,
-        rewards: list[RewardSpec] | None = None,
-        reward_limits: RewardLimits | None = None,
-        correct_threshold: float = 0.5,
-        seed: int | None = None,
         batch_size: int = 64,
         microbatch_size: int | None = None,
+        **sampling_options: Any,
     ) -> None:
-        super().__init__(
-            prompts, prompt_options, sampling, evaluation, generator, rewards, reward_limits, correct_threshold, seed
-        )
+        super().__init__(**sampling_options)
         self.batch_size = batch_size
         self.microbatch_size = microbatch_size
 

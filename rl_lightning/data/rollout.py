@@ -10,13 +10,10 @@ from typing import Any
 import torch
 
 from rl_lightning.data.loader import EpochLoader, StepSizes, permutation, plan_steps, step_weights
-from rl_lightning.data.sampling import Evaluation, PromptOptions, SamplingDataModule
-from rl_lightning.data.sources import ExampleSource
+from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import masked_mean
-from rl_lightning.generation import Generator, Sampling
 from rl_lightning.hooks import RolloutCallback
-from rl_lightning.rewards import RewardLimits, RewardSpec
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Minibatch, Rollout
 
@@ -27,36 +24,25 @@ class RolloutDataModule(SamplingDataModule):
     Every size is counted over all ranks, so the same YAML means the same on one device and on eight.
 
     Args:
-        prompts, prompt_options, sampling, evaluation, generator, rewards, reward_limits, correct_threshold, seed: see
-            `SamplingDataModule`.
         prompts_per_rollout: prompts that a rollout answers.
         group_size: responses to each of them, G.
         epochs_per_rollout: times that a rollout is gone through.
         minibatch_size: responses in an optimizer step, whole groups; the whole rollout if null (strictly on-policy).
         microbatch_size: responses in one forward pass of one device; as many as the step has there if null. Changes
             memory and speed, never the gradient.
+        **sampling_options: prompts, sampling, rewards and so on: see `SamplingDataModule`.
     """
 
     def __init__(
         self,
-        prompts: ExampleSource | None = None,
-        prompt_options: PromptOptions | None = None,
-        sampling: Sampling | None = None,
-        evaluation: Evaluation | None = None,
-        generator: Generator | None = None,
-        rewards: list[RewardSpec] | None = None,
-        reward_limits: RewardLimits | None = None,
-        correct_threshold: float = 0.5,
-        seed: int | None = None,
         prompts_per_rollout: int = 32,
         group_size: int = 8,
         epochs_per_rollout: int = 1,
         minibatch_size: int | None = None,
         microbatch_size: int | None = None,
+        **sampling_options: Any,
     ) -> None:
-        super().__init__(
-            prompts, prompt_options, sampling, evaluation, generator, rewards, reward_limits, correct_threshold, seed
-        )
+        super().__init__(**sampling_options)
         for name, value in (
             ("prompts_per_rollout", prompts_per_rollout),
             ("group_size", group_size),

@@ -5,52 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.prompts import EncodedPrompt, encode_prompts
 from rl_lightning.data.sources import ChainSum, ExampleSource
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
 from rl_lightning.rewards import Rewarder, RewardLimits, RewardSample, RewardSpec
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Rollout
 
 log = logging.getLogger(__name__)
 
 #: Streams of random numbers for different ends must not meet: the split shifts the seed.
 _SEED_OF: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
-
-
-@dataclass
-class Evaluation:
-    """How held-out prompts are answered in `validate`, `test` and `predict`.
-
-    Args:
-        samples_per_prompt: k answers each; pass@1 to pass@k are estimated from them.
-        prompts_per_batch: prompts answered side by side.
-        max_prompts: use only the first prompts of the split; all if null.
-        temperature, top_k, top_p: see `Sampling`.
-        max_new_tokens: as in training if null.
-    """
-
-    samples_per_prompt: int = 8
-    prompts_per_batch: int = 64
-    max_prompts: int | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_new_tokens: int | None = None
-
-    def sampling(self, training: Sampling) -> Sampling:
-        """Return how to sample, given how training samples."""
-        return Sampling(self.max_new_tokens or training.max_new_tokens, self.temperature, self.top_k, self.top_p)
 
 
 @dataclass
@@ -276,34 +251,3 @@ class SamplingDataModule(pl.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; rollouts know how."""
         return batch.to(device)
-
-
-@dataclass
-class EvaluationLoader:
-    """Samples k answers to every held-out prompt; a sized, lazy iterable of rollouts.
-
-    An answer's random stream is named by its prompt, so evaluation disturbs no training and two evaluations of one
-    policy agree, whatever the batch size.
-    """
-
-    data: SamplingDataModule
-    split: Split
-    _positions: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        trainer = self.data.trainer
-        assert trainer is not None
-        rank, size = data_parallel_rank(trainer), data_parallel_size(trainer)
-        self._positions = list(range(len(self.data._encoded.get(self.split, ()))))[rank::size]
-
-    def __len__(self) -> int:
-        return -(-len(self._positions) // self.data.evaluation.prompts_per_batch)
-
-    def __iter__(self) -> Iterator[Rollout]:
-        evaluation = self.data.evaluation
-        samples = evaluation.samples_per_prompt
-        for start in range(0, len(self._positions), evaluation.prompts_per_batch):
-            chosen = self._positions[start : start + evaluation.prompts_per_batch]
-            streams = [s for position in chosen for s in self.data.streams(self.split, position * samples, samples)]
-            prompts = [self.data._encoded[self.split][position] for position in chosen]
-            yield self.data.respond(prompts, chosen, streams, evaluation.sampling(self.data.sampling))

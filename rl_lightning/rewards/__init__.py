@@ -3,7 +3,8 @@
 Nothing here imports torch or Lightning, because every worker process imports this package.
 """
 
-from rl_lightning.rewards.rewarder import Rewarder, RewardLimits, RewardSample, RewardSpec, Scores
+from rl_lightning.rewards.rewarder import Rewarder
+from rl_lightning.rewards.spec import RewardLimits, RewardSample, RewardSpec, Scores
 from rl_lightning.rewards.workers import Outcome, WorkerPool
 
 __all__ = ["Outcome", "RewardLimits", "RewardSample", "RewardSpec", "Rewarder", "Scores", "WorkerPool"]

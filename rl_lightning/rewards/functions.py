@@ -58,9 +58,7 @@ def _check_final_answer(answer: str | None) -> None:
 
 
 @_carrying(check_answer=_check_final_answer)
-def final_answer(
-    response: str, answer: str, metadata: Mapping[str, Any] | None = None, wrong: float = 0.0
-) -> float:
+def final_answer(response: str, answer: str, metadata: Mapping[str, Any] | None = None, wrong: float = 0.0) -> float:
     """Return 1 if what follows the only ``#`` of the response is the gold answer, else `wrong`.
 
     Space around both is ignored; nothing else is: ``12;8#8`` is right for 8, ``12;8#8.0`` and ``#8#8`` are wrong. So is

@@ -8,11 +8,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, SupportsFloat
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.signature import BoundReward, bind
+from rl_lightning.rewards.spec import RewardLimits, RewardSample, RewardSpec, Scores
 from rl_lightning.rewards.workers import Outcome, WorkerPool
 
 _log = logging.getLogger(__name__)
@@ -21,77 +22,6 @@ _FEWEST_IN_CALL = 4
 #: ... once that has this many samples.
 _FEWEST_IN_TOTAL = 64
 _FAILURES = ("raised", "timeout", "died", "nan")
-
-
-@dataclass
-class RewardSpec:
-    """One reward function, as a YAML file lists it.
-
-    Args:
-        function: dotted path, such as ``rl_lightning.rewards.functions.answer_correct``.
-        weight: factor in the sum of rewards; 0 makes it a metric only.
-        name: what its metric is called; the last part of the path if null.
-        arguments: further keyword arguments of the function.
-    """
-
-    function: str
-    weight: float = 1.0
-    name: str | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class RewardLimits:
-    """What reward functions may use, and how many may fail.
-
-    Args:
-        timeout_s: longest time for one reward of one sample, in seconds; a function that takes longer is killed.
-        workers: number of processes that compute rewards.
-        max_failed_fraction: the run stops if more than this fraction of the samples, in [0, 1], gets no reward: in one
-            call of at least 4 samples, or of all samples so far once there are 64.
-        memory_limit_gb: address space of each worker in units of 2^30 bytes, or null for no limit. A function that
-            imports torch needs several.
-    """
-
-    timeout_s: float = 10.0
-    workers: int = 1
-    max_failed_fraction: float = 0.5
-    memory_limit_gb: float | None = None
-
-
-@dataclass(frozen=True)
-class RewardSample:
-    """What reward functions see of one sample.
-
-    Args:
-        prompt: the prompt as the model saw it.
-        response: what the model wrote.
-        answer: the gold answer, if the example has one.
-        metadata: of the example; picklable.
-    """
-
-    prompt: str
-    response: str
-    answer: str | None
-    metadata: dict[str, Any]
-
-
-@dataclass
-class Scores:
-    """Rewards of a list of samples, in the same order.
-
-    Args:
-        total: weighted sum of the rewards; NaN where one with a weight other than 0 failed.
-        components: each reward by name, unweighted; NaN where it failed.
-        failures: how many rewards of how many samples ``raised``, hit the ``timeout``, ``died`` with their process or
-            were ``nan`` (also: not a number, infinite). Kinds that didn't occur are absent. What reward functions
-            themselves counted (:mod:`rl_lightning.rewards.tally`), such as ``grader_timeout``, is added; those samples
-            have their reward.
-    """
-
-    total: list[float]
-    components: dict[str, list[float]]
-    failures: dict[str, int]
 
 
 class Rewarder:

@@ -10,15 +10,13 @@ import pickle
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import tally
 from rl_lightning.rewards.resolve import resolve
+from rl_lightning.rewards.spec import RewardSample
 from rl_lightning.rewards.workers import Outcome
-
-if TYPE_CHECKING:
-    from rl_lightning.rewards.rewarder import RewardSample
 
 _log = logging.getLogger(__name__)
 

@@ -27,9 +27,9 @@ class Record(pl.Callback):
 
 
 def grpo(policy):
-    module = GRPO(policy, optimizer=OptimizerOptions(**OPTIMIZER), kl_coef=0.04)
+    module = GRPO(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER), kl_coef=0.04)
     data = RolloutDataModule(
-        ChainSum(train_size=20, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
+        prompts=ChainSum(train_size=20, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
         prompts_per_rollout=8, group_size=2, epochs_per_rollout=2, minibatch_size=8,
     )  # fmt: skip
     return module, data
@@ -37,7 +37,7 @@ def grpo(policy):
 
 def sft(policy):
     module = SFT(policy, optimizer=OptimizerOptions(**OPTIMIZER))
-    data = DemonstrationDataModule(ChainSum(train_size=35, val_size=4), seed=5, batch_size=8)
+    data = DemonstrationDataModule(prompts=ChainSum(train_size=35, val_size=4), seed=5, batch_size=8)
     return module, data
 
 

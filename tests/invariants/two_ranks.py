@@ -21,7 +21,7 @@ def main(policy: str, directory: str) -> None:
         for reduction in get_args(Reduction):
             rollout = random_rollout(dtype=getattr(torch, dtype))
             data = StoredRollouts(rollout, group_size=4, microbatch_size=4)
-            module = GRPO(policy, LoadOptions(dtype=dtype), reduction=reduction, kl_coef=0.5, clip_low=0.3)
+            module = GRPO(policy=policy, load=LoadOptions(dtype=dtype), reduction=reduction, kl_coef=0.5, clip_low=0.3)
             keep = KeepGradients()
             run = trainer(directory, [keep], devices=2, strategy="ddp")
             run.fit(module, datamodule=data)

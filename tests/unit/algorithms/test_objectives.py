@@ -109,7 +109,7 @@ def test_what_lies_in_the_padding_changes_nothing(tiny_policy):
 
     losses = []
     for fill in (0, 7):
-        module = GRPO(tiny_policy, LoadOptions(dtype="float64"), kl_coef=0.5)
+        module = GRPO(policy=tiny_policy, load=LoadOptions(dtype="float64"), kl_coef=0.5)
         module.configure_model()
         minibatch = batch()
         minibatch.input_ids = torch.where(minibatch.attention_mask, minibatch.input_ids, fill)
@@ -124,14 +124,14 @@ def test_what_lies_in_the_padding_changes_nothing(tiny_policy):
 
 
 def test_the_reference_is_frozen_and_in_no_checkpoint(tiny_policy):
-    module = GRPO(tiny_policy, kl_coef=0.1)
+    module = GRPO(policy=tiny_policy, kl_coef=0.1)
     module.configure_model()
     assert module.reference is not None
     assert not any(parameter.requires_grad for parameter in module.reference.parameters())
     assert not any(name.startswith("reference") for name in module.state_dict())
     module.train()
     assert not module.reference.training and module.policy.training
-    other = GRPO(tiny_policy, kl_coef=0.1)
+    other = GRPO(policy=tiny_policy, kl_coef=0.1)
     other.configure_model()
     other.load_state_dict(module.state_dict())
     broken = {name: value for name, value in module.state_dict().items() if "lm_head" not in name}
@@ -140,7 +140,7 @@ def test_the_reference_is_frozen_and_in_no_checkpoint(tiny_policy):
 
 
 def test_no_reference_is_loaded_without_a_use_for_it(tiny_policy):
-    module = GRPO(tiny_policy, kl_coef=0.0)
+    module = GRPO(policy=tiny_policy, kl_coef=0.0)
     module.configure_model()
     assert module.reference is None
 

@@ -153,7 +153,7 @@ def test_random_states_survive_a_checkpoint(tmp_path):
 
 
 def train(policy, directory, callbacks, **options):
-    module = GRPO(policy, optimizer=OptimizerOptions(lr=1e-2))
+    module = GRPO(policy=policy, optimizer=OptimizerOptions(lr=1e-2))
     data = StoredRollouts(random_rollout(dtype=torch.float32), group_size=4)
     trainer(directory, callbacks, **options).fit(module, datamodule=data)
     return module
@@ -233,9 +233,9 @@ def test_every_rank_writes_a_file_of_its_own(tmp_path):
 
 
 def test_the_run_card_has_the_numbers(tiny_policy, tmp_path, capsys):
-    module = GRPO(tiny_policy, optimizer=OptimizerOptions(lr=3e-4, schedule="linear"), kl_coef=0.07)
+    module = GRPO(policy=tiny_policy, optimizer=OptimizerOptions(lr=3e-4, schedule="linear"), kl_coef=0.07)
     data = RolloutDataModule(
-        ChainSum(train_size=24, val_size=4), sampling=Sampling(max_new_tokens=6, temperature=0.9),
+        prompts=ChainSum(train_size=24, val_size=4), sampling=Sampling(max_new_tokens=6, temperature=0.9),
         prompts_per_rollout=8, group_size=4, epochs_per_rollout=2, minibatch_size=16, microbatch_size=8,
     )  # fmt: skip
     trainer(tmp_path, [RunCard()], max_epochs=3, max_steps=1, gradient_clip_val=0.5).fit(module, datamodule=data)

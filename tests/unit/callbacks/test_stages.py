@@ -160,7 +160,7 @@ def test_the_order_of_callbacks_does_not_matter_between_stages(tiny_policy, tmp_
             rewards=[RewardSpec("rl_lightning.rewards.functions.response_length")],
             prompts_per_rollout=4, group_size=4,
         )  # fmt: skip
-        run.fit(GRPO(tiny_policy), datamodule=data)
+        run.fit(GRPO(policy=tiny_policy), datamodule=data)
         (kept,) = keep.rollouts
         return kept
 
