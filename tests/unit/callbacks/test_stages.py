@@ -156,7 +156,7 @@ def test_the_order_of_callbacks_does_not_matter_between_stages(tiny_policy, tmp_
         run = trainer(tmp_path, [*shaping, keep])
         run.callbacks.sort(key=lambda callback: isinstance(callback, last))
         data = RolloutDataModule(
-            ChainSum(train_size=8, val_size=2), sampling=Sampling(max_new_tokens=6), seed=5,
+            prompts=ChainSum(train_size=8, val_size=2), sampling=Sampling(max_new_tokens=6), seed=5,
             rewards=[RewardSpec("rl_lightning.rewards.functions.response_length")],
             prompts_per_rollout=4, group_size=4,
         )  # fmt: skip
