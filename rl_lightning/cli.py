@@ -10,13 +10,14 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import transformers
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,6 +53,18 @@ class CLI(LightningCLI):
         bar = [] if own_bar or settings.enable_progress_bar is False else [RolloutProgressBar()]
         self.trainer_defaults["callbacks"] = [RNGState(), RunCard(), Speed(), *bar]
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse `--ckpt_path last` where there is nothing to go on from; Lightning would begin anew and only warn."""
+        if self.config.fit.get("ckpt_path") != "last":
+            return
+        savers = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+        places = {str(one.dirpath) for one in savers if one.dirpath}
+        if not any(list(Path(place).glob("last*.ckpt")) for place in places):
+            raise UserError(
+                f"--ckpt_path last: there is no last*.ckpt in {', '.join(sorted(places)) or 'the (unset) dirpath'}: run without "
+                "--ckpt_path to begin, or set dirpath and save_last on ModelCheckpoint"
+            )
 
     def _parse_ckpt_path(self) -> None:
         """Leave a checkpoint's hyper-parameters alone: the command line and the YAML decide, here as elsewhere."""

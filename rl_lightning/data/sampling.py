@@ -178,7 +178,7 @@ class SamplingDataModule(pl.LightningDataModule):
         generated = time.perf_counter()
         owner = torch.arange(len(prompts)).repeat_interleave(len(streams) // len(prompts))
         device = sampled.response_ids.device
-        unscored = torch.full((len(owner),), torch.nan, device=device)
+        unscored = torch.full((len(owner),), torch.nan, dtype=torch.float32, device=device)
         rollout = Rollout(
             input_ids=torch.cat([sampled.prompt_ids, sampled.response_ids], 1),
             attention_mask=torch.cat([sampled.prompt_mask, sampled.response_mask], 1),
@@ -213,8 +213,10 @@ class SamplingDataModule(pl.LightningDataModule):
         ]
         scores = self.rewarder.score(samples)
         device = rollout.input_ids.device
-        components = {name: torch.tensor(values, device=device) for name, values in scores.components.items()}
-        total = torch.tensor(scores.total, device=device)
+        components = {
+            name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in scores.components.items()
+        }
+        total = torch.tensor(scores.total, dtype=torch.float32, device=device)
         judge = next(iter(components.values()))
         # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
         mask = rollout.response_mask & ~total.isnan().unsqueeze(1)

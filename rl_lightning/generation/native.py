@@ -92,7 +92,7 @@ class _Batch:
         device = stops.device
         return cls(
             ids=torch.full((rows, columns), pad_id, device=device),
-            logprobs=torch.zeros(rows, columns, device=device),
+            logprobs=torch.zeros(rows, columns, dtype=torch.float32, device=device),
             lengths=torch.zeros(rows, dtype=torch.long, device=device),
             stopped=torch.zeros(rows, dtype=torch.bool, device=device),
             uniforms=numbers.to(device),

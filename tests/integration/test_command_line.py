@@ -130,6 +130,7 @@ MISTAKES = {
     "a wrong type": (["--model.optimizer.lr=fast"], "lr: Expected a <class 'float'>"),
     "a missing file": (["--config=configs/nothing.yaml"], "configs/nothing.yaml"),
     "no such policy": (["--model.policy=./nowhere"], "no directory nowhere"),
+    "nothing to go on from": (["--ckpt_path=last"], "there is no last*.ckpt in"),
     "a group of one": (["--data.group_size=1"], "group_size=1 must be at least 2"),
     "sizes that do not divide": (["--data.minibatch_size=5"], "minibatch_size=5 must divide"),
     "microbatches that do not divide": (["--data.microbatch_size=3"], "microbatch_size=3 must divide"),

@@ -39,7 +39,7 @@ def run(policy, directory, function="rl_lightning.rewards.functions.response_len
     return watch
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
 def test_the_first_minibatch_of_a_rollout_has_ratio_one_exactly(precision, tiny_policy, tmp_path):
     """Two rollouts of 2 epochs × 2 minibatches × 2 microbatches; the second minibatch and the second epoch are off policy."""
     watch = run(tiny_policy, tmp_path, precision=precision)
