@@ -182,6 +182,17 @@ class Minibatch(Rows):
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+class Sealed:
+    """A batch on its way from a loader to its step, out of reach of Lightning's precision plugin.
+
+    Under `bf16-true` the plugin rounds every floating-point tensor that it finds in a batch to bfloat16, also
+    log-probabilities and weights, whose third digit matters. The DataModule opens the seal when it moves the batch.
+    """
+
+    def __init__(self, batch: Rows) -> None:
+        self.batch = batch
+
+
 def pad_left(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
     """Stack token ids of different lengths, aligned at the right.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rl_lightning.data.sources.base import Split
 from rl_lightning.generation import Sampling
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
-from rl_lightning.types import Rollout
+from rl_lightning.types import Sealed
 
 if TYPE_CHECKING:
     from rl_lightning.data.sampling import SamplingDataModule
@@ -61,11 +61,11 @@ class EvaluationLoader:
     def __len__(self) -> int:
         return -(-len(self._positions) // self.data.evaluation.prompts_per_batch)
 
-    def __iter__(self) -> Iterator[Rollout]:
+    def __iter__(self) -> Iterator[Sealed]:
         evaluation = self.data.evaluation
         samples = evaluation.samples_per_prompt
         for start in range(0, len(self._positions), evaluation.prompts_per_batch):
             chosen = self._positions[start : start + evaluation.prompts_per_batch]
             streams = [s for position in chosen for s in self.data.streams(self.split, position * samples, samples)]
             prompts = [self.data._encoded[self.split][position] for position in chosen]
-            yield self.data.respond(prompts, chosen, streams, evaluation.sampling(self.data.sampling))
+            yield Sealed(self.data.respond(prompts, chosen, streams, evaluation.sampling(self.data.sampling)))

@@ -14,7 +14,7 @@ from torch import Tensor
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals, token_weights
 from rl_lightning.strategies import data_parallel_size, sum_over_ranks
-from rl_lightning.types import Minibatch, Rows
+from rl_lightning.types import Minibatch, Rows, Sealed
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ class EpochLoader:
     def __len__(self) -> int:
         return self._source.microbatches_per_epoch()
 
-    def __iter__(self) -> Iterator[Minibatch]:
+    def __iter__(self) -> Iterator[Sealed]:
         if self._position >= len(self):
             self._number, self._position = self._number + 1, 0
         self._epoch = self._source.epoch(self._number, self._saved)
         self._saved = None
         for batch in self._epoch.microbatches(self._position):
             self._position += 1
-            yield batch
+            yield Sealed(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch's number, the position in it, and, in its middle, the epoch itself."""

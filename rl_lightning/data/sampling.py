@@ -20,7 +20,7 @@ from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
 from rl_lightning.rewards import Rewarder, RewardLimits, RewardSample, RewardSpec
-from rl_lightning.types import Rollout
+from rl_lightning.types import Rollout, Rows, Sealed
 
 log = logging.getLogger(__name__)
 
@@ -250,6 +250,6 @@ class SamplingDataModule(pl.LightningDataModule):
         """Return the test prompts, sampled and scored batch by batch."""
         return EvaluationLoader(self, "test")
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; rollouts know how."""
-        return batch.to(device)
+    def transfer_batch_to_device(self, batch: Sealed, device: torch.device, dataloader_idx: int) -> Rows:
+        """Open a batch and move it."""
+        return batch.batch.to(device)
