@@ -33,7 +33,7 @@ class GRPO(OnlineModule):
         kl_coef: β ≥ 0; at 0 no reference is loaded.
         clip_low: ε below 1, in [0, 1].
         clip_high: ε above 1; the same as `clip_low` if null.
-        **online_options: reference, policy, load, optimizer, reduction: see `OnlineModule` and `PolicyModule`.
+        **online_options: reference, kl_estimator, policy, load, optimizer, reduction: see `OnlineModule` and `PolicyModule`.
     """
 
     formula = "J = E 1/G Σ_i 1/|y_i| Σ_t [ min(ρA, clip(ρ, 1−ε, 1+ε)A) − β(π_ref/π_θ − log π_ref/π_θ − 1) ]"

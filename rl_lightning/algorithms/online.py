@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from rl_lightning.algorithms.base import PolicyModule
 from rl_lightning.errors import UserError
-from rl_lightning.functional import clipped_surrogate, kl_k1, kl_k3
+from rl_lightning.functional import KLEstimator, clipped_surrogate, kl_k1, kl_k3, kl_penalty
 from rl_lightning.models import PolicyFiles
 from rl_lightning.types import Minibatch
+
+log = logging.getLogger(__name__)
 
 _REFERENCE = "reference."
 
@@ -22,10 +25,18 @@ class OnlineModule(PolicyModule):
     Args:
         kl_coef: weight β ≥ 0 of the divergence from the reference. At 0 no reference is loaded.
         reference: the frozen policy π_ref that the divergence is measured from; by default the policy as it began.
+        kl_estimator: how the divergence is estimated; see `rl_lightning.functional.kl_penalty` for what each one's gradient
+            is. `k3` is the notebook's; `rho_k3` follows the divergence itself, on and off policy.
         **policy_options: policy, load, optimizer, reduction: see `PolicyModule`.
     """
 
-    def __init__(self, kl_coef: float = 0.0, reference: str | None = None, **policy_options: Any) -> None:
+    def __init__(
+        self,
+        kl_coef: float = 0.0,
+        reference: str | None = None,
+        kl_estimator: KLEstimator = "k3",
+        **policy_options: Any,
+    ) -> None:
         super().__init__(**policy_options)
         if kl_coef < 0:
             raise UserError(f"kl_coef must be at least 0, not {kl_coef}: a negative one would drive the policy away")
@@ -33,14 +44,21 @@ class OnlineModule(PolicyModule):
             raise UserError(
                 "reference is set but kl_coef is 0, so it would never be used: set kl_coef or drop reference"
             )
+        if kl_estimator == "k1" and kl_coef:
+            log.warning("kl_estimator: k1 in the loss has no gradient in expectation, only noise: use k2, k3 or rho_k3")
         self.kl_coef = kl_coef
+        self.kl_estimator: KLEstimator = kl_estimator
         self.reference_files = PolicyFiles(reference, self.policy_files.options) if reference else self.policy_files
         self.reference: nn.Module | None = None
 
     @property
     def estimator(self) -> str:
         """How the divergence from the reference is estimated, for the run card."""
-        return f"k3 in the loss, kl_coef {self.kl_coef:g}" if self.kl_coef else "none (no reference loaded)"
+        return (
+            f"{self.kl_estimator} in the loss, kl_coef {self.kl_coef:g}"
+            if self.kl_coef
+            else "none (no reference loaded)"
+        )
 
     def configure_model(self) -> None:
         """Load the policy, and the reference if the objective has a use for it."""
@@ -67,13 +85,12 @@ class OnlineModule(PolicyModule):
 
     def ratio(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
         """Return ρ = π_θ/π_old per token, and observe how far it is from 1."""
-        old_logprobs = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-        ratio = (logprobs - old_logprobs).exp()
+        ratio = (logprobs - old_logprobs(batch, logprobs)).exp()
         self.observe(
             {
                 "policy/ratio_mean": ratio,
                 "policy/ratio_square": ratio.square(),
-                "policy/approx_kl": kl_k3(old_logprobs, logprobs),
+                "policy/approx_kl": kl_k3(old_logprobs(batch, logprobs), logprobs),
             },
             batch,
         )
@@ -96,11 +113,12 @@ class OnlineModule(PolicyModule):
         return clipped_surrogate(ratio, batch.advantages, clip_low, clip_high)
 
     def divergence(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
-        """Return k3 = D(π_ref/π_θ) per token, in nats, and observe it beside k1."""
+        """Return the estimated divergence from the reference per token, in nats, and observe k1 and k3."""
         assert batch.ref_logprobs is not None
-        k3 = kl_k3(logprobs, batch.ref_logprobs)
-        self.observe({"kl/k3": k3, "kl/k1": kl_k1(logprobs, batch.ref_logprobs)}, batch)
-        return k3
+        k1, k3 = kl_k1(logprobs, batch.ref_logprobs), kl_k3(logprobs, batch.ref_logprobs)
+        self.observe({"kl/k3": k3, "kl/k1": k1}, batch)
+        ratio = (logprobs - old_logprobs(batch, logprobs)).exp()
+        return kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, ratio)
 
     # The reference moves and shards with the module, but it never changes, so checkpoints leave it out.
 
@@ -126,3 +144,8 @@ class OnlineModule(PolicyModule):
                 f"{result.unexpected_keys[:5]}; was it made with another policy?"
             )
         return torch.nn.modules.module._IncompatibleKeys(missing, result.unexpected_keys)
+
+
+def old_logprobs(batch: Minibatch, logprobs: Tensor) -> Tensor:
+    """Return log π_old; where the rollout serves a single update these are the current ones, without gradient."""
+    return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs

@@ -1,7 +1,7 @@
 """The mathematics: pure functions of tensors, without state, Lightning or transformers."""
 
 from rl_lightning.functional.advantages import group_normalize
-from rl_lightning.functional.kl import kl_k1, kl_k3
+from rl_lightning.functional.kl import KLEstimator, kl_k1, kl_k2, kl_k3, kl_penalty
 from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_logits
 from rl_lightning.functional.masking import masked_mean, response_mask_from_ids
 from rl_lightning.functional.policy_loss import clipped_surrogate
@@ -10,13 +10,16 @@ from rl_lightning.functional.weights import BatchTotals, Reduction, batch_totals
 
 __all__ = [
     "BatchTotals",
+    "KLEstimator",
     "Reduction",
     "batch_totals",
     "clipped_surrogate",
     "entropy_from_logits",
     "group_normalize",
     "kl_k1",
+    "kl_k2",
     "kl_k3",
+    "kl_penalty",
     "logprobs_from_logits",
     "masked_mean",
     "overlong_penalty",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3", "k3_k2grad", "rho_k3"]
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -18,6 +22,22 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
         Nats, any sign.
     """
     return logprobs - ref_logprobs
+
+
+def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Return k2 = (log π/π_ref)² / 2 per token: biased in value, yet as a loss on samples of π its gradient is exactly
+    that of KL(π‖π_ref).
+
+    Args:
+        logprobs: log π, nats.
+        ref_logprobs: log π_ref, nats, same shape.
+
+    Returns:
+        Nats² ≥ 0.
+
+    Source: J. Schulman, Approximating KL divergence (2020).
+    """
+    return (logprobs - ref_logprobs).square() / 2
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
@@ -38,3 +58,47 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     log_ratio = ref_logprobs - logprobs
     # expm1 keeps the digits that exp(x) − 1 − x loses near x = 0, where the divergence is tiny.
     return log_ratio.expm1() - log_ratio
+
+
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, ratio: Tensor) -> Tensor:
+    """Return an estimate of KL(π‖π_ref) per token, to be weighed into a loss.
+
+    What its gradient is in expectation, over tokens sampled from π_old:
+
+    ============  =====================================  ==========================================
+    estimator     on policy (π_old = π)                  off policy
+    ============  =====================================  ==========================================
+    `k1`          none at all: noise                     wrong
+    `k2`          KL(π‖π_ref)                            wrong
+    `k3`          KL(π_ref‖π), the other direction       wrong
+    `k3_k2grad`   KL(π‖π_ref), with k3's value           wrong
+    `rho_k3`      KL(π‖π_ref)                            KL(π‖π_ref)
+    ============  =====================================  ==========================================
+
+    Args:
+        logprobs: log π with gradient, nats.
+        ref_logprobs: log π_ref, nats, same shape.
+        estimator: one of the names above.
+        ratio: ρ = π/π_old with gradient, same shape; `rho_k3` alone reads it.
+
+    Returns:
+        Nats (nats² for `k2`).
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Source: Tang and Munos (arXiv 2506.09477) on the gradients; `rho_k3` is the unbiased estimate of DeepSeek-V3.2.
+    """
+    if estimator == "k1":
+        return kl_k1(logprobs, ref_logprobs)
+    if estimator == "k2":
+        return kl_k2(logprobs, ref_logprobs)
+    k3 = kl_k3(logprobs, ref_logprobs)
+    if estimator == "k3":
+        return k3
+    if estimator == "k3_k2grad":
+        k2 = kl_k2(logprobs, ref_logprobs)
+        return k2 + (k3 - k2).detach()
+    if estimator == "rho_k3":
+        return ratio * k3
+    raise ValueError(f"unknown estimator {estimator!r}; choose one of {', '.join(get_args(KLEstimator))}")

@@ -85,6 +85,13 @@ def test_grpo_on_policy_is_the_plain_policy_gradient():
     assert_same(actual, torch.where(minibatch.response_mask, minibatch.advantages, 0))
 
 
+def test_the_estimator_option_reaches_the_objective(caplog):
+    minibatch = batch()
+    gradients = {name: coefficient(GRPO(kl_estimator=name), minibatch)[1] for name in ("k1", "k2", "k3", "rho_k3")}
+    assert "no gradient in expectation" in caplog.text
+    assert len({float(gradient.sum()) for gradient in gradients.values()}) == 4
+
+
 def test_grpo_without_old_logprobs_takes_the_current_ones():
     minibatch = batch()
     old = minibatch.old_logprobs

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rl_lightning.functional import clipped_surrogate, kl_k1, kl_k3
+from rl_lightning.functional import clipped_surrogate, kl_k1, kl_k3, kl_penalty
 from tests.checks import assert_same, holds_only_for
 
 RATIO = torch.tensor([0.5, 0.79, 0.81, 1.0, 1.19, 1.21, 1.3, 2.0], dtype=torch.float64)
@@ -118,3 +118,43 @@ def test_k3_as_a_loss_has_the_gradient_of_the_forward_divergence():
 
 def test_k1_as_a_loss_has_no_gradient():
     assert float(expected_gradient(kl_k1).abs().max()) < 1e-15
+
+
+OLD = torch.tensor([0.4, 0.2, 0.2, 0.2], dtype=torch.float64)
+
+
+def penalty_gradient(estimator, sampled_from):
+    """∇ E_{y ~ sampled_from}[penalty], samples frozen, in the logits of the policy."""
+    logits = POLICY.log().clone().requires_grad_()
+    logprobs = logits.log_softmax(0)
+    ratio = (logprobs - sampled_from.log()).exp()
+    (sampled_from * kl_penalty(logprobs, REFERENCE.log(), estimator, ratio)).sum().backward()
+    return logits.grad
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3_k2grad", "rho_k3"])
+def test_on_policy_these_have_the_gradient_of_the_reverse_divergence(estimator):
+    assert_same(penalty_gradient(estimator, POLICY), true_gradient("reverse"))
+    with pytest.raises(AssertionError):
+        assert_same(penalty_gradient(estimator, POLICY), true_gradient("forward"))
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "k3_k2grad", "rho_k3"])
+def test_off_policy_only_one_has(estimator):
+    gradient = penalty_gradient(estimator, OLD)
+    if estimator == "rho_k3":
+        assert_same(gradient, true_gradient("reverse"))
+    else:
+        with pytest.raises(AssertionError):
+            assert_same(gradient, true_gradient("reverse"), relative=0.05)
+
+
+def test_the_straight_through_estimator_has_the_value_of_k3():
+    ones = torch.ones_like(POLICY)
+    value = kl_penalty(POLICY.log(), REFERENCE.log(), "k3_k2grad", ones)
+    assert_same(value, kl_k3(POLICY.log(), REFERENCE.log()))
+
+
+def test_an_unknown_estimator_is_named():
+    with pytest.raises(ValueError, match="k3_k2grad"):
+        kl_penalty(POLICY.log(), REFERENCE.log(), "k4", POLICY)
