@@ -146,7 +146,8 @@ class ColumnSource(ExampleSource):
             where = self.splits["val"]
             log.warning("%s: no test data are given; testing on the validation data, %s", owner, where)
         if where is None:
-            raise UserError(f"{owner}: the {split} split is asked for, but `{split}` is not set")
+            without = ", or train without validation: --trainer.limit_val_batches=0" if split == "val" else ""
+            raise UserError(f"{owner}: the {split} split is asked for, but `{split}` is not set: set it{without}")
         return where
 
     @abstractmethod
