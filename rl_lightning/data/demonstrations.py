@@ -118,7 +118,9 @@ class DemonstrationEpoch:
         first, skip = divmod(start, data.sizes.accumulate)
         for positions in self._steps[first:]:
             whole = data.rows(positions)
-            (weights,) = step_weights(data.trainer, [whole], data.module.reduction, whole.response_length)
+            (weights,) = step_weights(
+                data.trainer, [(whole.response_mask, whole.group_ids)], data.module.reduction, whole.response_length
+            )
             for part in range(skip, data.sizes.accumulate):
                 cut = slice(part * size, (part + 1) * size)
                 rows = data.rows(positions[cut])

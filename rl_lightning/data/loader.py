@@ -14,7 +14,7 @@ from torch import Tensor
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals, token_weights
 from rl_lightning.strategies import data_parallel_size, sum_over_ranks
-from rl_lightning.types import Minibatch, Rows, Sealed
+from rl_lightning.types import Minibatch, Sealed
 
 
 @dataclass(frozen=True)
@@ -76,24 +76,23 @@ def permutation(count: int, *key: int) -> Tensor:
 
 
 def step_weights(
-    trainer: Trainer, minibatches: list[Rows], reduction: Reduction, max_length: int | None
+    trainer: Trainer, steps: list[tuple[Tensor, Tensor]], reduction: Reduction, max_length: int | None
 ) -> list[Tensor]:
     """Return the token weights of some optimizer steps, counted over all ranks with one exchange.
 
     Args:
-        trainer: knows the ranks; every rank must call this with as many minibatches.
-        minibatches: this rank's whole share of each optimizer step.
+        trainer: knows the ranks; every rank must call this with as many steps.
+        steps: the response mask (b, R) and group ids (b,) of this rank's whole share of each optimizer step.
         reduction, max_length: see `token_weights`.
 
     Returns:
         One (b, R) float64 tensor a step.
     """
-    parts = [(batch.response_mask, batch.group_ids) for batch in minibatches]
-    counted = torch.stack([torch.stack(batch_totals(mask, groups)) for mask, groups in parts])
+    counted = torch.stack([torch.stack(batch_totals(mask, groups)) for mask, groups in steps])
     everywhere = sum_over_ranks(trainer, counted).clamp(min=1)
     return [
         token_weights(mask, groups, reduction, BatchTotals(*totals), max_length)
-        for (mask, groups), totals in zip(parts, everywhere, strict=True)
+        for (mask, groups), totals in zip(steps, everywhere, strict=True)
     ]
 
 

@@ -220,8 +220,8 @@ class RolloutEpoch:
         steps = [
             rows for epoch in range(data.epochs_per_rollout) for rows in self._order(epoch).split(self.sizes.minibatch)
         ]
-        shares = [self.rollout.select(rows) for rows in steps]
-        weights = step_weights(data.trainer, shares, data.module.reduction, data.sampling.max_new_tokens)  # type: ignore[arg-type]
+        masks = [(self.rollout.response_mask[rows], self.rollout.group_ids[rows]) for rows in steps]
+        weights = step_weights(data.trainer, masks, data.module.reduction, data.sampling.max_new_tokens)
         for number in range(start, len(steps) * self.sizes.accumulate):
             step, part = divmod(number, self.sizes.accumulate)
             cut = slice(part * size, (part + 1) * size)

@@ -78,10 +78,16 @@ def test_a_mean_of_microbatch_means_is_another_gradient(tiny_policy, tmp_path, m
     (whole,) = step_gradient(tiny_policy, tmp_path, "token_mean")
     exact = data.step_weights
 
-    def per_microbatch(trainer, minibatches, reduction, max_length):
-        parts = [exact(trainer, [batch.select(rows)], reduction, max_length)[0] / 8
-                 for batch in minibatches for rows in torch.arange(len(batch)).split(2)]  # fmt: skip
-        return [torch.cat(parts)]
+    def per_microbatch(trainer, steps, reduction, max_length):
+        return [
+            torch.cat(
+                [
+                    exact(trainer, [part], reduction, max_length)[0] / 8
+                    for part in zip(mask.split(2), groups.split(2), strict=True)
+                ]
+            )
+            for mask, groups in steps
+        ]
 
     monkeypatch.setattr(data, "step_weights", per_microbatch)
     (split,) = step_gradient(tiny_policy, tmp_path, "token_mean", microbatch_size=2)
