@@ -20,7 +20,7 @@ def evaluate(config: str, directory: Path, *overrides: str) -> dict[str, float]:
 
 
 def train(config: str, directory: Path, seed: int, rollouts: int | None) -> float:
-    """Train one policy and return the seconds that it took, without the validation and the start."""
+    """Train one policy and return the seconds that it took, start and validation included."""
     limit = [f"--trainer.max_epochs={rollouts}"] if rollouts else []
     started = time.perf_counter()
     run(["fit", f"--config={config}", f"--seed_everything={seed}", f"--trainer.default_root_dir={directory}", *limit])

@@ -51,12 +51,17 @@ class CLI(LightningCLI):
         listed = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
         own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
         bar = [] if own_bar or settings.enable_progress_bar is False else [RolloutProgressBar()]
-        self.trainer_defaults["callbacks"] = [RNGState(), RunCard(), Speed(), *bar]
+        own = {type(callback) for callback in listed}
+        always = [kind() for kind in (RNGState, RunCard, Speed) if kind not in own]
+        self.trainer_defaults["callbacks"] = [*always, *bar]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Refuse `--ckpt_path last` where there is nothing to go on from; Lightning would begin anew and only warn."""
-        if self.config.fit.get("ckpt_path") != "last":
+        """Refuse a checkpoint that is not there; for `last` Lightning would begin anew and only warn."""
+        path = self.config[self.subcommand].get("ckpt_path")
+        if path not in (None, "last", "best", "hpc", "registry") and not Path(path).exists():
+            raise UserError(f"--ckpt_path: there is no checkpoint {path}")
+        if path != "last":
             return
         savers = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
         places = {str(one.dirpath) for one in savers if one.dirpath}
@@ -65,6 +70,8 @@ class CLI(LightningCLI):
                 f"--ckpt_path last: there is no last*.ckpt in {', '.join(sorted(places)) or 'the (unset) dirpath'}: run without "
                 "--ckpt_path to begin, or set dirpath and save_last on ModelCheckpoint"
             )
+
+    before_validate = before_test = before_predict = before_fit
 
     def _parse_ckpt_path(self) -> None:
         """Leave a checkpoint's hyper-parameters alone: the command line and the YAML decide, here as elsewhere."""
@@ -155,6 +162,7 @@ def _calm() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # its DataModule keeps its state
     # The reference is in evaluation mode, as it should be.
     warnings.filterwarnings("ignore", ".*module\\(s\\) in eval mode.*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

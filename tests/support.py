@@ -95,3 +95,14 @@ def gradients(module: pl.LightningModule, data: RolloutDataModule, directory: Pa
     keep = KeepGradients()
     trainer(directory, [keep], **options).fit(module, datamodule=data)
     return keep.steps
+
+
+class StopAfter(pl.Callback):
+    """Stops training once some epochs are over, the way a user does: the schedule knows nothing of it."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch + 1 == self.epochs:
+            trainer.should_stop = True

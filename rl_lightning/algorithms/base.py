@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -38,6 +39,14 @@ class OptimizerOptions:
     warmup_steps: int = 0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
+    def __post_init__(self) -> None:
+        """Refuse what AdamW would refuse later, or accept in silence."""
+        for name in ("lr", "weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name} must be at least 0, not {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must lie in [0, 1), not {list(self.betas)}")
+
 
 class PolicyModule(pl.LightningModule):
     """A policy that is trained on an objective J, a number a token that is to be *maximised*.
@@ -56,6 +65,8 @@ class PolicyModule(pl.LightningModule):
     formula: ClassVar[str] = ""
     #: Fields of a rollout that a callback must supply → the callback to add when none does.
     needs: ClassVar[Mapping[str, str]] = {}
+    #: What training steps must be given, `rollouts` or `demonstrations`.
+    learns_from: ClassVar[str | None] = None
 
     policy: nn.Module
 
@@ -72,8 +83,6 @@ class PolicyModule(pl.LightningModule):
         self.reduction: Reduction = reduction
         self.observations = Observations()
         self._evaluation: dict[str, MetricCollection] = {}
-        if self.optimizer_options.lr < 0:
-            raise UserError(f"optimizer.lr must not be negative, not {self.optimizer_options.lr}")
 
     def configure_model(self) -> None:
         """Load the policy; Lightning calls this once the strategy is ready, possibly more than once."""
@@ -84,12 +93,17 @@ class PolicyModule(pl.LightningModule):
         """Return AdamW over whatever is trainable, and its schedule."""
         options = self.optimizer_options
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        # Lightning's mixed precision refuses to clip the gradients of fused optimizers.
+        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = torch.optim.AdamW(
-            parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
+            parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=fused
         )
         if options.schedule == "constant" and options.warmup_steps == 0:
             return optimizer
-        total = 0 if options.schedule == "constant" else int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
+        if options.schedule != "constant" and steps == float("inf"):
+            raise UserError(f"optimizer.schedule: {options.schedule} needs an end: set trainer.max_epochs or max_steps")
+        total = 0 if options.schedule == "constant" else int(steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(options, step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

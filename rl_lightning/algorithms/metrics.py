@@ -82,11 +82,12 @@ class PassAtK(Metric):
         self.add_state("prompts", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, rollout: Rollout) -> None:
-        """Add the prompts of a rollout, whole groups each."""
+        """Add the prompts of a rollout, whole groups each; those with fewer than k scored samples say nothing of k."""
         for group in rollout.group_ids.unique():
-            members = rollout.group_ids == group
-            self.total += pass_at_k(int(members.sum()), int(rollout.correct[members].sum()), self.k)
-            self.prompts += 1
+            members = (rollout.group_ids == group) & rollout.scored
+            if int(members.sum()) >= self.k:
+                self.total += pass_at_k(int(members.sum()), int(rollout.correct[members].sum()), self.k)
+                self.prompts += 1
 
     def compute(self) -> Tensor:
         """Return the mean over prompts, between 0 and 1."""
@@ -140,5 +141,6 @@ def evaluation_metrics(samples: int, prefix: str) -> MetricCollection:
     metrics: dict[str, Any] = {f"pass@{k}": PassAtK(k) for k in ks}
     metrics["reward_mean"] = RolloutMean(lambda rollout: rollout.rewards)
     metrics["length_mean"] = RolloutMean(lambda rollout: rollout.lengths)
+    metrics["failed_fraction"] = RolloutMean(lambda rollout: ~rollout.scored)
     metrics["truncated_fraction"] = RolloutMean(lambda rollout: rollout.truncated)
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)

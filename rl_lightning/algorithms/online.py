@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from rl_lightning.algorithms.base import PolicyModule
@@ -29,6 +30,8 @@ class OnlineModule(PolicyModule):
             is. `k3` is the notebook's; `rho_k3` follows the divergence itself, on and off policy.
         **policy_options: policy, load, optimizer, reduction: see `PolicyModule`.
     """
+
+    learns_from = "rollouts"
 
     def __init__(
         self,
@@ -63,8 +66,19 @@ class OnlineModule(PolicyModule):
     def configure_model(self) -> None:
         """Load the policy, and the reference if the objective has a use for it."""
         super().configure_model()
-        if self.kl_coef and self.reference is None:
-            self.reference = self.reference_files.load(trainable=False)
+        if not self.kl_coef or self.reference is not None or self._is_evaluating():
+            return
+        own, other = self.policy_files.config.vocab_size, self.reference_files.config.vocab_size
+        if own != other:
+            raise UserError(
+                f"reference {self.reference_files.policy!r} has a vocabulary of {other} tokens and the policy one of {own}: their "
+                "log-probabilities cannot be compared"
+            )
+        self.reference = self.reference_files.load(trainable=False)
+
+    def _is_evaluating(self) -> bool:
+        """Tell whether a trainer runs this without training it; then nobody asks for a divergence."""
+        return self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING
 
     def score(self, batch: Minibatch, single_update: bool) -> dict[str, Tensor]:
         """Return what must be known of a rollout before the policy changes.
@@ -117,8 +131,8 @@ class OnlineModule(PolicyModule):
         assert batch.ref_logprobs is not None
         k1, k3 = kl_k1(logprobs, batch.ref_logprobs), kl_k3(logprobs, batch.ref_logprobs)
         self.observe({"kl/k3": k3, "kl/k1": k1}, batch)
-        ratio = (logprobs - old_logprobs(batch, logprobs)).exp()
-        return kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, ratio)
+        log_ratio = logprobs - old_logprobs(batch, logprobs)
+        return kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, log_ratio)
 
     # The reference moves and shards with the module, but it never changes, so checkpoints leave it out.
 
@@ -136,10 +150,16 @@ class OnlineModule(PolicyModule):
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load a state without a reference."""
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the checkpoint does not fit the policy {self.policy_files.policy!r}: {reason[:300]}"
+            ) from error
         missing = [name for name in result.missing_keys if not name.startswith(_REFERENCE)]
         if strict and (missing or result.unexpected_keys):
-            raise RuntimeError(
+            raise UserError(
                 f"the checkpoint does not fit {type(self).__name__}: it lacks {missing[:5]} and has in excess "
                 f"{result.unexpected_keys[:5]}; was it made with another policy?"
             )

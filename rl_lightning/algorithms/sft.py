@@ -23,6 +23,8 @@ class SFT(PolicyModule):
 
     formula = "J = E[ 1/|y| Σ_t log π_θ(y_t | x, y_<t) ]"
 
+    learns_from = "demonstrations"
+
     def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
         """Return log π_θ(y_t | x, y_<t)."""
         return logprobs

@@ -20,7 +20,7 @@ class Histograms(RolloutCallback):
         self.every_n_rollouts = every_n_rollouts
 
     def _due(self, trainer: Trainer) -> bool:
-        return trainer.current_epoch % self.every_n_rollouts == 0
+        return trainer.current_epoch % max(1, self.every_n_rollouts) == 0
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Write what is known of a rollout before it is trained on."""

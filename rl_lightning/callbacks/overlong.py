@@ -23,19 +23,24 @@ class OverlongShaping(RolloutCallback):
         self.cache_length = cache_length
         self.max_length = max_length
         self.weight = weight
+        self._cap = max_length or 0
 
     def check_settings(self, trainer: Trainer) -> None:
         """Take the cap from the sampling settings, and check the two lengths."""
-        if self.max_length is None:
-            self.max_length = trainer.datamodule.sampling.max_new_tokens  # type: ignore[attr-defined]
-        if not 0 <= self.cache_length <= self.max_length:
+        cap: int = trainer.datamodule.sampling.max_new_tokens  # type: ignore[attr-defined]
+        self._cap = cap if self.max_length is None else self.max_length
+        if not 0 <= self.cache_length <= self._cap:
             raise UserError(
-                f"OverlongShaping: cache_length={self.cache_length} must lie between 0 and max_length={self.max_length}"
+                f"OverlongShaping: cache_length={self.cache_length} must lie between 0 and max_length={self._cap}"
+            )
+        if self._cap - self.cache_length >= cap:
+            raise UserError(
+                f"OverlongShaping would never act: the penalty begins beyond {self._cap - self.cache_length} tokens and responses "
+                f"have at most {cap}: raise cache_length or lower max_length"
             )
 
     def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Add the penalty to `rollout.rewards`."""
-        assert self.max_length is not None
-        penalty = self.weight * overlong_penalty(rollout.lengths, self.max_length, self.cache_length)
+        penalty = self.weight * overlong_penalty(rollout.lengths, self._cap, self.cache_length)
         rollout.rewards = rollout.rewards + penalty.to(rollout.rewards)
         rollout.metrics["rollout/overlong_penalty"] = float(penalty.mean())

@@ -29,11 +29,10 @@ class SampleTable(RolloutCallback):
         self.groups = groups
         self.per_group = per_group
         self.max_chars = max_chars
-        self._written_at: int | None = None
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Write some of a training rollout's samples."""
-        if trainer.current_epoch % self.every_n_rollouts == 0:
+        if trainer.current_epoch % max(1, self.every_n_rollouts) == 0:
             self._write(trainer, "rollout/samples", rollout)
 
     def on_validation_batch_end(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rl_lightning.data.loader import EpochLoader, permutation, plan_steps, step_weights
+from rl_lightning.data.loader import permutation, plan_steps, refuse_partial_epochs, step_weights
 from rl_lightning.data.prompts import encode_demonstrations
 from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.errors import UserError
@@ -29,6 +29,8 @@ class DemonstrationDataModule(SamplingDataModule):
         **sampling_options: prompts (with demonstrations), and what serves evaluation, which samples the policy as for the
             other algorithms: see `SamplingDataModule`.
     """
+
+    serves = "demonstrations"
 
     def __init__(
         self,
@@ -59,15 +61,27 @@ class DemonstrationDataModule(SamplingDataModule):
         files = self.module.policy_files
         encoded = self._encoded["train"]
         self._responses = encode_demonstrations(encoded, files.tokenizer, files.tokenizer.eos_token_id)
+        self._check_lengths(files.context_length)
         if len(encoded) < self.batch_size:
             raise UserError(f"batch_size={self.batch_size} but there are only {len(encoded)} demonstrations")
+        refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
+        self._longest = max(len(response) for response in self._responses)
         left = len(encoded) % self.batch_size
         if left:
             log.info("%d of %d demonstrations wait for the next epoch in every epoch", left, len(encoded))
 
-    def train_dataloader(self) -> EpochLoader:
-        """Return the loader whose every pass goes through all demonstrations."""
-        return EpochLoader(self)
+    def _check_lengths(self, context_length: int | None) -> None:
+        """Refuse demonstrations that the policy cannot read to their end."""
+        if context_length is None:
+            return
+        pairs = zip(self._encoded["train"], self._responses, strict=True)
+        lengths = [(prompt.example.location, len(prompt.input_ids) + len(response)) for prompt, response in pairs]
+        long = [
+            f"{place}: prompt and response have {length} tokens" for place, length in lengths if length > context_length
+        ]
+        if long:
+            shown = "\n  ".join(long[:20]) + (f"\n  ... and {len(long) - 20} more" if len(long) > 20 else "")
+            raise UserError(f"demonstrations are longer than the policy's context of {context_length}:\n  {shown}")
 
     def steps_per_epoch(self) -> int:
         """Return the number of optimizer steps in an epoch."""
@@ -119,7 +133,7 @@ class DemonstrationEpoch:
         for positions in self._steps[first:]:
             whole = data.rows(positions)
             (weights,) = step_weights(
-                data.trainer, [(whole.response_mask, whole.group_ids)], data.module.reduction, whole.response_length
+                data.trainer, [(whole.response_mask, whole.group_ids)], data.module.reduction, data._longest
             )
             for part in range(skip, data.sizes.accumulate):
                 cut = slice(part * size, (part + 1) * size)

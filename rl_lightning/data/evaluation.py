@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rl_lightning.data.sources.base import Split
+from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Sealed
@@ -34,6 +35,13 @@ class Evaluation:
     top_k: int = 0
     top_p: float = 1.0
     max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be."""
+        for name in ("samples_per_prompt", "prompts_per_batch", "max_prompts", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"evaluation.{name} must be at least 1, not {value}")
 
     def sampling(self, training: Sampling) -> Sampling:
         """Return how to sample, given how training samples."""

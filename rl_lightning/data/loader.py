@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals, token_weights
-from rl_lightning.strategies import data_parallel_size, sum_over_ranks
+from rl_lightning.strategies import data_parallel_size, from_every_rank, sum_over_ranks
 from rl_lightning.types import Minibatch, Sealed
 
 
@@ -117,40 +117,66 @@ class EpochSource(Protocol):
 
 
 class EpochLoader:
-    """A sized, lazy, stateful iterable over the microbatches of one epoch after another.
+    """A sized, lazy iterable over the microbatches of one epoch after another, which can be resumed.
 
     It has a length, so Lightning does not fetch ahead: with a batch in advance, the next rollout would be sampled
-    before the last update of this one. An epoch is made when its first microbatch is asked for.
+    before the last update of this one. An epoch is made when its first microbatch is asked for. Its DataModule keeps it
+    and its state: Lightning restores a loader's own state only for checkpoints from within an epoch.
     """
 
     def __init__(self, source: EpochSource) -> None:
         self._source = source
-        self._number = 0
+        self._number = -1
         self._position = 0
         self._epoch: Epoch | None = None
-        self._saved: dict[str, Any] | None = None
+        self._restored: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return self._source.microbatches_per_epoch()
 
     def __iter__(self) -> Iterator[Sealed]:
-        if self._position >= len(self):
+        saved, self._restored = self._restored, None
+        if saved is None or self._position >= len(self):
             self._number, self._position = self._number + 1, 0
-        self._epoch = self._source.epoch(self._number, self._saved)
-        self._saved = None
+            self._epoch = self._source.epoch(self._number, None)
+        else:
+            self._epoch = self._source.epoch(self._number, saved["epoch"])
         for batch in self._epoch.microbatches(self._position):
             self._position += 1
             yield Sealed(batch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the epoch's number, the position in it, and, in its middle, the epoch itself."""
+    def progress(self) -> dict[str, Any]:
+        """Return the epoch's number, the position in it, and, in its middle, the epoch itself as every rank has it."""
         inside = self._epoch is not None and 0 < self._position < len(self)
-        return {
-            "number": self._number,
-            "position": self._position,
-            "epoch": self._epoch.state_dict() if inside and self._epoch is not None else None,
-        }
+        own = self._epoch.state_dict() if inside and self._epoch is not None else None
+        return {"number": self._number, "position": self._position, "ranks": from_every_rank(own) if inside else []}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        self._number, self._position, self._saved = state["number"], state["position"], state["epoch"]
+    def restore(self, progress: dict[str, Any], rank: int, ranks: int) -> None:
+        """Go on where `progress` was taken.
+
+        Raises:
+            UserError: for the middle of an epoch on another number of ranks.
+        """
+        states = progress["ranks"]
+        if states and len(states) != ranks:
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch on {len(states)} rank(s) and cannot go on with {ranks}: use as "
+                "many devices as then, or a checkpoint from the end of an epoch"
+            )
+        self._number, self._position = progress["number"], progress["position"]
+        self._restored = {"epoch": states[rank] if states else None}
+
+
+def refuse_partial_epochs(trainer: Trainer, microbatches: int) -> None:
+    """Refuse to train on part of an epoch: optimizer steps would lack tokens that their weights count.
+
+    Raises:
+        UserError: for `limit_train_batches` or `overfit_batches` between none and all; `fast_dev_run` may.
+    """
+    limit = trainer.limit_train_batches
+    whole = limit in (0, 1.0) if isinstance(limit, float) else limit == 0 or limit >= microbatches
+    if not whole and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise UserError(
+            f"limit_train_batches={limit} would cut an epoch of {microbatches} microbatches short, in the middle of an optimizer "
+            "step: use fewer prompts, or trainer.max_steps"
+        )

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from rl_lightning.data.loader import EpochLoader, StepSizes, permutation, plan_steps, step_weights
+from rl_lightning.data.loader import StepSizes, permutation, plan_steps, refuse_partial_epochs, step_weights
 from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import masked_mean
 from rl_lightning.hooks import RolloutCallback
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size, mean_over_ranks
 from rl_lightning.types import Minibatch, Rollout
 
 
@@ -32,6 +32,8 @@ class RolloutDataModule(SamplingDataModule):
             memory and speed, never the gradient.
         **sampling_options: prompts, sampling, rewards and so on: see `SamplingDataModule`.
     """
+
+    serves = "rollouts"
 
     def __init__(
         self,
@@ -77,12 +79,14 @@ class RolloutDataModule(SamplingDataModule):
         """Check sizes and callbacks before anything is sampled, then set up prompts and rewards."""
         assert self.trainer is not None
         if stage == "fit":
+            self.sampling.check(training=True)
             rows = self.prompts_per_rollout * self.group_size
-            if rows % self.minibatch_size:
+            if self.minibatch_size < 1 or rows % self.minibatch_size:
                 raise UserError(
                     f"minibatch_size={self.minibatch_size} must divide prompts_per_rollout × group_size = {rows}"
                 )
             self.sizes = plan_steps(self.trainer, self.minibatch_size, self.microbatch_size, unit=self.group_size)
+            refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
             self._check_callbacks()
         super().setup(stage)
         if stage == "fit" and len(self._encoded["train"]) < self.prompts_per_rollout:
@@ -103,10 +107,6 @@ class RolloutDataModule(SamplingDataModule):
                 )
         for callback in self._rollout_callbacks():
             callback.check_settings(self.trainer)
-
-    def train_dataloader(self) -> EpochLoader:
-        """Return the loader whose every pass is one rollout."""
-        return EpochLoader(self)
 
     def microbatches_per_epoch(self) -> int:
         """Return the number of forward passes that a rollout is trained with on each rank."""
@@ -136,6 +136,7 @@ class RolloutDataModule(SamplingDataModule):
         for callback in self._rollout_callbacks():
             callback.on_rollout_advantages(self.trainer, self.module, rollout)
         rollout.metrics.update(self._metrics(rollout))
+        rollout = replace(rollout, metrics=mean_over_ranks(rollout.metrics))
         for callback in self._rollout_callbacks():
             callback.on_rollout_end(self.trainer, self.module, rollout)
         return rollout
@@ -180,7 +181,8 @@ class RolloutDataModule(SamplingDataModule):
 
     def _metrics(self, rollout: Rollout) -> dict[str, float]:
         scored = rollout.scored
-        groups = [rollout.correct[rollout.group_ids == group] for group in rollout.group_ids.unique()]
+        groups = [rollout.correct[(rollout.group_ids == group) & scored] for group in rollout.group_ids.unique()]
+        groups = [group for group in groups if len(group)] or [torch.zeros(1, dtype=torch.bool)]
         values = {
             "rollout/reward_mean": masked_mean(rollout.rewards, scored),
             "rollout/reward_std": rollout.rewards[scored].std() if int(scored.sum()) > 1 else torch.zeros(()),

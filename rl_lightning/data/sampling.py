@@ -7,19 +7,21 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
+from rl_lightning.data.loader import Epoch, EpochLoader
 from rl_lightning.data.prompts import EncodedPrompt, encode_prompts
 from rl_lightning.data.sources import ChainSum, ExampleSource
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
 from rl_lightning.rewards import Rewarder, RewardLimits, RewardSample, RewardSpec
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Rollout, Rows, Sealed
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,9 @@ class PromptOptions:
 class SamplingDataModule(pl.LightningDataModule):
     """Prompts in, scored responses out.
 
+    Attributes:
+        serves: what training steps get, `rollouts` or `demonstrations`; must be what the module learns from.
+
     Args:
         prompts: where problems come from.
         prompt_options: lengths, chat template, bad rows.
@@ -60,6 +65,8 @@ class SamplingDataModule(pl.LightningDataModule):
         correct_threshold: a response is correct if the first reward reaches this.
         seed: of prompt order and sampling; the run's `seed_everything` if null.
     """
+
+    serves: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -80,8 +87,11 @@ class SamplingDataModule(pl.LightningDataModule):
         self.evaluation = evaluation or Evaluation()
         self.generator = generator or NativeGenerator()
         self.rewarder = Rewarder(rewards or self._default_rewards(), reward_limits or RewardLimits())
+        self.loader = EpochLoader(self)
         self.correct_threshold = correct_threshold
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        if self.seed < 0:
+            raise UserError(f"seed must be at least 0, not {self.seed}")
         self._encoded: dict[Split, list[EncodedPrompt]] = {}
         #: Told how many responses are finished; a progress bar puts itself here.
         self.on_generation_progress: Callable[[int, int], None] | None = None
@@ -94,6 +104,29 @@ class SamplingDataModule(pl.LightningDataModule):
             )
         return [RewardSpec(self.source.default_reward)]
 
+    # The loader of training data, and where it is; subclasses say what an epoch is.
+
+    def microbatches_per_epoch(self) -> int:
+        """Return how many forward passes an epoch has on each rank."""
+        raise UserError(f"{type(self).__name__} has nothing to train on: it only evaluates")
+
+    def epoch(self, number: int, state: dict[str, Any] | None) -> Epoch:
+        """Make epoch `number`, or restore it from its state."""
+        raise UserError(f"{type(self).__name__} has nothing to train on: it only evaluates")
+
+    def train_dataloader(self) -> EpochLoader:
+        """Return the loader whose every pass is one epoch: always the same, so that no reload starts it anew."""
+        return self.loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far training has come."""
+        return self.loader.progress()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        assert self.trainer is not None
+        self.loader.restore(state_dict, data_parallel_rank(self.trainer), data_parallel_size(self.trainer))
+
     @property
     def module(self) -> Any:
         """The algorithm that this data serves."""
@@ -105,13 +138,22 @@ class SamplingDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Check the settings, start the reward workers, and read and encode the prompts that the stage needs."""
-        self.sampling.check(training=stage == "fit")
+        assert self.trainer is not None
+        if self.module.learns_from not in (None, self.serves) and stage == "fit":
+            raise UserError(
+                f"{type(self.module).__name__} learns from {self.module.learns_from}, but {type(self).__name__} serves "
+                f"{self.serves}: change data.class_path or model.class_path"
+            )
         self.evaluation.sampling(self.sampling).check(training=False)
         self.rewarder.start()
         wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         for split in wanted.get(stage, ("test",)):
-            if split == "train" or self._evaluates(stage):
-                self._encoded.setdefault(split, self.encode(split))
+            if split not in self._encoded and (split == "train" or self._evaluates(stage)):
+                self._encoded[split] = self.encode(split)
+                if split != "train" and len(self._encoded[split]) < data_parallel_size(self.trainer):
+                    raise UserError(
+                        f"there are fewer {split} prompts than the {data_parallel_size(self.trainer)} ranks that answer them"
+                    )
 
     def _evaluates(self, stage: str) -> bool:
         return stage != "fit" or bool(self.trainer and self.trainer.limit_val_batches)
@@ -130,7 +172,7 @@ class SamplingDataModule(pl.LightningDataModule):
             files.tokenizer,
             max_prompt_length=self.prompt_options.max_length,
             context_length=files.context_length,
-            max_new_tokens=sampling.max_new_tokens,
+            max_new_tokens=0 if split == "train" and self.serves == "demonstrations" else sampling.max_new_tokens,
             system_prompt=self.prompt_options.system_prompt,
             chat_template=self.prompt_options.chat_template,
             on_bad=self.prompt_options.on_bad,

@@ -60,7 +60,7 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, ratio: Tensor) -> Tensor:
+def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, log_ratio: Tensor) -> Tensor:
     """Return an estimate of KL(π‖π_ref) per token, to be weighed into a loss.
 
     What its gradient is in expectation, over tokens sampled from π_old:
@@ -79,7 +79,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, r
         logprobs: log π with gradient, nats.
         ref_logprobs: log π_ref, nats, same shape.
         estimator: one of the names above.
-        ratio: ρ = π/π_old with gradient, same shape; `rho_k3` alone reads it.
+        log_ratio: log ρ = log π/π_old with gradient, same shape; `rho_k3` alone reads it.
 
     Returns:
         Nats (nats² for `k2`).
@@ -100,5 +100,5 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, r
         k2 = kl_k2(logprobs, ref_logprobs)
         return k2 + (k3 - k2).detach()
     if estimator == "rho_k3":
-        return ratio * k3
+        return log_ratio.exp() * k3
     raise ValueError(f"unknown estimator {estimator!r}; choose one of {', '.join(get_args(KLEstimator))}")

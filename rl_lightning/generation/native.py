@@ -30,6 +30,8 @@ class NativeGenerator(Generator):
     """
 
     def __init__(self, max_rows: int = 512) -> None:
+        if max_rows < 1:
+            raise UserError(f"max_rows must be at least 1, not {max_rows}")
         self.max_rows = max_rows
 
     @torch.no_grad()
@@ -63,6 +65,8 @@ class NativeGenerator(Generator):
                 if progress is not None:
                     progress(done + finished, len(streams))
             done += rows.stop - rows.start
+            if progress is not None:  # what the cap has ended is finished too
+                progress(done, len(streams))
         return batch.responses(
             prompt_ids.repeat_interleave(samples, 0), prompt_mask.repeat_interleave(samples, 0), pad_id
         )

@@ -1,5 +1,11 @@
 """What the rest of the house needs to know of how the work is spread."""
 
-from rl_lightning.strategies.parallel import data_parallel_rank, data_parallel_size, sum_over_ranks
+from rl_lightning.strategies.parallel import (
+    data_parallel_rank,
+    data_parallel_size,
+    from_every_rank,
+    mean_over_ranks,
+    sum_over_ranks,
+)
 
-__all__ = ["data_parallel_rank", "data_parallel_size", "sum_over_ranks"]
+__all__ = ["data_parallel_rank", "data_parallel_size", "from_every_rank", "mean_over_ranks", "sum_over_ranks"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor
 
@@ -24,3 +25,20 @@ def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
         return value
     total: Any = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
     return total.to(value.device)
+
+
+def from_every_rank(value: Any) -> list[Any]:
+    """Return a picklable value of every rank, by rank; every rank must call it."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the mean of every metric over the ranks, 0 standing in where a rank lacks it; every rank must call it."""
+    ranks = from_every_rank(metrics)
+    return {
+        name: sum(rank.get(name, 0.0) for rank in ranks) / len(ranks) for name in {n: 0 for rank in ranks for n in rank}
+    }

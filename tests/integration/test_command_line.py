@@ -111,16 +111,40 @@ def test_online_curves_and_tables(tiny_policy, tmp_path):
     assert ratios[0] == ratios[2] == 1.0 != ratios[1]
 
 
-def test_a_stopped_run_goes_on(tiny_policy, tmp_path):
-    config = ROOT / "configs" / "grpo.yaml"
-    arguments = ["fit", f"--config={config}", *small(config, tiny_policy, tmp_path), "--trainer.limit_val_batches=0"]
-    every = "--trainer.callbacks.init_args.every_n_epochs=1"  # of the last callback listed, ModelCheckpoint
-    whole = run([*arguments, "--trainer.max_epochs=4", f"--trainer.default_root_dir={tmp_path / 'whole'}", every]).model
-    run([*arguments, "--trainer.max_epochs=2", every])
-    resumed = run([*arguments, "--trainer.max_epochs=4", every, "--ckpt_path=last", "--seed_everything=0"])
-    assert resumed.trainer.global_step == 4
-    for name, value in whole.state_dict().items():
+LEARNABLE = [
+    "--data.rewards=[{function: rl_lightning.rewards.functions.response_length}]",
+    "--model.optimizer={lr: 0.01, schedule: cosine, warmup_steps: 2}",
+]
+
+
+@pytest.mark.parametrize("config", ALGORITHMS, ids=lambda path: path.stem)
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(config, tiny_policy, tmp_path):
+    """With what the YAMLs ship: validation, checkpoints by epoch, a schedule; stopped, not finished, after two epochs."""
+    changes = ["--trainer.max_epochs=4", "--trainer.check_val_every_n_epoch=1", *LEARNABLE]
+    changes += ["--trainer.callbacks.init_args.every_n_epochs=1"]  # of the last callback listed, ModelCheckpoint
+    arguments = ["fit", f"--config={config}", *small(config, tiny_policy, tmp_path), *changes]
+    whole = run([*arguments, f"--trainer.default_root_dir={tmp_path / 'whole'}"])
+    stop = ["--trainer.callbacks+=tests.support.StopAfter", "--trainer.callbacks.epochs=2"]
+    stopped = run([*arguments, *stop])
+    assert 0 < stopped.trainer.global_step < whole.trainer.global_step
+    resumed = run([*arguments, "--ckpt_path=last"])
+    assert resumed.trainer.global_step == whole.trainer.global_step
+    start = AutoModelForCausalLM.from_pretrained(tiny_policy)
+    assert not torch.equal(whole.model.policy.lm_head.weight, start.lm_head.weight)
+    for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_every_precision_takes_a_step_with_clipping(precision, tiny_policy, tmp_path):
+    config = ROOT / "configs" / "grpo.yaml"
+    arguments = [f"--config={config}", *small(config, tiny_policy, tmp_path), *LEARNABLE]
+    assert (
+        run(
+            ["fit", *arguments, f"--trainer.precision={precision}", "--trainer.limit_val_batches=0"]
+        ).trainer.global_step
+        == 2
+    )
 
 
 MISTAKES = {
@@ -131,6 +155,18 @@ MISTAKES = {
     "a missing file": (["--config=configs/nothing.yaml"], "configs/nothing.yaml"),
     "no such policy": (["--model.policy=./nowhere"], "no directory nowhere"),
     "nothing to go on from": (["--ckpt_path=last"], "there is no last*.ckpt in"),
+    "no such checkpoint": (["--ckpt_path=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+    "another kind of module": (["--model=SFT"], "SFT learns from demonstrations"),
+    "no minibatch": (["--data.minibatch_size=0"], "minibatch_size=0 must divide"),
+    "no evaluation batch": (["--data.evaluation.prompts_per_batch=0"], "prompts_per_batch must be at least 1"),
+    "a negative seed": (["--data.seed=-1"], "seed must be at least 0"),
+    "betas out of range": (["--model.optimizer.betas=[0.9, 1.5]"], "betas must lie in [0, 1)"),
+    "a schedule without an end": (
+        ["--model.optimizer.schedule=cosine", "--trainer.max_epochs=-1"], "schedule: cosine needs an end"),
+    "part of a rollout": (["--data.microbatch_size=2", "--trainer.limit_train_batches=3"], "would cut an epoch of 4"),
+    "another vocabulary": (["--model.reference=embedded"], "log-probabilities cannot be compared"),
+    "a penalty that never acts": (
+        ["--trainer.callbacks+=OverlongShaping", "--trainer.callbacks.cache_length=0"], "would never act"),
     "a group of one": (["--data.group_size=1"], "group_size=1 must be at least 2"),
     "sizes that do not divide": (["--data.minibatch_size=5"], "minibatch_size=5 must divide"),
     "microbatches that do not divide": (["--data.microbatch_size=3"], "microbatch_size=3 must divide"),

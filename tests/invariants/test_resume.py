@@ -13,7 +13,7 @@ from rl_lightning.rewards import RewardSpec
 from tests.support import trainer
 
 LENGTH = [RewardSpec("rl_lightning.rewards.functions.response_length")]
-OPTIMIZER = {"lr": 1e-2, "warmup_steps": 3}
+OPTIMIZER = {"lr": 1e-2, "warmup_steps": 3, "schedule": "cosine"}
 
 
 class Record(pl.Callback):
@@ -30,43 +30,40 @@ def grpo(policy):
     module = GRPO(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER), kl_coef=0.04)
     data = RolloutDataModule(
         prompts=ChainSum(train_size=20, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
-        prompts_per_rollout=8, group_size=2, epochs_per_rollout=2, minibatch_size=8,
+        prompts_per_rollout=8, group_size=2, epochs_per_rollout=2, minibatch_size=8, microbatch_size=4,
     )  # fmt: skip
     return module, data
 
 
 def sft(policy):
     module = SFT(policy, optimizer=OptimizerOptions(**OPTIMIZER))
-    data = DemonstrationDataModule(prompts=ChainSum(train_size=35, val_size=4), seed=5, batch_size=8)
+    data = DemonstrationDataModule(prompts=ChainSum(train_size=35, val_size=4), seed=5, batch_size=8, microbatch_size=4)
     return module, data
 
 
-def fit(make, policy, directory, callbacks=(), **options):
-    """Return the finished trainer, its module and the record of its steps."""
+def fit(make, policy, directory, callbacks=(), ckpt_path=None):
+    """Return the module and the record of its steps."""
     module, data = make(policy)
     record = Record()
-    run = trainer(directory, [RNGState(), record, *callbacks], enable_checkpointing=True, max_epochs=3, **options)
-    ckpt_path = options.pop("ckpt_path", None)
+    run = trainer(directory, [RNGState(), record, *callbacks], enable_checkpointing=True, max_epochs=3)
     run.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    return run, module, record.steps
+    return module, record.steps
 
 
 @pytest.mark.parametrize("make", [grpo, sft])
-@pytest.mark.parametrize("stop", [4, 6, 8, 9])
-def test_resumed_is_uninterrupted(make, stop, tiny_policy, tmp_path):
-    """Four updates an epoch: stops at its end and in its middle, between epochs over one rollout and within one."""
-    _, whole, expected = fit(make, tiny_policy, tmp_path)
-    keep = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=stop, save_top_k=-1, filename="{step}")
-    _, _, before = fit(make, tiny_policy, tmp_path, [keep], max_steps=stop)
-    torch.manual_seed(12345)  # a process that starts anew has another state
-    module, data = make(tiny_policy)
-    record = Record()
-    run = trainer(tmp_path, [RNGState(), record], max_epochs=3)
-    run.fit(module, datamodule=data, ckpt_path=tmp_path / "checkpoints" / f"step={stop}.ckpt", weights_only=True)
-    assert before == expected[: len(before)]
-    assert record.steps == expected[len(before) :]
-    for name, value in whole.state_dict().items():
-        assert torch.equal(module.state_dict()[name], value), name
+@pytest.mark.parametrize("by", ["steps", "epochs"])
+def test_resumed_is_uninterrupted(make, by, tiny_policy, tmp_path):
+    """Four updates of two microbatches an epoch: from its end and its middle, between epochs over one rollout and within one."""
+    cadence = {"every_n_train_steps": 1} if by == "steps" else {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+    keep = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", **cadence)
+    whole, expected = fit(make, tiny_policy, tmp_path, [keep])
+    for stop in (4, 8) if by == "epochs" else (1, 4, 6, 9):
+        torch.manual_seed(12345)  # a process that starts anew has another state
+        checkpoint = tmp_path / "checkpoints" / f"step={stop}.ckpt"
+        module, steps = fit(make, tiny_policy, tmp_path, ckpt_path=checkpoint)
+        assert steps == expected[2 * stop :], stop
+        for name, value in whole.state_dict().items():
+            assert torch.equal(module.state_dict()[name], value), (name, stop)
 
 
 def test_another_seed_is_another_run(tiny_policy, tmp_path):

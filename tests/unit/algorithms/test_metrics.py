@@ -133,6 +133,7 @@ def rollout_of(correct, rewards, lengths, truncated):
     rollout.group_ids = torch.tensor([5, 9, 5, 9, 5, 9, 5, 9])
     rollout.correct = torch.tensor(correct, dtype=torch.bool)
     rollout.rewards = torch.tensor(rewards)
+    rollout.raw_rewards = rollout.rewards.clone()
     columns = torch.arange(rollout.response_length)
     rollout.attention_mask[:, -rollout.response_length :] = columns < torch.tensor(lengths)[:, None]
     rollout.truncated = torch.tensor(truncated, dtype=torch.bool)
@@ -140,7 +141,7 @@ def rollout_of(correct, rewards, lengths, truncated):
 
 
 def test_evaluation_metrics_by_hand():
-    """Two of four samples of prompt 5 are correct and one of prompt 9; a third prompt's are all wrong."""
+    """Two of four samples of prompt 5 are correct and one of three of prompt 9; a third prompt's three are all wrong."""
     nan = torch.nan
     first = rollout_of(
         correct=[1, 0, 1, 1, 0, 0, 0, 0],
@@ -155,9 +156,10 @@ def test_evaluation_metrics_by_hand():
     metrics.update(second)
     values = {name: float(value) for name, value in metrics.compute().items()}
     expected = {
-        "val/pass@1": (2 / 4 + 1 / 4 + 0) / 3,
-        "val/pass@2": (5 / 6 + 1 / 2 + 0) / 3,
-        "val/pass@4": 2 / 3,
+        "val/pass@1": (2 / 4 + 1 / 3 + 0) / 3,
+        "val/pass@2": (5 / 6 + 2 / 3 + 0) / 3,
+        "val/pass@4": 1.0,  # the other two have three scored samples, which say nothing of four
+        "val/failed_fraction": 2 / 12,
         "val/reward_mean": (3.5 + 0.5) / (7 + 3),
         "val/length_mean": (36 + 26) / 12,
         "val/truncated_fraction": 4 / 12,
@@ -178,6 +180,7 @@ def test_a_mean_leaves_out_what_failed():
     metric = RolloutMean(lambda rollout: rollout.rewards)
     for rewards in ([1.0, torch.nan, 0.0, 0.5], [torch.nan] * 4, [0.5, 0.5, 0.5, 2.5]):
         rollout.rewards = torch.tensor(rewards)
+    rollout.raw_rewards = rollout.rewards.clone()
         metric.update(rollout)
     assert_same(metric.compute(), torch.tensor(5.5 / 7))
     metric.reset()

@@ -142,7 +142,7 @@ def test_the_reference_is_frozen_and_in_no_checkpoint(tiny_policy):
     other.configure_model()
     other.load_state_dict(module.state_dict())
     broken = {name: value for name, value in module.state_dict().items() if "lm_head" not in name}
-    with pytest.raises(RuntimeError, match="lm_head"):
+    with pytest.raises(UserError, match="lm_head"):
         other.load_state_dict(broken)
 
 

@@ -109,7 +109,7 @@ def test_the_penalty_has_its_breakpoints_where_it_should():
     assert_same(shape(with_lengths(lengths), cache_length=4), [0.0, 0.0, -0.25, -0.5, -0.75, -1.0])
     assert_same(shape(with_lengths(lengths), cache_length=4, weight=0.5), [0, 0, -0.125, -0.25, -0.375, -0.5])
     assert_same(shape(with_lengths(lengths), cache_length=2, max_length=7), [0.0, 0.0, -0.5, -1.0, -1.0, -1.0])
-    assert_same(shape(with_lengths(lengths), cap=7, cache_length=0), [0.0, 0.0, 0.0, 0.0, -1.0, -1.0])
+    assert_same(shape(with_lengths(lengths), cache_length=0, max_length=7), [0.0, 0.0, 0.0, 0.0, -1.0, -1.0])
 
 
 def test_the_penalty_adds_to_the_reward_and_is_logged():
