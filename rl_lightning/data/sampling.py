@@ -86,7 +86,9 @@ class SamplingDataModule(pl.LightningDataModule):
         self.sampling = sampling or Sampling()
         self.evaluation = evaluation or Evaluation()
         self.generator = generator or NativeGenerator()
-        self.rewarder = Rewarder(rewards or self._default_rewards(), reward_limits or RewardLimits())
+        default = self.source.default_reward
+        specs = rewards or ([RewardSpec(default)] if default else [])
+        self.rewarder = Rewarder(specs, reward_limits or RewardLimits()) if specs else None
         self.loader = EpochLoader(self)
         self.correct_threshold = correct_threshold
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
@@ -95,14 +97,6 @@ class SamplingDataModule(pl.LightningDataModule):
         self._encoded: dict[Split, list[EncodedPrompt]] = {}
         #: Told how many responses are finished; a progress bar puts itself here.
         self.on_generation_progress: Callable[[int, int], None] | None = None
-
-    def _default_rewards(self) -> list[RewardSpec]:
-        if self.source.default_reward is None:
-            raise UserError(
-                f"{type(self.source).__name__} has no reward of its own: list at least one under data.init_args.rewards, "
-                "such as {function: rl_lightning.rewards.functions.answer_correct}"
-            )
-        return [RewardSpec(self.source.default_reward)]
 
     # The loader of training data, and where it is; subclasses say what an epoch is.
 
@@ -145,7 +139,14 @@ class SamplingDataModule(pl.LightningDataModule):
                 f"{self.serves}: change data.class_path or model.class_path"
             )
         self.evaluation.sampling(self.sampling).check(training=False)
-        self.rewarder.start()
+        if self.rewarder is not None:
+            self.rewarder.start()
+        elif self.serves == "rollouts" or self._evaluates(stage):
+            raise UserError(
+                f"{type(self.source).__name__} has no reward of its own: list at least one under data.init_args.rewards, such as "
+                "{function: rl_lightning.rewards.functions.answer_correct}, or train on demonstrations without validation: "
+                "--trainer.limit_val_batches=0"
+            )
         wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         for split in wanted.get(stage, ("test",)):
             if split not in self._encoded and (split == "train" or self._evaluates(stage)):
@@ -176,17 +177,19 @@ class SamplingDataModule(pl.LightningDataModule):
             system_prompt=self.prompt_options.system_prompt,
             chat_template=self.prompt_options.chat_template,
             on_bad=self.prompt_options.on_bad,
-            check_answers=self.rewarder.check_answers,
+            check_answers=self.rewarder.check_answers if self.rewarder else None,
         )
 
     def teardown(self, stage: str) -> None:
         """Stop the reward workers."""
-        self.rewarder.close()
+        if self.rewarder is not None:
+            self.rewarder.close()
 
     def describe(self) -> dict[str, str]:
         """Return the lines of the run card that speak of the data."""
         sizes = ", ".join(f"{len(prompts):,} {split}" for split, prompts in self._encoded.items())
-        rewards = ", ".join(f"{reward.name} × {reward.weight:g}" for reward in self.rewarder.rewards)
+        listed = self.rewarder.rewards if self.rewarder else []
+        rewards = ", ".join(f"{reward.name} × {reward.weight:g}" for reward in listed)
         return {"prompts": f"{type(self.source).__name__}: {sizes}", "rewards": rewards}
 
     # --------------------------------------------------------------- responses
@@ -253,6 +256,7 @@ class SamplingDataModule(pl.LightningDataModule):
             RewardSample(prompt.text, response, prompt.example.answer, {**prompt.example.metadata, "truncated": cut})
             for prompt, response, cut in zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
         ]
+        assert self.rewarder is not None
         scores = self.rewarder.score(samples)
         device = rollout.input_ids.device
         components = {

@@ -111,6 +111,62 @@ def test_online_curves_and_tables(tiny_policy, tmp_path):
     assert ratios[0] == ratios[2] == 1.0 != ratios[1]
 
 
+def test_demonstrations_from_a_file_need_no_reward_without_validation(tiny_policy, tmp_path, capsys):
+    file = tmp_path / "demonstrations.jsonl"
+    file.write_text(
+        "".join(json.dumps({"prompt": f"{n}+1=", "response": f"{n + 1}#{n + 1}"}) + "\n" for n in range(1, 9))
+    )
+    prompts = {
+        "class_path": "rl_lightning.data.FileExamples",
+        "init_args": {"train": str(file), "response_column": "response"},
+    }
+    prompts["init_args"]["answer_column"] = None
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(
+        yaml.safe_dump({"data": {"init_args": {"prompts": prompts, "batch_size": 4}}, "trainer": {"max_epochs": 1}})
+    )
+    arguments = ["fit", "--config=configs/sft.yaml", f"--config={overlay}", f"--model.policy={tiny_policy}"]
+    arguments += [f"--trainer.default_root_dir={tmp_path}"]
+    assert run([*arguments, "--trainer.limit_val_batches=0"]).trainer.global_step == 2
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "has no reward of its own" in capsys.readouterr().err
+
+
+def test_two_processes_log_what_one_does(tiny_policy, tmp_path):
+    """The answers are the same too: their randomness is named by their number in the run, not by the rank."""
+    curves = []
+    for devices in (1, 2):
+        directory = tmp_path / str(devices)
+        arguments = [*small(ROOT / "configs" / "grpo.yaml", tiny_policy, directory), *LEARNABLE]
+        arguments += ["--trainer.check_val_every_n_epoch=2", "--trainer.enable_progress_bar=false"]
+        command = [
+            sys.executable,
+            "-m",
+            "rl_lightning",
+            "fit",
+            "--config=configs/grpo.yaml",
+            "--config=configs/trainer/ddp.yaml",
+        ]
+        done = subprocess.run(
+            [*command, *arguments, f"--trainer.devices={devices}", "--data.evaluation.max_prompts=3"],
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        events = EventAccumulator(str(directory / "tensorboard")).Reload()
+        names = (
+            "rollout/reward_mean",
+            "rollout/length_mean",
+            "train/grad_norm",
+            "kl/k3",
+            "val/reward_mean",
+            "val/pass@1",
+        )
+        curves.append({name: [event.value for event in events.Scalars(name)] for name in names})
+    for name, values in curves[0].items():
+        assert curves[1][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+
+
 LEARNABLE = [
     "--data.rewards=[{function: rl_lightning.rewards.functions.response_length}]",
     "--model.optimizer={lr: 0.01, schedule: cosine, warmup_steps: 2}",
