@@ -12,6 +12,7 @@ from rl_lightning.data.loader import permutation, plan_steps, refuse_partial_epo
 from rl_lightning.data.prompts import encode_demonstrations
 from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.errors import UserError
+from rl_lightning.hooks import RolloutCallback
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Minibatch, Rows, pad_left, pad_right
 
@@ -55,6 +56,7 @@ class DemonstrationDataModule(SamplingDataModule):
         assert self.trainer is not None
         if stage == "fit":
             self.sizes = plan_steps(self.trainer, self.batch_size, self.microbatch_size)
+            self._refuse_rollout_shaping()
         super().setup(stage)
         if stage != "fit":
             return
@@ -69,6 +71,18 @@ class DemonstrationDataModule(SamplingDataModule):
         left = len(encoded) % self.batch_size
         if left:
             log.info("%d of %d demonstrations wait for the next epoch in every epoch", left, len(encoded))
+
+    def _refuse_rollout_shaping(self) -> None:
+        """Refuse callbacks that would change rollouts: there are none here, so they would do nothing in silence."""
+        assert self.trainer is not None
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            stages = ("on_rollout_rewards", "on_rollout_advantages")
+            if isinstance(callback, RolloutCallback) and any(
+                getattr(type(callback), stage) is not getattr(RolloutCallback, stage) for stage in stages
+            ):
+                raise UserError(
+                    f"{type(callback).__name__} acts on rollouts, and demonstrations are none: take it out of the callbacks"
+                )
 
     def _check_lengths(self, context_length: int | None) -> None:
         """Refuse demonstrations that the policy cannot read to their end."""

@@ -250,6 +250,16 @@ def test_a_mistake_is_one_line_and_status_two(mistake, tiny_policy, tmp_path, ca
     assert said in printed
 
 
+def test_a_callback_without_rollouts_to_act_on_is_refused(tiny_policy, tmp_path, capsys):
+    config = ROOT / "configs" / "sft.yaml"
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["fit", f"--config={config}", *small(config, tiny_policy, tmp_path), "--trainer.callbacks+=GroupNormalize"]
+        )
+    assert stopped.value.code == 2
+    assert "GroupNormalize acts on rollouts" in capsys.readouterr().err
+
+
 def test_a_missing_callback_is_named_with_the_line_to_add(tiny_policy, tmp_path, capsys):
     settings = yaml.safe_load((ROOT / "configs" / "grpo.yaml").read_text())
     settings["trainer"]["callbacks"] = []

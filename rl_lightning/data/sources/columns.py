@@ -62,7 +62,11 @@ class Columns:
         for option, column in named:
             if rows and column not in present:
                 absent.add(column)
-                hint = "; set answer_column to null if there are no gold answers" if option == "answer_column" else ""
+                hint = (
+                    "; set answer_column to null in a YAML file if there are no gold answers (on the command line null is read as text)"
+                    if option == "answer_column"
+                    else ""
+                )
                 problems.add(name, f"no column {column!r} ({option}): its columns are {', '.join(present)}{hint}")
         examples = []
         for location, row in rows:
