@@ -206,7 +206,7 @@ def test_a_column_that_no_row_has_is_one_problem_that_names_those_there_are(tmp_
     assert message.count("\n") == 2
     assert "no column 'prompt' (prompt_column): its columns are question, gold" in message
     assert "no column 'answer' (answer_column)" in message
-    assert "set answer_column to null if there are no gold answers" in message
+    assert "set answer_column to null in a YAML file if there are no gold answers" in message
     message = complaint(tmp_path / "a.jsonl", ROWS, metadata_columns=["source"])
     assert "no column 'source' (metadata_columns): its columns are prompt, answer, level" in message
 
