@@ -133,26 +133,27 @@ def test_demonstrations_from_a_file_need_no_reward_without_validation(tiny_polic
     assert "has no reward of its own" in capsys.readouterr().err
 
 
+def fit_by_processes(devices: int, policy: str, directory: Path, *extra: str) -> None:
+    arguments = [*small(ROOT / "configs" / "grpo.yaml", policy, directory), *LEARNABLE, f"--trainer.devices={devices}"]
+    command = [
+        sys.executable,
+        "-m",
+        "rl_lightning",
+        "fit",
+        "--config=configs/grpo.yaml",
+        "--config=configs/trainer/ddp.yaml",
+    ]
+    done = subprocess.run([*command, *arguments, *extra], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_two_processes_log_what_one_does(tiny_policy, tmp_path):
     """The answers are the same too: their randomness is named by their number in the run, not by the rank."""
     curves = []
     for devices in (1, 2):
         directory = tmp_path / str(devices)
-        arguments = [*small(ROOT / "configs" / "grpo.yaml", tiny_policy, directory), *LEARNABLE]
-        arguments += ["--trainer.check_val_every_n_epoch=2", "--trainer.enable_progress_bar=false"]
-        command = [
-            sys.executable,
-            "-m",
-            "rl_lightning",
-            "fit",
-            "--config=configs/grpo.yaml",
-            "--config=configs/trainer/ddp.yaml",
-        ]
-        done = subprocess.run(
-            [*command, *arguments, f"--trainer.devices={devices}", "--data.evaluation.max_prompts=3"],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
+        extra = ["--trainer.check_val_every_n_epoch=2", "--data.evaluation.max_prompts=3"]
+        fit_by_processes(devices, tiny_policy, directory, *extra)
         events = EventAccumulator(str(directory / "tensorboard")).Reload()
         names = (
             "rollout/reward_mean",
@@ -165,6 +166,24 @@ def test_two_processes_log_what_one_does(tiny_policy, tmp_path):
         curves.append({name: [event.value for event in events.Scalars(name)] for name in names})
     for name, values in curves[0].items():
         assert curves[1][name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+
+
+def test_two_processes_go_on_in_the_middle_of_a_rollout(tiny_policy, tmp_path):
+    """Each rank finds its own share of the rollout in the checkpoint; four updates a rollout, stopped after six."""
+    extra = ["--trainer.limit_val_batches=0", "--data.epochs_per_rollout=2", "--data.minibatch_size=4"]
+    extra += [
+        "--trainer.callbacks.init_args.every_n_epochs=null",
+        "--trainer.callbacks.init_args.every_n_train_steps=3",
+    ]
+    extra += ["--model.optimizer.schedule=constant"]
+    fit_by_processes(2, tiny_policy, tmp_path / "whole", *extra)
+    fit_by_processes(2, tiny_policy, tmp_path / "part", *extra, "--trainer.max_steps=6")
+    fit_by_processes(2, tiny_policy, tmp_path / "part", *extra, "--ckpt_path=last")
+    whole, part = (AutoModelForCausalLM.from_pretrained(tmp_path / name / "hf") for name in ("whole", "part"))
+    start = AutoModelForCausalLM.from_pretrained(tiny_policy)
+    assert not torch.equal(whole.lm_head.weight, start.lm_head.weight)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(part.state_dict()[name], value), name
 
 
 LEARNABLE = [
