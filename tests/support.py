@@ -82,12 +82,12 @@ class KeepGradients(pl.Callback):
         self.steps.append({name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None})
 
 
-def trainer(directory: Path | str, callbacks: Any = (), **options: Any) -> pl.Trainer:
-    """Return a silent Trainer on the CPU."""
+def trainer(directory: Path | str, callbacks: Any = (), online: bool = True, **options: Any) -> pl.Trainer:
+    """Return a silent Trainer on the CPU, with what an online algorithm needs."""
     settings = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "max_epochs": 1}
     settings |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
     settings |= {"default_root_dir": str(directory), "num_sanity_val_steps": 0, "log_every_n_steps": 1}
-    return pl.Trainer(callbacks=[GroupNormalize(), *callbacks], **(settings | options))
+    return pl.Trainer(callbacks=[*([GroupNormalize()] if online else []), *callbacks], **(settings | options))
 
 
 def gradients(module: pl.LightningModule, data: RolloutDataModule, directory: Path | str, **options: Any) -> Any:

@@ -136,7 +136,7 @@ class EpochLoader:
 
     def __iter__(self) -> Iterator[Sealed]:
         saved, self._restored = self._restored, None
-        if saved is None or self._position >= len(self):
+        if saved is None or self._number < 0 or self._position >= len(self):
             self._number, self._position = self._number + 1, 0
             self._epoch = self._source.epoch(self._number, None)
         else:

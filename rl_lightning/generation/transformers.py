@@ -68,6 +68,8 @@ class TransformersGenerator(Generator):
                     ),
                     logits_processor=LogitsProcessorList([drawing]),
                 )
+            if progress is not None:  # what the cap has ended is finished too
+                progress(turn.stop, len(streams))
             turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
             mask = response_mask_from_ids(turn_ids, stop_ids)
             ids += [row[kept].tolist() for row, kept in zip(turn_ids, mask, strict=True)]

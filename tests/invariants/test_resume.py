@@ -45,7 +45,9 @@ def fit(make, policy, directory, callbacks=(), ckpt_path=None):
     """Return the module and the record of its steps."""
     module, data = make(policy)
     record = Record()
-    run = trainer(directory, [RNGState(), record, *callbacks], enable_checkpointing=True, max_epochs=3)
+    run = trainer(
+        directory, [RNGState(), record, *callbacks], online=make is grpo, enable_checkpointing=True, max_epochs=3
+    )
     run.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return module, record.steps
 

@@ -277,3 +277,12 @@ def test_a_model_without_a_common_cache_is_pointed_to_the_other_generator():
     message = str(error.value)
     assert "\n" not in message and "MambaForCausalLM" in message
     assert "set data.init_args.generator to TransformersGenerator" in message
+
+
+@both
+def test_progress_ends_at_all_when_the_cap_ends_responses(generator):
+    """Or a bar would never close."""
+    seen = []
+    responses = sample(generator, stop_ids=frozenset(), max_rows=4, progress=lambda *counts: seen.append(counts))
+    assert responses.truncated.all()
+    assert seen[-1] == (len(responses.truncated), len(responses.truncated))
