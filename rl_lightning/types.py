@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 RowsT = TypeVar("RowsT", bound="Rows")
 
@@ -95,7 +96,12 @@ class Rollout(Rows):
         old_logprobs: (B, R); of the policy at rollout time, as the trainer computes them. Absent when the rollout
             serves a single update: there they equal the current ones.
         ref_logprobs: (B, R); of the frozen reference, if the algorithm has one.
-        advantages: (B, R).
+        token_rewards: (B, R); r(x, y≤t) where a callback gives a reward to each token. Such a reward takes the place of
+            `rewards` in algorithms that credit single tokens.
+        values: (B, R); of the critic before each token, if the algorithm has one.
+        bootstrap_values: (B,); of the critic after the last token.
+        advantages, returns: (B, R).
+        sampled_in: (B,) long; number of the rollout that a row was sampled for, where rows may have waited since.
         metrics: scalars about the whole rollout, for the loggers.
     """
 
@@ -111,7 +117,12 @@ class Rollout(Rows):
     reward_components: dict[str, Tensor] = field(default_factory=dict)
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    token_rewards: Tensor | None = None
+    values: Tensor | None = None
+    bootstrap_values: Tensor | None = None
     advantages: Tensor | None = None
+    returns: Tensor | None = None
+    sampled_in: Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -147,13 +158,51 @@ class Rollout(Rows):
             rollout_logprobs=responses(part.rollout_logprobs),
             old_logprobs=responses(part.old_logprobs),
             ref_logprobs=responses(part.ref_logprobs),
+            values=responses(part.values),
             advantages=responses(part.advantages),
+            returns=responses(part.returns),
             **extra,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain tensors, numbers, strings and containers of them, as a checkpoint may hold."""
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Rollout], pad_id: int) -> Rollout:
+        """Stack rollouts of any widths, prompts padded left and responses right; groups stay apart, metrics are the first's.
+
+        Args:
+            parts: on one device, all with the same fields filled in.
+            pad_id: fills the columns of token ids that a row does not have.
+        """
+        prompt = max(part.input_ids.shape[1] - part.response_length for part in parts)
+        response = max(part.response_length for part in parts)
+
+        def widen(name: str, value: Tensor, left: int, right: int) -> Tensor:
+            if name in ("input_ids", "attention_mask"):
+                return functional.pad(value, (left, right), value=pad_id if name == "input_ids" else 0)
+            return functional.pad(value, (0, right)) if value.dim() == 2 else value
+
+        wide: list[Rollout] = []
+        groups = 0
+        for part in parts:
+            left = prompt - (part.input_ids.shape[1] - part.response_length)
+            right = response - part.response_length
+            tensors: dict[str, Any] = {n: widen(n, v, left, right) for n, v in vars(part).items() if isinstance(v, Tensor)}
+            tensors["group_ids"] = part.group_ids + groups
+            groups = int(tensors["group_ids"].max()) + 1 if len(part) else groups
+            wide.append(dataclasses.replace(part, **tensors))
+        joined: dict[str, Any] = {}
+        for item in dataclasses.fields(cls):
+            values = [getattr(part, item.name) for part in wide]
+            if isinstance(values[0], Tensor):
+                joined[item.name] = torch.cat(values)
+            elif isinstance(values[0], list):
+                joined[item.name] = [entry for value in values for entry in value]
+            elif item.name == "reward_components":
+                joined[item.name] = {name: torch.cat([value[name] for value in values]) for name in values[0]}
+        return dataclasses.replace(wide[0], **joined)
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Rollout:
@@ -167,8 +216,8 @@ class Minibatch(Rows):
 
     Args:
         weights: (B, R) float; see `rl_lightning.functional.weights`.
-        rollout_logprobs, old_logprobs, ref_logprobs, advantages: (B, R), as in `Rollout`; absent where an algorithm
-            has no use for them.
+        rollout_logprobs, old_logprobs, ref_logprobs, values, advantages, returns: (B, R), as in `Rollout`; absent where
+            an algorithm has no use for them.
         ends_step: True on the last microbatch of an optimizer step.
         metrics: scalars to log with this step.
     """
@@ -177,9 +226,32 @@ class Minibatch(Rows):
     rollout_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    values: Tensor | None = None
     advantages: Tensor | None = None
+    returns: Tensor | None = None
     ends_step: bool = True
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class PreferenceBatch(Minibatch):
+    """One microbatch of preference pairs: row 2i is what was chosen, row 2i + 1 what was rejected, of the same prompt.
+
+    Args:
+        margins: (B/2,) float; how much better the chosen response is, in units of reward, where that is known.
+    """
+
+    margins: Tensor | None = None
+
+    @staticmethod
+    def chosen(rows: Tensor) -> Tensor:
+        """Return what belongs to the chosen responses, of something with a row a response."""
+        return rows[0::2]
+
+    @staticmethod
+    def rejected(rows: Tensor) -> Tensor:
+        """Return what belongs to the rejected responses, of something with a row a response."""
+        return rows[1::2]
 
 
 class Sealed:

@@ -1,24 +1,22 @@
-"""What every algorithm shares: a policy, its optimizer, the weighted sum over tokens, evaluation and logging."""
+"""What every trained module shares: an objective to maximise, one weight a token, an optimizer, logging."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torch import Tensor
 
-from rl_lightning.algorithms.metrics import Observations, evaluation_metrics
+from rl_lightning.algorithms.metrics import Observations
 from rl_lightning.errors import UserError
-from rl_lightning.functional import Reduction, entropy_from_logits, logprobs_from_logits
-from rl_lightning.models import LoadOptions, PolicyFiles, response_logits
+from rl_lightning.functional import Reduction
+from rl_lightning.models import LoadOptions, PolicyFiles
 from rl_lightning.strategies import data_parallel_size, sum_over_ranks
-from rl_lightning.types import Minibatch, Rollout, Rows
+from rl_lightning.types import Minibatch, Rows
 
 
 @dataclass
@@ -48,11 +46,11 @@ class OptimizerOptions:
             raise UserError(f"optimizer.betas must lie in [0, 1), not {list(self.betas)}")
 
 
-class PolicyModule(pl.LightningModule):
-    """A policy that is trained on an objective J, a number a token that is to be *maximised*.
+class ObjectiveModule(pl.LightningModule):
+    """A model that is trained on an objective J, a number a token that is to be *maximised*.
 
     The loss of an optimizer step is −Σ w_{i,t} J_{i,t} over all its tokens; the weights come with the batch
-    (`rl_lightning.functional.weights`). A new algorithm overrides `objective`.
+    (`rl_lightning.functional.weights`). Subclasses load a model in `configure_model` and define `loss`.
 
     Args:
         policy: `embedded`, a local model directory, a `.gguf` file, or a name on the hub.
@@ -65,10 +63,10 @@ class PolicyModule(pl.LightningModule):
     formula: ClassVar[str] = ""
     #: Fields of a rollout that a callback must supply → the callback to add when none does.
     needs: ClassVar[Mapping[str, str]] = {}
-    #: What training steps must be given, `rollouts` or `demonstrations`.
+    #: Fields of a rollout that the module fills in itself; a callback that would overwrite them is refused.
+    fills: ClassVar[tuple[str, ...]] = ()
+    #: What training steps must be given: `rollouts`, `demonstrations`, `samples` or `preferences`.
     learns_from: ClassVar[str | None] = None
-
-    policy: nn.Module
 
     def __init__(
         self,
@@ -82,21 +80,20 @@ class PolicyModule(pl.LightningModule):
         self.optimizer_options = optimizer or OptimizerOptions()
         self.reduction: Reduction = reduction
         self.observations = Observations()
-        self._evaluation: dict[str, MetricCollection] = {}
 
-    def configure_model(self) -> None:
-        """Load the policy; Lightning calls this once the strategy is ready, possibly more than once."""
-        if "policy" not in self._modules:
-            self.policy = self.policy_files.load()
+    # ----------------------------------------------------------------- optimizer
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups: one, of whatever is trainable."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW over whatever is trainable, and its schedule."""
+        """Return AdamW over the parameter groups, and its schedule."""
         options = self.optimizer_options
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         # Lightning's mixed precision refuses to clip the gradients of fused optimizers.
         fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
         optimizer = torch.optim.AdamW(
-            parameters, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=fused
+            self.parameter_groups(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=fused
         )
         if options.schedule == "constant" and options.warmup_steps == 0:
             return optimizer
@@ -109,39 +106,18 @@ class PolicyModule(pl.LightningModule):
 
     # ------------------------------------------------------------------ training
 
-    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
-        """Return J_{i,t}, to be maximised, for every response token.
-
-        Args:
-            batch: one microbatch.
-            logprobs: (B, R) log π_θ of its response tokens, nats, with gradient.
-
-        Returns:
-            (B, R); what stands outside the response mask is ignored.
-        """
-        raise TypeError(f"{type(self).__name__} must define objective(batch, logprobs)")
-
-    def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
-        """Return the log-probabilities of the response tokens, at the sampling temperature, and observe the entropy.
-
-        Args:
-            batch: rows with R response columns.
-            model: another model than the policy; its entropy is not observed.
-
-        Returns:
-            (B, R) in nats, 0 outside the response.
-        """
-        logits = response_logits(model or self.policy, batch.input_ids, batch.attention_mask, batch.response_length)
-        logprobs = logprobs_from_logits(logits, batch.response_ids, batch.temperature)
-        if model is None and torch.is_grad_enabled():
-            with torch.no_grad():
-                self.observe({"policy/entropy": entropy_from_logits(logits, batch.temperature)}, batch)
-        return torch.where(batch.response_attention, logprobs, 0)
-
     def loss(self, batch: Minibatch) -> Tensor:
         """Return this microbatch's share −Σ w J of the loss of its optimizer step."""
+        raise TypeError(f"{type(self).__name__} must define loss(batch)")
+
+    def weigh(self, batch: Minibatch, objective: Tensor) -> Tensor:
+        """Return −Σ w J over the tokens of a microbatch.
+
+        Args:
+            batch: its weights and response mask are (B, R).
+            objective: J, (B, R); what stands outside the response mask is ignored.
+        """
         assert batch.weights is not None
-        objective = self.objective(batch, self.logprobs(batch))
         # Padding may hold anything, and 0 · NaN is NaN: choose before multiplying.
         objective = torch.where(batch.response_mask, objective, 0)
         return -(batch.weights.to(objective.dtype) * objective).sum()
@@ -172,56 +148,6 @@ class PolicyModule(pl.LightningModule):
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name in shown)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
-
-    # ---------------------------------------------------------------- evaluation
-
-    def evaluation_step(self, rollout: Rollout, stage: str) -> None:
-        """Add the samples of some held-out prompts to pass@1, pass@k, reward, length and truncation."""
-        samples = int((rollout.group_ids == rollout.group_ids[0]).sum())
-        if stage not in self._evaluation:
-            self._evaluation[stage] = evaluation_metrics(samples, prefix=f"{stage}/").to(self.device)
-        self._evaluation[stage].update(rollout)
-
-    def _log_evaluation(self, stage: str) -> None:
-        metrics = self._evaluation.pop(stage, None)
-        if metrics is not None:
-            values = {name: value for name, value in metrics.compute().items() if not torch.isnan(value)}
-            self.log_dict(values, prog_bar=False)
-
-    def validation_step(self, batch: Rollout, batch_idx: int) -> None:
-        """See `evaluation_step`."""
-        self.evaluation_step(batch, "val")
-
-    def test_step(self, batch: Rollout, batch_idx: int) -> None:
-        """See `evaluation_step`."""
-        self.evaluation_step(batch, "test")
-
-    def predict_step(self, batch: Rollout, batch_idx: int) -> Rollout:
-        """Return the sampled and scored responses; `PredictionWriter` writes them down."""
-        return batch
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
-        self._log_evaluation("test")
-
-    @contextlib.contextmanager
-    def rollout_mode(self) -> Iterator[None]:
-        """Sample and score inside this: no gradients, evaluation mode, and the precision of the training step.
-
-        A loader's code runs outside Lightning's precision context; without it, log-probabilities scored for a rollout
-        differ from those of the first training step.
-        """
-        was_training = self.policy.training
-        self.policy.eval()
-        try:
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-                yield
-        finally:
-            self.policy.train(was_training)
 
 
 def learning_rate_factor(options: OptimizerOptions, step: int, total: int) -> float:

@@ -33,7 +33,8 @@ class GRPO(OnlineModule):
         kl_coef: β ≥ 0; at 0 no reference is loaded.
         clip_low: ε below 1, in [0, 1].
         clip_high: ε above 1; the same as `clip_low` if null.
-        **online_options: reference, kl_estimator, policy, load, optimizer, reduction: see `OnlineModule` and `PolicyModule`.
+        **online_options: kl_in, kl_estimator, reference, entropy_coef, policy, load, optimizer, reduction: see
+            `OnlineModule` and `ObjectiveModule`.
     """
 
     formula = "J = E 1/G Σ_i 1/|y_i| Σ_t [ min(ρA, clip(ρ, 1−ε, 1+ε)A) − β(π_ref/π_θ − log π_ref/π_θ − 1) ]"
@@ -49,8 +50,5 @@ class GRPO(OnlineModule):
             raise UserError(f"clip_low must lie in [0, 1] and clip_high above 0, not {clip_low} and {clip_high}")
 
     def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
-        """Return S_ε(π_θ/π_old, A) − β D(π_ref/π_θ)."""
-        objective = self.surrogate(batch, logprobs, self.clip_low, self.clip_high)
-        if self.kl_coef:
-            objective = objective - self.kl_coef * self.divergence(batch, logprobs)
-        return objective
+        """Return S_ε(π_θ/π_old, A) − β D(π_ref/π_θ), the divergence where it acts in the loss."""
+        return self.surrogate(batch, logprobs, self.clip_low, self.clip_high) - self.divergence(batch, logprobs)

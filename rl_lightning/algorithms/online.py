@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
-from rl_lightning.algorithms.base import PolicyModule
+from rl_lightning.algorithms.policy import PolicyModule
 from rl_lightning.errors import UserError
-from rl_lightning.functional import KLEstimator, clipped_surrogate, kl_k1, kl_k3, kl_penalty
+from rl_lightning.functional import KLEstimator, clipped_surrogate, kl_k1, kl_k3, kl_penalty, masked_mean
 from rl_lightning.models import PolicyFiles
-from rl_lightning.types import Minibatch
+from rl_lightning.types import Minibatch, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,13 @@ class OnlineModule(PolicyModule):
 
     Args:
         kl_coef: weight β ≥ 0 of the divergence from the reference. At 0 no reference is loaded.
+        kl_in: where the divergence acts: in the `loss`, with a gradient, or in the `reward`, as a number.
+        kl_estimator: how it is estimated; see `rl_lightning.functional.kl_penalty` for what each one's gradient is. If
+            null, `k3` in the loss, which is the notebook's, and `k1` in the reward, where it is exact. In the loss
+            `rho_k3` follows the divergence itself, on and off policy.
         reference: the frozen policy π_ref that the divergence is measured from; by default the policy as it began.
-        kl_estimator: how the divergence is estimated; see `rl_lightning.functional.kl_penalty` for what each one's gradient
-            is. `k3` is the notebook's; `rho_k3` follows the divergence itself, on and off policy.
-        **policy_options: policy, load, optimizer, reduction: see `PolicyModule`.
+        entropy_coef: weight ≥ 0 of the entropy of the token distributions, which is maximised too.
+        **policy_options: policy, load, optimizer, reduction: see `ObjectiveModule`.
     """
 
     learns_from = "rollouts"
@@ -36,32 +39,38 @@ class OnlineModule(PolicyModule):
     def __init__(
         self,
         kl_coef: float = 0.0,
+        kl_in: Literal["loss", "reward"] = "loss",
+        kl_estimator: KLEstimator | None = None,
         reference: str | None = None,
-        kl_estimator: KLEstimator = "k3",
+        entropy_coef: float = 0.0,
         **policy_options: Any,
     ) -> None:
         super().__init__(**policy_options)
-        if kl_coef < 0:
-            raise UserError(f"kl_coef must be at least 0, not {kl_coef}: a negative one would drive the policy away")
+        for name, value, harm in (
+            ("kl_coef", kl_coef, "drive the policy away"),
+            ("entropy_coef", entropy_coef, "take randomness away"),
+        ):
+            if value < 0:
+                raise UserError(f"{name} must be at least 0, not {value}: a negative one would {harm}")
         if reference is not None and kl_coef == 0:
             raise UserError(
                 "reference is set but kl_coef is 0, so it would never be used: set kl_coef or drop reference"
             )
-        if kl_estimator == "k1" and kl_coef:
-            log.warning("kl_estimator: k1 in the loss has no gradient in expectation, only noise: use k2, k3 or rho_k3")
         self.kl_coef = kl_coef
-        self.kl_estimator: KLEstimator = kl_estimator
+        self.kl_in = kl_in
+        self.kl_estimator: KLEstimator = kl_estimator or ("k3" if kl_in == "loss" else "k1")
+        self.entropy_coef = entropy_coef
+        if kl_coef:
+            _warn_of_estimator(self.kl_estimator, kl_in)
         self.reference_files = PolicyFiles(reference, self.policy_files.options) if reference else self.policy_files
         self.reference: nn.Module | None = None
 
     @property
     def estimator(self) -> str:
         """How the divergence from the reference is estimated, for the run card."""
-        return (
-            f"{self.kl_estimator} in the loss, kl_coef {self.kl_coef:g}"
-            if self.kl_coef
-            else "none (no reference loaded)"
-        )
+        if not self.kl_coef:
+            return "none (no reference loaded)"
+        return f"{self.kl_estimator} in the {self.kl_in}, kl_coef {self.kl_coef:g}"
 
     def configure_model(self) -> None:
         """Load the policy, and the reference if the objective has a use for it."""
@@ -92,10 +101,29 @@ class OnlineModule(PolicyModule):
         Returns:
             Names of `Minibatch` fields → (B, R).
         """
-        scores = {} if single_update else {"old_logprobs": self.logprobs(batch)}
+        penalised = self.reference is not None and self.kl_in == "reward"
+        scores = {} if single_update and not penalised else {"old_logprobs": self.logprobs(batch)}
         if self.reference is not None:
             scores["ref_logprobs"] = self.logprobs(batch, self.reference)
         return scores
+
+    def on_rollout_scored(self, rollout: Rollout) -> None:
+        """Take the divergence from the rewards of a rollout that `score` has looked at, if that is where it acts."""
+        penalty = self.kl_penalties(rollout)
+        if penalty is not None:
+            rollout.rewards = rollout.rewards - penalty.sum(1).to(rollout.rewards)
+
+    def kl_penalties(self, rollout: Rollout) -> Tensor | None:
+        """Return β times the estimated divergence of the policy that sampled, (B, R), 0 outside the response; None if it
+        does not act in the reward."""
+        if not self.kl_coef or self.kl_in != "reward":
+            return None
+        assert rollout.old_logprobs is not None and rollout.ref_logprobs is not None
+        old, ref, mask = rollout.old_logprobs, rollout.ref_logprobs, rollout.response_mask
+        for name, estimate in (("kl/k1", kl_k1(old, ref)), ("kl/k3", kl_k3(old, ref))):
+            rollout.metrics[name] = float(masked_mean(estimate, mask))
+        estimate = kl_penalty(old, ref, self.kl_estimator, torch.zeros_like(old))
+        return torch.where(mask, self.kl_coef * estimate, 0)
 
     def ratio(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
         """Return ρ = π_θ/π_old per token, and observe how far it is from 1."""
@@ -126,13 +154,16 @@ class OnlineModule(PolicyModule):
         )
         return clipped_surrogate(ratio, batch.advantages, clip_low, clip_high)
 
-    def divergence(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
-        """Return the estimated divergence from the reference per token, in nats, and observe k1 and k3."""
+    def divergence(self, batch: Minibatch, logprobs: Tensor) -> Tensor | float:
+        """Return β times the estimated divergence from the reference per token, in nats, and observe k1 and k3; 0 if it does
+        not act in the loss."""
+        if not self.kl_coef or self.kl_in != "loss":
+            return 0.0
         assert batch.ref_logprobs is not None
         k1, k3 = kl_k1(logprobs, batch.ref_logprobs), kl_k3(logprobs, batch.ref_logprobs)
         self.observe({"kl/k3": k3, "kl/k1": k1}, batch)
         log_ratio = logprobs - old_logprobs(batch, logprobs)
-        return kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, log_ratio)
+        return self.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, log_ratio)
 
     # The reference moves and shards with the module, but it never changes, so checkpoints leave it out.
 
@@ -169,3 +200,15 @@ class OnlineModule(PolicyModule):
 def old_logprobs(batch: Minibatch, logprobs: Tensor) -> Tensor:
     """Return log π_old; where the rollout serves a single update these are the current ones, without gradient."""
     return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+
+
+def _warn_of_estimator(estimator: KLEstimator, place: str) -> None:
+    """Name the combinations whose gradient is none, or not the divergence's."""
+    if place == "loss" and estimator == "k1":
+        log.warning("kl_estimator: k1 in the loss has no gradient in expectation, only noise: use k2, k3 or rho_k3")
+    if place == "reward" and estimator != "k1":
+        log.warning(
+            "kl_estimator: %s in the reward does not follow the divergence: its pull fades near the reference, where it can "
+            "even point away: use k1, whose gradient there is exact",
+            estimator,
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rl_lightning.algorithms.base import PolicyModule
+from rl_lightning.algorithms.policy import PolicyModule
 from rl_lightning.types import Minibatch
 
 

@@ -31,7 +31,7 @@ class DemonstrationDataModule(SamplingDataModule):
             other algorithms: see `SamplingDataModule`.
     """
 
-    serves = "demonstrations"
+    serves = ("demonstrations",)
 
     def __init__(
         self,

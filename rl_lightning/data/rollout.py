@@ -33,7 +33,7 @@ class RolloutDataModule(SamplingDataModule):
         **sampling_options: prompts, sampling, rewards and so on: see `SamplingDataModule`.
     """
 
-    serves = "rollouts"
+    serves = ("rollouts",)
 
     def __init__(
         self,
@@ -106,6 +106,11 @@ class RolloutDataModule(SamplingDataModule):
                     f"'- class_path: {class_path}' under trainer.callbacks"
                 )
         for callback in self._rollout_callbacks():
+            for name in set(callback.supplies) & set(self.module.fills):
+                raise UserError(
+                    f"{type(self.module).__name__} computes {name} itself, and {type(callback).__name__} would overwrite them: "
+                    "take it out of trainer.callbacks"
+                )
             callback.check_settings(self.trainer)
 
     def microbatches_per_epoch(self) -> int:
@@ -133,6 +138,7 @@ class RolloutDataModule(SamplingDataModule):
         for callback in self._rollout_callbacks():
             callback.on_rollout_rewards(self.trainer, self.module, rollout)
         rollout = self._score_by_policy(rollout)
+        self.module.on_rollout_scored(rollout)
         for callback in self._rollout_callbacks():
             callback.on_rollout_advantages(self.trainer, self.module, rollout)
         rollout.metrics.update(self._metrics(rollout))
@@ -173,8 +179,12 @@ class RolloutDataModule(SamplingDataModule):
         scored: dict[str, Any] = {}
         for rows, part in parts:
             for name, value in part.items():
-                whole = scored.setdefault(name, value.new_zeros(rollout.response_mask.shape))
-                whole[rows, : value.shape[1]] = value
+                shape = rollout.response_mask.shape if value.dim() == 2 else rollout.truncated.shape
+                whole = scored.setdefault(name, value.new_zeros(shape))
+                if value.dim() == 2:
+                    whole[rows, : value.shape[1]] = value
+                else:
+                    whole[rows] = value
         rollout = replace(rollout, **scored)
         rollout.metrics["time/score_s"] = time.perf_counter() - started
         return rollout

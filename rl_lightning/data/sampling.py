@@ -51,7 +51,8 @@ class SamplingDataModule(pl.LightningDataModule):
     """Prompts in, scored responses out.
 
     Attributes:
-        serves: what training steps get, `rollouts` or `demonstrations`; must be what the module learns from.
+        serves: what training steps may get: `rollouts`, `demonstrations`, `samples`, `preferences`; the module must learn
+            from one of them.
 
     Args:
         prompts: where problems come from.
@@ -66,7 +67,7 @@ class SamplingDataModule(pl.LightningDataModule):
         seed: of prompt order and sampling; the run's `seed_everything` if null.
     """
 
-    serves: ClassVar[str] = ""
+    serves: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -133,15 +134,15 @@ class SamplingDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check the settings, start the reward workers, and read and encode the prompts that the stage needs."""
         assert self.trainer is not None
-        if self.module.learns_from not in (None, self.serves) and stage == "fit":
+        if self.module.learns_from not in (None, *self.serves) and stage == "fit":
             raise UserError(
                 f"{type(self.module).__name__} learns from {self.module.learns_from}, but {type(self).__name__} serves "
-                f"{self.serves}: change data.class_path or model.class_path"
+                f"{' and '.join(self.serves) or 'nothing'}: change data.class_path or model.class_path"
             )
         self.evaluation.sampling(self.sampling).check(training=False)
         if self.rewarder is not None:
             self.rewarder.start()
-        elif self.serves == "rollouts" or self._evaluates(stage):
+        elif "rollouts" in self.serves or self._evaluates(stage):
             raise UserError(
                 f"{type(self.source).__name__} has no reward of its own: list at least one under data.init_args.rewards, such as "
                 "{function: rl_lightning.rewards.functions.answer_correct}, or train on demonstrations without validation: "
@@ -173,7 +174,7 @@ class SamplingDataModule(pl.LightningDataModule):
             files.tokenizer,
             max_prompt_length=self.prompt_options.max_length,
             context_length=files.context_length,
-            max_new_tokens=0 if split == "train" and self.serves == "demonstrations" else sampling.max_new_tokens,
+            max_new_tokens=0 if split == "train" and "demonstrations" in self.serves else sampling.max_new_tokens,
             system_prompt=self.prompt_options.system_prompt,
             chat_template=self.prompt_options.chat_template,
             on_bad=self.prompt_options.on_bad,

@@ -1,0 +1,154 @@
+"""What every algorithm that trains a policy shares: its log-probabilities, and evaluation by sampling."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from rl_lightning.algorithms.base import ObjectiveModule
+from rl_lightning.algorithms.metrics import evaluation_metrics
+from rl_lightning.functional import entropy_from_logits, logprobs_from_logits
+from rl_lightning.models import response_logits, response_outputs
+from rl_lightning.types import Minibatch, Rollout, Rows
+
+
+class PolicyOutputs(NamedTuple):
+    """What one forward pass of the policy says about a microbatch.
+
+    Args:
+        logprobs: (B, R) log π_θ of the response tokens at the sampling temperature, nats, 0 outside the response.
+        entropy: (B, R) of the distribution that each token was drawn from, nats; with gradient only where it is trained on.
+        hidden: (B, R + 1, H) last hidden states, before each response token and after the last; where asked for.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor | None = None
+
+
+class PolicyModule(ObjectiveModule):
+    """A policy π_θ that is trained on an objective. A new algorithm overrides `objective`.
+
+    Args:
+        policy: `embedded`, a local model directory, a `.gguf` file, or a name on the hub.
+        **options: load, optimizer, reduction: see `ObjectiveModule`.
+    """
+
+    policy: nn.Module
+    #: Weight of the entropy in what is maximised.
+    entropy_coef: float = 0.0
+    #: Whether `auxiliary` reads the policy's hidden states.
+    reads_hidden: bool = False
+
+    def __init__(self, policy: str = "embedded", **options: Any) -> None:
+        super().__init__(policy, **options)
+        self._evaluation: dict[str, MetricCollection] = {}
+
+    def configure_model(self) -> None:
+        """Load the policy; Lightning calls this once the strategy is ready, possibly more than once."""
+        if "policy" not in self._modules:
+            self.policy = self.policy_files.load()
+
+    # ------------------------------------------------------------------ training
+
+    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+        """Return J_{i,t}, to be maximised, for every response token.
+
+        Args:
+            batch: one microbatch.
+            logprobs: (B, R) log π_θ of its response tokens, nats, with gradient.
+
+        Returns:
+            (B, R); what stands outside the response mask is ignored.
+        """
+        raise TypeError(f"{type(self).__name__} must define objective(batch, logprobs)")
+
+    def auxiliary(self, batch: Minibatch, outputs: PolicyOutputs) -> Tensor | float:
+        """Return what is maximised besides the objective, (B, R): the entropy, if it has a weight."""
+        return self.entropy_coef * outputs.entropy if self.entropy_coef else 0.0
+
+    def outputs(self, batch: Rows) -> PolicyOutputs:
+        """Run the policy over a microbatch, and observe its entropy."""
+        logits, hidden = response_outputs(
+            self.policy, batch.input_ids, batch.attention_mask, batch.response_length, hidden=self.reads_hidden
+        )
+        logprobs = logprobs_from_logits(logits, batch.response_ids, batch.temperature)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_coef != 0):
+            entropy = entropy_from_logits(logits, batch.temperature)
+        self.observe({"policy/entropy": entropy}, batch)
+        return PolicyOutputs(torch.where(batch.response_attention, logprobs, 0), entropy, hidden)
+
+    def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
+        """Return the log-probabilities of the response tokens, at the sampling temperature.
+
+        Args:
+            batch: rows with R response columns.
+            model: another model than the policy.
+
+        Returns:
+            (B, R) in nats, 0 outside the response.
+        """
+        model = model or self.policy
+        logits = response_logits(model, batch.input_ids, batch.attention_mask, batch.response_length)
+        logprobs = logprobs_from_logits(logits, batch.response_ids, batch.temperature)
+        return torch.where(batch.response_attention, logprobs, 0)
+
+    def loss(self, batch: Minibatch) -> Tensor:
+        """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
+        outputs = self.outputs(batch)
+        return self.weigh(batch, self.objective(batch, outputs.logprobs) + self.auxiliary(batch, outputs))
+
+    # ---------------------------------------------------------------- evaluation
+
+    def evaluation_step(self, rollout: Rollout, stage: str) -> None:
+        """Add the samples of some held-out prompts to pass@1, pass@k, reward, length and truncation."""
+        samples = int((rollout.group_ids == rollout.group_ids[0]).sum())
+        if stage not in self._evaluation:
+            self._evaluation[stage] = evaluation_metrics(samples, prefix=f"{stage}/").to(self.device)
+        self._evaluation[stage].update(rollout)
+
+    def _log_evaluation(self, stage: str) -> None:
+        metrics = self._evaluation.pop(stage, None)
+        if metrics is not None:
+            values = {name: value for name, value in metrics.compute().items() if not torch.isnan(value)}
+            self.log_dict(values, prog_bar=False)
+
+    def validation_step(self, batch: Rollout, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: Rollout, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "test")
+
+    def predict_step(self, batch: Rollout, batch_idx: int) -> Rollout:
+        """Return the sampled and scored responses; `PredictionWriter` writes them down."""
+        return batch
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_evaluation("test")
+
+    @contextlib.contextmanager
+    def rollout_mode(self) -> Iterator[None]:
+        """Sample and score inside this: no gradients, evaluation mode, and the precision of the training step.
+
+        A loader's code runs outside Lightning's precision context; without it, log-probabilities scored for a rollout
+        differ from those of the first training step.
+        """
+        was_training = self.policy.training
+        self.policy.eval()
+        try:
+            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+                yield
+        finally:
+            self.policy.train(was_training)
