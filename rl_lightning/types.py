@@ -189,7 +189,9 @@ class Rollout(Rows):
         for part in parts:
             left = prompt - (part.input_ids.shape[1] - part.response_length)
             right = response - part.response_length
-            tensors: dict[str, Any] = {n: widen(n, v, left, right) for n, v in vars(part).items() if isinstance(v, Tensor)}
+            tensors: dict[str, Any] = {
+                n: widen(n, v, left, right) for n, v in vars(part).items() if isinstance(v, Tensor)
+            }
             tensors["group_ids"] = part.group_ids + groups
             groups = int(tensors["group_ids"].max()) + 1 if len(part) else groups
             wide.append(dataclasses.replace(part, **tensors))
