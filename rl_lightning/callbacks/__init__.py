@@ -1,6 +1,7 @@
 """What can be added to a run: stages of a rollout, tables and curves, exports."""
 
 from rl_lightning.callbacks.group_normalize import GroupNormalize
+from rl_lightning.callbacks.held_out_divergence import HeldOutDivergence
 from rl_lightning.callbacks.hf_export import HFExport
 from rl_lightning.callbacks.histograms import Histograms
 from rl_lightning.callbacks.overlong import OverlongShaping
@@ -15,6 +16,7 @@ from rl_lightning.hooks import RolloutCallback
 __all__ = [
     "GroupNormalize",
     "HFExport",
+    "HeldOutDivergence",
     "Histograms",
     "OverlongShaping",
     "PredictionWriter",

@@ -6,6 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rl_lightning.models.memory import held, in_units
+
 
 class RunCard(Callback):
     """Print the run card at the start of `fit`: formula, sizes, steps, parameters."""
@@ -21,12 +23,13 @@ def run_card(trainer: Trainer, module: Any) -> str:
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     facts = {
         "algorithm": f"{type(module).__name__}   {module.formula}",
-        "policy": f"{module.policy_files.policy}, {_parameters(module)} parameters, {module.policy_files.options.dtype}",
+        "policy": f"{module.policy_files.policy}, {_parameters(held(module)[0].parameters)} parameters, {module.policy_files.options.dtype}",
         **data.describe(),
         "estimator": getattr(module, "estimator", None),
         "optimizer": f"{trainer.estimated_stepping_batches:,} steps, lr {module.optimizer_options.lr:g} "
         f"({module.optimizer_options.schedule}), reduction {module.reduction}, "
         f"clip {trainer.gradient_clip_val or 'off'}",
+        "memory": _memory(module),
         "devices": f"{trainer.world_size} × {trainer.strategy.root_device.type}, precision {trainer.precision}",
         "output": str(trainer.default_root_dir),
     }
@@ -35,10 +38,12 @@ def run_card(trainer: Trainer, module: Any) -> str:
     return "\n".join(["rl_lightning", *lines])
 
 
-def _parameters(module: Any) -> str:
-    count = sum(parameter.numel() for parameter in module.policy.parameters())
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        # From here on three digits round up to the unit.
-        if count >= 0.9995 * size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)
+def _parameters(count: int) -> str:
+    """Return a number of parameters, billions as the field writes them."""
+    return in_units(count, "").rstrip().replace("G", "B")
+
+
+def _memory(module: Any) -> str:
+    models = held(module)
+    parts = [f"{model.name} {in_units(model.total)}" for model in models]
+    return f"{in_units(sum(model.total for model in models))} of weights, gradients and optimizer: {', '.join(parts)}"

@@ -1,0 +1,252 @@
+"""Train all six algorithms from one policy, on one task, with equally many sampled answers, and draw what becomes of it.
+
+Usage: python examples/compare_algorithms.py [--quick] [--seeds 0 1 2] [--answers 25600] [--directory runs/compare]
+
+Every run is a subprocess of its own. The whole can be stopped at any time: run the same command again and it goes on. SFT
+samples nothing: it reads as many demonstrations as the others sample answers, and these demonstrations are correct, which no
+other algorithm is shown. RFT and DPO sample all their answers before they train; their curves are stretched over them.
+
+Needs matplotlib: pip install -e '.[plots]'
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from lightning.pytorch import LightningModule, Trainer
+from omegaconf import OmegaConf
+from tqdm.auto import tqdm
+
+from examples.plot_runs import read
+from rl_lightning.callbacks import RolloutCallback
+from rl_lightning.types import Rollout
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parents[1]
+PANELS = {
+    "val/reward_mean": "reward (its own)",
+    "val/pass@1": "pass@1",
+    "val/pass@8": "pass@8",
+    "val/length_mean": "length, tokens",
+    "val/entropy": "entropy, nats a token",
+    "val/kl": "KL from the start, nats an answer",
+}
+SHOWN = ("pass@1", "pass@8", "reward_mean", "length_mean")
+
+
+class Budget(RolloutCallback):
+    """Stops a run once it has sampled so many answers.
+
+    Args:
+        answers: sampled in training, over all ranks, dropped ones included.
+    """
+
+    def __init__(self, answers: int) -> None:
+        self.answers = answers
+
+    def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Look how many there are; training on this rollout is finished first."""
+        if rollout.metrics["rollout/answers"] >= self.answers:
+            trainer.should_stop = True
+
+
+@dataclass
+class Recipe:
+    """One line of the comparison.
+
+    Args:
+        name: for directories.
+        label: for the picture.
+        config: YAML.
+        extra: further arguments.
+    """
+
+    name: str
+    label: str
+    config: str
+    extra: list[str] = field(default_factory=list)
+
+    def arguments(self, answers: int, points: int) -> list[str]:
+        """Return the command line that spends a number of answers and validates a number of times on the way."""
+        data = OmegaConf.load(ROOT / self.config).data.init_args
+        if self.online:
+            rollouts = answers // (data.prompts_per_rollout * data.group_size)
+            # Dynamic sampling may need several chunks a rollout: the budget ends the run before the epochs do.
+            size = [
+                f"--trainer.max_epochs={rollouts}",
+                f"--trainer.check_val_every_n_epoch={max(1, rollouts // points)}",
+            ]
+            budget = "examples.compare_algorithms.Budget"
+            return [*size, f"--trainer.callbacks+={budget}", f"--trainer.callbacks.answers={answers}", *self.extra]
+        steps = [f"--trainer.val_check_interval={1 / points:g}", "--trainer.max_epochs=1"]
+        if "samples_per_prompt" in data:
+            return [*steps, f"--data.max_prompts={answers // data.samples_per_prompt}", *self.extra]
+        return [*steps, f"--data.prompts.train_size={answers}", *self.extra]
+
+    @property
+    def online(self) -> bool:
+        """Whether answers are sampled while it trains."""
+        return bool(OmegaConf.load(ROOT / self.config).data.class_path.endswith("RolloutDataModule"))
+
+
+RECIPES = [
+    Recipe("sft", "SFT on correct demonstrations", "configs/sft.yaml"),
+    Recipe("rft", "RFT", "configs/rft.yaml"),
+    Recipe("dpo", "DPO", "configs/dpo.yaml"),
+    Recipe("ppo", "PPO", "configs/ppo.yaml"),
+    Recipe("grpo", "GRPO", "configs/grpo.yaml"),
+    Recipe("dapo", "DAPO", "configs/dapo.yaml"),
+]
+
+
+@dataclass
+class Settings:
+    """What the command line says."""
+
+    directory: Path
+    answers: int
+    points: int
+    problems: int
+
+    def run(self, arguments: list[str], log: Path) -> None:
+        """Run a command of rl_lightning to its end, its output in a file."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "rl_lightning", *arguments, "--trainer.enable_progress_bar=false"]
+        with log.open("a") as file:
+            done = subprocess.run(
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env={**os.environ}, check=False
+            )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}\nfailed; its output is in {log}")
+
+    def place(self, recipe: Recipe, seed: int) -> Path:
+        """Return where a run is kept."""
+        return (self.directory / recipe.name / f"seed-{seed}").resolve()
+
+    def before(self) -> None:
+        """Evaluate the policy that all begin with."""
+        place = (self.directory / "before").resolve()
+        if not (place / "done").exists():
+            for command in ("validate", "test"):
+                self.run([command, "--config=configs/grpo.yaml", *self.common(place)], place / "log.txt")
+            (place / "done").touch()
+
+    def common(self, place: Path) -> list[str]:
+        """Return the arguments that every command gets."""
+        divergence = "--trainer.callbacks+=rl_lightning.callbacks.HeldOutDivergence"
+        return [f"--trainer.default_root_dir={place}", f"--data.evaluation.max_prompts={self.problems}", divergence]
+
+    def train(self, recipe: Recipe, seed: int) -> None:
+        """Train and test one policy, or go on where that was stopped."""
+        place = self.place(recipe, seed)
+        if (place / "done").exists():
+            return
+        base = [f"--config={recipe.config}", f"--seed_everything={seed}", *self.common(place)]
+        if not (place / "hf").exists():
+            resume = ["--ckpt_path=last"] if list(place.glob("checkpoints/last*.ckpt")) else []
+            self.run(["fit", *base, *recipe.arguments(self.answers, self.points), *resume], place / "log.txt")
+        self.run(["test", *base, f"--model.policy={place / 'hf'}"], place / "log.txt")
+        (place / "done").touch()
+
+    def curve(self, recipe: Recipe, seed: int, tag: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return answers sampled so far and the values of a scalar, from the policy that all begin with on."""
+        place = self.place(recipe, seed)
+        steps, values = read(place, tag)
+        if recipe.online:
+            at, answers = read(place, "rollout/answers")
+            x = answers[np.searchsorted(at, steps, side="right") - 1]
+        else:
+            x = steps / steps[-1] * self.answers
+        _, start = read(self.directory / "before", tag)
+        return np.concatenate([[0], x]), np.concatenate([start[:1], values])
+
+
+def draw(settings: Settings, recipes: list[Recipe], seeds: list[int], output: Path) -> None:
+    """Draw every panel: the mean over seeds, and the range between them."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7))
+    for axis, (tag, title) in zip(axes.flat, PANELS.items(), strict=True):
+        for number, recipe in enumerate(recipes):
+            curves = [settings.curve(recipe, seed, tag) for seed in seeds]
+            grid = np.linspace(0, min(x[-1] for x, _ in curves), 60)
+            values = np.stack([np.interp(grid, x, y) for x, y in curves])
+            axis.plot(grid, values.mean(0), label=recipe.label, linewidth=2, color=f"C{number}")
+            axis.fill_between(grid, values.min(0), values.max(0), alpha=0.2, linewidth=0, color=f"C{number}")
+        axis.set_title(title)
+        axis.set_xlabel("answers sampled")
+        axis.grid(alpha=0.3)
+    axes.flat[1].legend(fontsize=8)
+    axes.flat[5].set_yscale("symlog", linthresh=1.0)
+    figure.suptitle(f"held-out problems, {len(seeds)} seed(s): mean, and the range between them")
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=100)
+
+
+def tested(place: Path) -> dict[str, float]:
+    """Return the metrics of a run's test."""
+    return {name: float(read(place, f"test/{name}")[1][-1]) for name in SHOWN}
+
+
+def table(settings: Settings, recipes: list[Recipe], seeds: list[int]) -> str:
+    """Return the test metrics of every run as Markdown: each seed's pass@1, and means of the rest."""
+    lines = [f"| | pass@1, seeds {', '.join(map(str, seeds))} | pass@8 | reward | length |", "|---|---|---|---|---|"]
+    rows: list[tuple[str, list[dict[str, Any]]]] = [("before", [tested(settings.directory / "before")])]
+    rows += [(one.label, [tested(settings.place(one, seed)) for seed in seeds]) for one in recipes]
+    for label, runs in rows:
+        means = [f"{np.mean([run[name] for run in runs]):.3f}" for name in SHOWN[1:]]
+        lines.append(
+            f"| {label} | {' '.join(format(run['pass@1'], '.3f') for run in runs)} | " + " | ".join(means) + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train what is not trained yet, then draw and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, help="default: runs/compare, or runs/compare-quick")
+    parser.add_argument("--quick", action="store_true", help="6400 answers, one seed, 64 held-out problems")
+    parser.add_argument("--answers", type=int, help="sampled by each run; default 25600")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--only", nargs="+", choices=[recipe.name for recipe in RECIPES], help="some of the algorithms")
+    parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
+    parser.add_argument("--output", type=Path, help="default: picture.png in the directory")
+    options = parser.parse_args()
+    directory = options.directory or Path("runs/compare-quick" if options.quick else "runs/compare")
+    answers = options.answers or (6400 if options.quick else 25600)
+    settings = Settings(directory, answers, points=8, problems=64 if options.quick else 256)
+    seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
+    recipes = [recipe for recipe in RECIPES if not options.only or recipe.name in options.only]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.parallel)))
+    directory.mkdir(parents=True, exist_ok=True)
+    claim = directory / "settings.json"
+    wanted = {"answers": answers, "problems": settings.problems}
+    if claim.exists() and json.loads(claim.read_text()) != wanted:
+        raise SystemExit(f"{directory} holds runs with {claim.read_text()}: give another --directory")
+    claim.write_text(json.dumps(wanted))
+    settings.before()
+    runs = [(recipe, seed) for seed in seeds for recipe in recipes]
+    with ThreadPoolExecutor(options.parallel) as pool, tqdm(total=len(runs), desc="Runs", unit="run") as bar:
+        for one in [pool.submit(settings.train, recipe, seed) for recipe, seed in runs]:
+            one.result()
+            bar.update()
+    text = table(settings, recipes, seeds)
+    (directory / "table.md").write_text(text + "\n")
+    output = options.output or directory / "picture.png"
+    draw(settings, recipes, seeds, output)
+    print(f"\n{text}\n\nsaved {output} and {directory / 'table.md'}")
+
+
+if __name__ == "__main__":
+    main()

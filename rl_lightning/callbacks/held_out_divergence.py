@@ -1,0 +1,73 @@
+"""How far training has taken the policy, on held-out prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from rl_lightning.functional import entropy_from_logits, kl_k3, logprobs_from_logits
+from rl_lightning.models import PolicyFiles, response_logits
+from rl_lightning.strategies import sum_over_ranks
+from rl_lightning.types import Rollout
+
+
+class HeldOutDivergence(Callback):
+    """Log `val/kl`, the divergence from the policy that training began with in nats a response, and `val/entropy`, in
+    nats a token, both on the responses sampled in validation.
+
+    The divergence of a response is Σ_t k3 over its tokens, whose expectation is that of KL(π‖π_ref) at the prefixes that
+    the policy visits. The reference is in memory during validation only. It works for every algorithm, whether it has a
+    divergence in its objective or not, so runs can be compared by it.
+
+    Args:
+        reference: the policy to measure from; the module's `policy` as it was loaded if null.
+        rows: responses in one forward pass.
+    """
+
+    def __init__(self, reference: str | None = None, rows: int = 256) -> None:
+        self.reference = reference
+        self.rows = rows
+        self._model: nn.Module | None = None
+        self._sums = torch.zeros(4)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load the reference."""
+        module: Any = pl_module
+        own: PolicyFiles = module.policy_files
+        files = PolicyFiles(self.reference, own.options) if self.reference else own
+        model: nn.Module = files.load(trainable=False)
+        self._model = model.to(pl_module.device)
+        self._sums = torch.zeros(4, dtype=torch.float64, device=pl_module.device)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rollout, batch_idx: int, *_: object
+    ) -> None:
+        """Add a batch's responses."""
+        module: Any = pl_module
+        assert self._model is not None
+        for rows in torch.arange(len(batch)).split(self.rows):
+            part = batch.microbatch(rows)
+            mask = part.response_attention
+            with module.rollout_mode():
+                logits = [
+                    response_logits(model, part.input_ids, part.attention_mask, part.response_length)
+                    for model in (module.policy, self._model)
+                ]
+                own, ref = (logprobs_from_logits(one, part.response_ids, part.temperature) for one in logits)
+                entropy = entropy_from_logits(logits[0], part.temperature)
+            sums = (kl_k3(own, ref)[mask].sum(), entropy[mask].sum(), mask.any(1).sum(), mask.sum())
+            self._sums += torch.stack([one.double() for one in sums])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means over all ranks."""
+        divergence, entropy, responses, tokens = sum_over_ranks(trainer, self._sums).tolist()
+        if responses:
+            pl_module.log("val/kl", divergence / responses)
+            pl_module.log("val/entropy", entropy / tokens)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the reference go."""
+        self._model = None
