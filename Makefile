@@ -30,7 +30,7 @@ tensorboard: $(VENV)/core  ## look at the runs
 
 embedded: $(VENV)/core  ## rebuild the embedded policy from nothing
 	$(BIN)/python examples/embedded_policy/start.py runs/embedded/start
-	$(BIN)/python -m rl_lightning fit --config configs/sft.yaml --model.policy=runs/embedded/start --trainer.default_root_dir=runs/embedded
+	$(BIN)/python -m rl_lightning fit --config configs/sft.yaml --config examples/embedded_policy/sft.yaml
 	rm -rf rl_lightning/assets/chain_sum
 	cp -r runs/embedded/hf rl_lightning/assets/chain_sum
 
