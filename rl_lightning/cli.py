@@ -29,6 +29,7 @@ from rl_lightning.generation import Generator, Sampling
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.models import LoadOptions
 from rl_lightning.rewards import RewardLimits, RewardSpec
+from rl_lightning.strategies import AtomicCheckpointIO
 
 #: Exit status after a mistake of the user's.
 USAGE_ERROR = 2
@@ -46,7 +47,7 @@ class CLI(LightningCLI):
     """Subclasses of the algorithms and DataModules by name, values by omegaconf, overlays by repeated `--config`."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the callbacks that every run has; the progress bar only where there is no other and one is wanted."""
+        """Add what every run has: callbacks, a progress bar where there is no other and one is wanted, whole checkpoints."""
         settings = self.config_init[self.subcommand].trainer
         listed = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
         own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
@@ -54,7 +55,8 @@ class CLI(LightningCLI):
         own = {type(callback) for callback in listed}
         always = [kind() for kind in (RNGState, RunCard, Speed) if kind not in own]
         self.trainer_defaults["callbacks"] = [*always, *bar]
-        return super().instantiate_trainer(**kwargs)
+        plugins = {} if settings.plugins else {"plugins": [AtomicCheckpointIO()]}
+        return super().instantiate_trainer(**plugins, **kwargs)
 
     def before_fit(self) -> None:
         """Refuse a checkpoint that is not there; for `last` Lightning would begin anew and only warn."""
