@@ -22,7 +22,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from omegaconf.errors import OmegaConfBaseException
 
 from rl_lightning.algorithms import OptimizerOptions, PolicyModule
-from rl_lightning.callbacks import RNGState, RolloutProgressBar, RunCard, Speed
+from rl_lightning.callbacks import (
+    CollapseWarning,
+    NonFiniteGuard,
+    RNGState,
+    RolloutProgressBar,
+    RunCard,
+    Speed,
+)
 from rl_lightning.data import Evaluation, ExampleSource, PromptOptions, SamplingDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, Sampling
@@ -53,7 +60,7 @@ class CLI(LightningCLI):
         own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
         bar = [] if own_bar or settings.enable_progress_bar is False else [RolloutProgressBar()]
         own = {type(callback) for callback in listed}
-        always = [kind() for kind in (RNGState, RunCard, Speed) if kind not in own]
+        always = [kind() for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning) if kind not in own]
         self.trainer_defaults["callbacks"] = [*always, *bar]
         plugins = {} if settings.plugins else {"plugins": [AtomicCheckpointIO()]}
         return super().instantiate_trainer(**plugins, **kwargs)

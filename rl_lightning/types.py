@@ -130,6 +130,14 @@ class Rollout(Rows):
         """(B,) bool: the reward did not fail."""
         return ~self.raw_rewards.isnan()
 
+    def votes(self) -> tuple[Tensor, Tensor]:
+        """Return how many responses of a row's group have a reward, and how many of those are correct: (B,) long each."""
+        _, member = self.group_ids.unique(return_inverse=True)
+        none = torch.zeros_like(member)
+        scored = none.index_add(0, member, self.scored.long())
+        correct = none.index_add(0, member, (self.correct & self.scored).long())
+        return scored[member], correct[member]
+
     def microbatch(self, rows: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
         """Cut some rows out for one forward pass, without the columns that are padding in all of them.
 
@@ -221,6 +229,8 @@ class Minibatch(Rows):
         rollout_logprobs, old_logprobs, ref_logprobs, values, advantages, returns: (B, R), as in `Rollout`; absent where
             an algorithm has no use for them.
         ends_step: True on the last microbatch of an optimizer step.
+        idle: no token of the optimizer step counts, in none of its microbatches and on no rank: the step must not move
+            the policy, for an optimizer with momentum moves without a gradient.
         metrics: scalars to log with this step.
     """
 
@@ -232,6 +242,7 @@ class Minibatch(Rows):
     advantages: Tensor | None = None
     returns: Tensor | None = None
     ends_step: bool = True
+    idle: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -254,6 +265,11 @@ class PreferenceBatch(Minibatch):
     def rejected(rows: Tensor) -> Tensor:
         """Return what belongs to the rejected responses, of something with a row a response."""
         return rows[1::2]
+
+    def per_token(self, pairs: Tensor) -> Tensor:
+        """Give every token of a pair's two rows the pair's number, (B/2,) → (B, R): under `seq_mean` weights, which sum to 1/B
+        over a row, the sum over tokens is then the mean over pairs."""
+        return pairs.repeat_interleave(2).unsqueeze(1).expand_as(self.response_mask)
 
 
 class Sealed:

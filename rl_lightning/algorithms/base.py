@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.metrics import Observations
 from rl_lightning.errors import UserError
@@ -67,6 +68,10 @@ class ObjectiveModule(pl.LightningModule):
     fills: ClassVar[tuple[str, ...]] = ()
     #: What training steps must be given: `rollouts`, `demonstrations`, `samples` or `preferences`.
     learns_from: ClassVar[str | None] = None
+    #: Whether training data must bring log-probabilities of a frozen reference, `reference_files`.
+    wants_reference: ClassVar[bool] = False
+    #: What held-out data are: sampled and scored `responses`, or `preferences`.
+    evaluates_on: ClassVar[str] = "responses"
 
     def __init__(
         self,
@@ -80,6 +85,9 @@ class ObjectiveModule(pl.LightningModule):
         self.optimizer_options = optimizer or OptimizerOptions()
         self.reduction: Reduction = reduction
         self.observations = Observations()
+        #: Whether the latest optimizer step had a finite gradient; the weights stay as they are in the others.
+        self.finite = True
+        self._idle = False
 
     # ----------------------------------------------------------------- optimizer
 
@@ -104,6 +112,10 @@ class ObjectiveModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(options, step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def hf_parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return the trained model and its tokenizer, as `HFExport` saves them."""
+        raise TypeError(f"{type(self).__name__} must define hf_parts()")
+
     # ------------------------------------------------------------------ training
 
     def loss(self, batch: Minibatch) -> Tensor:
@@ -124,6 +136,7 @@ class ObjectiveModule(pl.LightningModule):
 
     def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
         """Return the loss such that Lightning's averages over microbatches and ranks come out as their sum."""
+        self._idle = batch.idle
         loss = self.loss(batch)
         self.observations.add_to_loss(loss)
         self.observations.keep(batch.metrics)
@@ -135,10 +148,33 @@ class ObjectiveModule(pl.LightningModule):
         """Record per-token values; their mean over the tokens of the optimizer step is logged under the given names."""
         self.observations.add(values, batch.response_mask)
 
+    def observe_pairs(self, values: Mapping[str, Tensor]) -> None:
+        """Record values of shape (B/2,), one a pair; their mean over the pairs of the optimizer step is logged."""
+        for name, value in values.items():
+            self.observations.add({name: value}, torch.ones_like(value, dtype=torch.bool))
+
+    def require_mean_over_pairs(self) -> None:
+        """Refuse any reduction but the one under which the loss is the mean over pairs; see `PreferenceBatch.per_token`."""
+        if self.reduction != "seq_mean":
+            raise UserError(
+                f"{type(self).__name__} has one number a pair, not a token, and takes their mean: reduction {self.reduction!r} "
+                "makes no sense here, leave it out"
+            )
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the norm of the gradient before it is clipped."""
+        """Log the norm of the gradient before it is clipped, and drop it where it must not move anything: it is not finite, or
+        nothing counts in this step."""
         grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/grad_norm", torch.nn.utils.get_total_norm(grads))
+        norm = torch.nn.utils.get_total_norm(grads)
+        self.log("train/grad_norm", norm)
+        # Float16 training expects overflows now and then: its scaler skips such steps and adapts.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self.finite = scaled or bool(norm.isfinite())
+        if self._idle or not self.finite:
+            # Without a gradient the optimizer passes a parameter over; with a zero, momentum and weight decay would move it.
+            # Lightning cannot skip such a step itself: it refuses a training_step that returns None on several ranks.
+            for parameter in self.parameters():
+                parameter.grad = None
 
     def _log_step(self) -> None:
         metrics = self.observations.flush(lambda totals: sum_over_ranks(self.trainer, totals))

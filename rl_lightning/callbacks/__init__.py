@@ -1,10 +1,13 @@
 """What can be added to a run: stages of a rollout, tables and curves, exports."""
 
+from rl_lightning.callbacks.dynamic_sampling import DynamicSampling
 from rl_lightning.callbacks.group_normalize import GroupNormalize
+from rl_lightning.callbacks.guards import CollapseWarning, NonFiniteGuard
 from rl_lightning.callbacks.held_out_divergence import HeldOutDivergence
 from rl_lightning.callbacks.hf_export import HFExport
 from rl_lightning.callbacks.histograms import Histograms
 from rl_lightning.callbacks.overlong import OverlongShaping
+from rl_lightning.callbacks.overlong_filter import OverlongFilter
 from rl_lightning.callbacks.predictions import PredictionWriter
 from rl_lightning.callbacks.progress import RolloutProgressBar
 from rl_lightning.callbacks.rng_state import RNGState
@@ -14,10 +17,14 @@ from rl_lightning.callbacks.speed import Speed
 from rl_lightning.hooks import RolloutCallback
 
 __all__ = [
+    "CollapseWarning",
+    "DynamicSampling",
     "GroupNormalize",
     "HFExport",
     "HeldOutDivergence",
     "Histograms",
+    "NonFiniteGuard",
+    "OverlongFilter",
     "OverlongShaping",
     "PredictionWriter",
     "RNGState",

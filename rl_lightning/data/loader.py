@@ -75,24 +75,59 @@ def permutation(count: int, *key: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(list(key)).permutation(count))
 
 
-def step_weights(
-    trainer: Trainer, steps: list[tuple[Tensor, Tensor]], reduction: Reduction, max_length: int | None
-) -> list[Tensor]:
-    """Return the token weights of some optimizer steps, counted over all ranks with one exchange.
+def spread(order: Tensor, counts: Tensor, steps: int) -> Tensor:
+    """Return an order such that what counts is dealt out evenly over equal steps; the same order if everything counts.
+
+    Args:
+        order: (n,) long; a permutation.
+        counts: (n,) bool, by number and not by place in the order.
+        steps: a divisor of n.
+
+    Example:
+        >>> spread(torch.tensor([3, 1, 0, 2]), torch.tensor([True, True, False, False]), steps=2)
+        tensor([1, 3, 0, 2])
+    """
+    if bool(counts.all()):
+        return order
+    size = len(order) // steps
+    counting, rest = order[counts[order]], order[~counts[order]]
+    shares = [counting[step::steps] for step in range(steps)]
+    fillers = rest.split([size - len(share) for share in shares])
+    return torch.cat([torch.cat(pair) for pair in zip(shares, fillers, strict=True)])
+
+
+def step_totals(trainer: Trainer, steps: list[tuple[Tensor, Tensor]]) -> list[BatchTotals]:
+    """Count what optimizer steps are made of over all ranks, with one exchange.
 
     Args:
         trainer: knows the ranks; every rank must call this with as many steps.
         steps: the response mask (b, R) and group ids (b,) of this rank's whole share of each optimizer step.
+    """
+    counted = torch.stack([torch.stack(batch_totals(mask, groups)) for mask, groups in steps])
+    return [BatchTotals(*totals) for totals in sum_over_ranks(trainer, counted)]
+
+
+def step_weights(
+    trainer: Trainer,
+    steps: list[tuple[Tensor, Tensor]],
+    reduction: Reduction,
+    max_length: int | None,
+    totals: list[BatchTotals] | None = None,
+) -> list[Tensor]:
+    """Return the token weights of some optimizer steps, counted over all ranks.
+
+    Args:
+        trainer, steps: see `step_totals`.
         reduction, max_length: see `token_weights`.
+        totals: of the steps, where they are known already.
 
     Returns:
         One (b, R) float64 tensor a step.
     """
-    counted = torch.stack([torch.stack(batch_totals(mask, groups)) for mask, groups in steps])
-    everywhere = sum_over_ranks(trainer, counted).clamp(min=1)
+    totals = step_totals(trainer, steps) if totals is None else totals
     return [
-        token_weights(mask, groups, reduction, BatchTotals(*totals), max_length)
-        for (mask, groups), totals in zip(steps, everywhere, strict=True)
+        token_weights(mask, groups, reduction, BatchTotals(*(count.clamp(min=1) for count in counts)), max_length)
+        for (mask, groups), counts in zip(steps, totals, strict=True)
     ]
 
 

@@ -1,0 +1,157 @@
+"""What watches a run for numbers that have gone wrong."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from rl_lightning import types
+from rl_lightning.errors import UserError
+from rl_lightning.strategies import atomic_save, load_plain
+from rl_lightning.types import Rows
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteGuard(Callback):
+    """Count optimizer steps that were skipped because their gradient was infinite or not a number, and stop a run that
+    does nothing else.
+
+    The module itself leaves the weights alone in such a step. The first of them is written to a file with the weights and
+    all that the step was made of, from which `replay` computes the same loss again.
+
+    Args:
+        max_in_a_row: the run ends with an error when so many steps in a row were skipped.
+        dirpath: of the file; the trainer's `default_root_dir` if null.
+    """
+
+    def __init__(self, max_in_a_row: int = 5, dirpath: str | None = None) -> None:
+        if max_in_a_row < 1:
+            raise UserError(f"max_in_a_row must be at least 1, not {max_in_a_row}")
+        self.max_in_a_row = max_in_a_row
+        self.dirpath = dirpath
+        self._batches: list[Rows] = []
+        self._in_a_row = 0
+        self._skipped = 0
+        self._dump: Path | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts."""
+        return {"skipped": self._skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Rows, batch_idx: int) -> None:
+        """Keep what the optimizer step is made of."""
+        self._batches.append(batch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at a step once it is whole."""
+        if not batch.ends_step:
+            return
+        batches, self._batches = self._batches, []
+        module: Any = pl_module
+        if module.finite:
+            self._in_a_row = 0
+            return
+        self._skipped += 1
+        self._in_a_row += 1
+        module.log("guard/skipped_steps", float(self._skipped))
+        if self._dump is None and trainer.is_global_zero:
+            self._dump = self._write(trainer, module, batches)
+            log.warning(
+                "Optimizer step %d had a gradient that is not finite and was skipped; what it was made of is in %s",
+                trainer.global_step,
+                self._dump,
+            )
+        if self._in_a_row >= self.max_in_a_row:
+            raise UserError(
+                f"{self._in_a_row} optimizer steps in a row had gradients that are not finite: lower optimizer.lr, check the "
+                f"rewards, or train in a wider precision; the first is in {self._dump}"
+            )
+
+    def _write(self, trainer: Trainer, module: Any, batches: list[Rows]) -> Path:
+        path = Path(self.dirpath or trainer.default_root_dir) / f"not_finite-step{trainer.global_step}.pt"
+        contents = [{"kind": type(batch).__name__, **vars(batch)} for batch in batches]
+        atomic_save({"state_dict": module.state_dict(), "batches": contents}, path)
+        return path
+
+
+def replay(path: str | Path, module: Any) -> Tensor:
+    """Return the loss of the optimizer step that `NonFiniteGuard` wrote down, with its graph.
+
+    Args:
+        path: the file.
+        module: made with the settings of that run; its models must be loaded (`configure_model`).
+    """
+    dump = load_plain(path)
+    module.load_state_dict(dump["state_dict"])
+    batches = [getattr(types, contents.pop("kind"))(**contents) for contents in dump["batches"]]
+    return torch.stack([module.loss(batch) for batch in batches]).sum()
+
+
+class CollapseWarning(Callback):
+    """Warn, once for each, when the entropy of the policy or the length of its responses has run away from where it was.
+
+    Args:
+        entropy_share: warn when the entropy falls below this share of its mean over the first rollouts.
+        length_factor: warn when the mean length is so many times longer or shorter than over the first rollouts.
+        first: rollouts that are taken for the measure.
+    """
+
+    def __init__(self, entropy_share: float = 0.05, length_factor: float = 3.0, first: int = 5) -> None:
+        if not 0 <= entropy_share < 1 or length_factor <= 1 or first < 1:
+            raise UserError(
+                "CollapseWarning needs entropy_share in [0, 1), length_factor above 1 and first of at least 1"
+            )
+        self.entropy_share = entropy_share
+        self.length_factor = length_factor
+        self.first = first
+        self._seen: dict[str, list[float]] = {"policy/entropy": [], "rollout/length_mean": []}
+        self._warned: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the measure, and what has been warned of."""
+        return {"seen": self._seen, "warned": self._warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the same measure."""
+        self._seen, self._warned = state_dict["seen"], state_dict["warned"]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare what this rollout logged with the first ones."""
+        for name, seen in self._seen.items():
+            if name not in trainer.callback_metrics or name in self._warned:
+                continue
+            value = float(trainer.callback_metrics[name])
+            if len(seen) < self.first:
+                seen.append(value)
+                continue
+            complaint = self._complaint(name, value, sum(seen) / len(seen))
+            if complaint:
+                self._warned.append(name)
+                log.warning("%s (rollout %d; said once)", complaint, trainer.current_epoch)
+
+    def _complaint(self, name: str, value: float, began: float) -> str | None:
+        if name == "policy/entropy":
+            if value < self.entropy_share * began:
+                return (
+                    f"the policy has collapsed: its entropy is {value:.3g} nats a token and was {began:.3g}: samples hardly "
+                    "differ any more, so groups teach nothing; a lower lr, more kl_coef or an entropy_coef would slow this"
+                )
+            return None
+        if not began / self.length_factor <= value <= began * self.length_factor:
+            return (
+                f"responses are {value:.3g} tokens long on average and were {began:.3g}: look at the samples, and at what the "
+                "reward makes of length (OverlongShaping, another reduction)"
+            )
+        return None
