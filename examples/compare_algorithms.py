@@ -1,6 +1,6 @@
 """Train all six algorithms from one policy, on one task, with equally many sampled answers, and draw what becomes of it.
 
-Usage: python examples/compare_algorithms.py [--quick] [--seeds 0 1 2] [--answers 25600] [--directory runs/compare]
+Usage: python -m examples.compare_algorithms [--quick] [--seeds 0 1 2] [--answers 25600] [--directory runs/compare]
 
 Every run is a subprocess of its own. The whole can be stopped at any time: run the same command again and it goes on. SFT
 samples nothing: it reads as many demonstrations as the others sample answers, and these demonstrations are correct, which no
