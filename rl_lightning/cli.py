@@ -16,14 +16,15 @@ from typing import Any, NoReturn
 import transformers
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
 
-from rl_lightning.algorithms import OptimizerOptions, PolicyModule
+from rl_lightning.algorithms import ObjectiveModule, OptimizerOptions
 from rl_lightning.callbacks import (
     CollapseWarning,
+    GracefulStop,
     NonFiniteGuard,
     RNGState,
     RolloutProgressBar,
@@ -60,7 +61,12 @@ class CLI(LightningCLI):
         own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
         bar = [] if own_bar or settings.enable_progress_bar is False else [RolloutProgressBar()]
         own = {type(callback) for callback in listed}
-        always = [kind() for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning) if kind not in own]
+        always: list[Callback] = [
+            kind() for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning) if kind not in own
+        ]
+        # Lightning's own timer stops between microbatches too, where a gradient would be lost, and saves nothing.
+        always += [] if GracefulStop in own else [GracefulStop(settings.max_time)]
+        kwargs["max_time"] = None
         self.trainer_defaults["callbacks"] = [*always, *bar]
         plugins = {} if settings.plugins else {"plugins": [AtomicCheckpointIO()]}
         return super().instantiate_trainer(**plugins, **kwargs)
@@ -157,7 +163,7 @@ def explain(message: str) -> str:
 def known_options() -> set[str]:
     """Return the names of all options of the classes that a YAML can name."""
     names: set[str] = set(inspect.signature(Trainer.__init__).parameters)
-    waiting: list[type] = [PolicyModule, SamplingDataModule, ExampleSource, RolloutCallback, Generator]
+    waiting: list[type] = [ObjectiveModule, SamplingDataModule, ExampleSource, RolloutCallback, Generator]
     waiting += [OptimizerOptions, LoadOptions, Sampling, Evaluation, PromptOptions, RewardSpec, RewardLimits]
     while waiting:
         one = waiting.pop()
@@ -177,6 +183,10 @@ def _calm() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("httpx", "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Says that checkpoints are unpickled without a safeguard; `AtomicCheckpointIO` has one.
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
+        lambda record: "weights_only" not in record.getMessage()
+    )
     # Advertisements and device listings; the run card names the devices.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not re.search(r"litlogger|litmodels|available: |Loading `train_dataloader`", record.getMessage())

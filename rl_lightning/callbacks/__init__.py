@@ -1,6 +1,8 @@
 """What can be added to a run: stages of a rollout, tables and curves, exports."""
 
+from rl_lightning.callbacks.adaptive_kl import AdaptiveKL
 from rl_lightning.callbacks.dynamic_sampling import DynamicSampling
+from rl_lightning.callbacks.graceful_stop import GracefulStop
 from rl_lightning.callbacks.group_normalize import GroupNormalize
 from rl_lightning.callbacks.guards import CollapseWarning, NonFiniteGuard
 from rl_lightning.callbacks.held_out_divergence import HeldOutDivergence
@@ -10,6 +12,7 @@ from rl_lightning.callbacks.overlong import OverlongShaping
 from rl_lightning.callbacks.overlong_filter import OverlongFilter
 from rl_lightning.callbacks.predictions import PredictionWriter
 from rl_lightning.callbacks.progress import RolloutProgressBar
+from rl_lightning.callbacks.rejection_sampling import RejectionSampling
 from rl_lightning.callbacks.rng_state import RNGState
 from rl_lightning.callbacks.run_card import RunCard
 from rl_lightning.callbacks.samples import SampleTable
@@ -17,8 +20,10 @@ from rl_lightning.callbacks.speed import Speed
 from rl_lightning.hooks import RolloutCallback
 
 __all__ = [
+    "AdaptiveKL",
     "CollapseWarning",
     "DynamicSampling",
+    "GracefulStop",
     "GroupNormalize",
     "HFExport",
     "HeldOutDivergence",
@@ -28,6 +33,7 @@ __all__ = [
     "OverlongShaping",
     "PredictionWriter",
     "RNGState",
+    "RejectionSampling",
     "RolloutCallback",
     "RolloutProgressBar",
     "RunCard",

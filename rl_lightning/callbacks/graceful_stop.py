@@ -51,14 +51,17 @@ class GracefulStop(Callback):
         self._before: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals and to the boundaries between steps; the clock starts."""
+        """Start the clock."""
         self._ends = float("inf") if self._limit is None else time.monotonic() + self._limit
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to signals, in the place of Lightning's handlers by now, and to the boundaries between steps."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.on_boundary = lambda together: self._check(trainer, together)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let others listen again."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -83,6 +86,8 @@ class GracefulStop(Callback):
             trainer: of the run.
             together: whether every rank is here; only then can several of them agree on ending.
         """
+        if not trainer.training:  # a validation is finished first
+            return
         reason = self._reason()
         if trainer.world_size > 1:
             if not together:
@@ -94,7 +99,7 @@ class GracefulStop(Callback):
             raise RunStopped(reason)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, if this is our own doing."""
+        """Save, if this is our own doing; Lightning restores the signals."""
         if not isinstance(exception, RunStopped):
             return
         path = last_checkpoint(trainer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -144,6 +144,9 @@ class Epoch(Protocol):
 class EpochSource(Protocol):
     """Makes epochs by number."""
 
+    #: Called before every epoch and optimizer step with True, and in the course of sampling with False; may end the run.
+    on_boundary: Callable[[bool], None]
+
     def microbatches_per_epoch(self) -> int:
         """Return how many microbatches every epoch has."""
 
@@ -170,20 +173,28 @@ class EpochLoader:
         return self._source.microbatches_per_epoch()
 
     def __iter__(self) -> Iterator[Sealed]:
+        self._source.on_boundary(True)
         saved, self._restored = self._restored, None
         if saved is None or self._number < 0 or self._position >= len(self):
             self._number, self._position = self._number + 1, 0
             self._epoch = self._source.epoch(self._number, None)
         else:
             self._epoch = self._source.epoch(self._number, saved["epoch"])
+        ended = False
         for batch in self._epoch.microbatches(self._position):
+            if ended:
+                self._source.on_boundary(True)
             self._position += 1
+            ended = batch.ends_step
             yield Sealed(batch)
 
     def progress(self) -> dict[str, Any]:
         """Return the epoch's number, the position in it, and, in its middle, the epoch itself as every rank has it."""
-        inside = self._epoch is not None and 0 < self._position < len(self)
-        own = self._epoch.state_dict() if inside and self._epoch is not None else None
+        inside = 0 < self._position < len(self)
+        if self._restored is not None:  # nothing was asked for since
+            own = self._restored["epoch"]
+        else:
+            own = self._epoch.state_dict() if inside and self._epoch is not None else None
         return {"number": self._number, "position": self._position, "ranks": from_every_rank(own) if inside else []}
 
     def restore(self, progress: dict[str, Any], rank: int, ranks: int) -> None:

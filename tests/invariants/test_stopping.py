@@ -1,0 +1,114 @@
+"""A run that is told to stop, at whatever moment, saves, exits with its own status, and goes on as if nothing had happened."""
+
+import os
+import signal
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from rl_lightning.callbacks import GracefulStop, RNGState
+from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
+from rl_lightning.errors import UserError
+from rl_lightning.hooks import RolloutCallback
+from tests.invariants.test_resume import Record, grpo, sft
+from tests.support import trainer
+
+
+class Tell(RolloutCallback):
+    """Sends a signal to this very process, once, at some moment of the run's life."""
+
+    def __init__(self, moment, when, number=signal.SIGTERM):
+        self.moment, self.when, self.number = moment, when, number
+        self.count = 0
+
+    def _at(self, moment):
+        if moment == self.moment:
+            self.count += 1
+            if self.count == self.when:
+                os.kill(os.getpid(), self.number)
+
+    def on_train_start(self, trainer, pl_module):
+        trainer.datamodule.on_generation_progress = lambda done, total: self._at("sampling")
+
+    def on_rollout_rewards(self, trainer, module, rollout):
+        self._at("reward")
+
+    def on_after_backward(self, trainer, pl_module):
+        self._at("backward")
+
+    def on_validation_batch_start(self, *_):
+        self._at("validation")
+
+
+class SmallTell(Tell):
+    """The same for data that are no rollouts, which refuse whatever acts on rollouts."""
+
+    on_rollout_rewards = RolloutCallback.on_rollout_rewards
+
+
+def fit(make, policy, directory, *callbacks, ckpt_path=None):
+    module, data = make(policy)
+    record = Record()
+    saver = ModelCheckpoint(directory / "checkpoints", save_last=True, every_n_epochs=100)
+    run = trainer(
+        directory, [RNGState(), record, saver, *callbacks, GracefulStop()], online=make is grpo, enable_checkpointing=True,
+        max_epochs=3, limit_val_batches=1.0,
+    )  # fmt: skip
+    try:
+        run.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    except SystemExit as stopped:
+        return module, record.steps, stopped.code
+    return module, record.steps, 0
+
+
+MOMENTS = [
+    (grpo, "sampling", 1), (grpo, "sampling", 9), (grpo, "reward", 1), (grpo, "reward", 2), (grpo, "backward", 1),
+    (grpo, "backward", 2), (grpo, "backward", 11), (grpo, "validation", 1), (sft, "backward", 3), (sft, "backward", 8),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "moment", "when"), MOMENTS, ids=lambda value: getattr(value, "__name__", str(value)))
+def test_stopped_and_resumed_is_uninterrupted(make, moment, when, tiny_policy, tmp_path):
+    whole, expected, status = fit(make, tiny_policy, tmp_path / "whole")
+    assert status == 0
+    tell = (Tell if make is grpo else SmallTell)(moment, when)
+    _, before, status = fit(make, tiny_policy, tmp_path / "stopped", tell)
+    assert status == STOPPED_EARLY and len(before) < len(expected)
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    module, after, status = fit(make, tiny_policy, tmp_path / "stopped", ckpt_path=last)
+    assert status == 0 and before + after == expected
+    for name, value in whole.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+
+
+def test_other_signals_and_the_end_of_time_do_the_same(tiny_policy, tmp_path):
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        assert fit(grpo, tiny_policy, tmp_path, Tell("backward", 2, number))[2] == STOPPED_EARLY
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # and nobody listens afterwards
+    module, data = grpo(tiny_policy)
+    run = trainer(tmp_path / "time", [GracefulStop(max_time={"seconds": 0})], max_epochs=3)
+    with pytest.raises(SystemExit) as stopped:
+        run.fit(module, datamodule=data)
+    assert stopped.value.code == STOPPED_EARLY and run.global_step == 0
+    assert (tmp_path / "time" / "checkpoints" / "last.ckpt").exists()
+
+
+def test_who_asks_twice_is_obeyed_at_once(tiny_policy, tmp_path):
+    class Twice(pl.Callback):
+        def on_after_backward(self, trainer, pl_module):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    module, data = grpo(tiny_policy)
+    with pytest.raises(SystemExit) as stopped:
+        trainer(tmp_path, [Twice(), GracefulStop()], max_epochs=3).fit(module, datamodule=data)
+    assert stopped.value.code == 1
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("limit", ["12:30", "1 hour", "00:00:00:1.5"])
+def test_a_time_limit_that_is_none(limit):
+    with pytest.raises(UserError, match="must look like 00:12:30:00"):
+        GracefulStop(limit)
