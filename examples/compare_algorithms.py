@@ -90,7 +90,8 @@ class Recipe:
             ]
             budget = "examples.compare_algorithms.Budget"
             return [*size, f"--trainer.callbacks+={budget}", f"--trainer.callbacks.answers={answers}", *self.extra]
-        steps = [f"--trainer.val_check_interval={1 / points:g}", "--trainer.max_epochs=1"]
+        epochs = OmegaConf.load(ROOT / self.config).trainer.max_epochs
+        steps = [f"--trainer.val_check_interval={epochs / points:g}"]
         if "samples_per_prompt" in data:
             return [*steps, f"--data.max_prompts={answers // data.samples_per_prompt}", *self.extra]
         return [*steps, f"--data.prompts.train_size={answers}", *self.extra]
@@ -225,7 +226,7 @@ def main() -> None:
     options = parser.parse_args()
     directory = options.directory or Path("runs/compare-quick" if options.quick else "runs/compare")
     answers = options.answers or (6400 if options.quick else 25600)
-    settings = Settings(directory, answers, points=8, problems=64 if options.quick else 256)
+    settings = Settings(directory, answers, points=5, problems=64 if options.quick else 128)
     seeds = options.seeds or ([0] if options.quick else [0, 1, 2])
     recipes = [recipe for recipe in RECIPES if not options.only or recipe.name in options.only]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // options.parallel)))

@@ -6,9 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rl_lightning.algorithms import GRPO, SFT, OnlineModule, PolicyModule
-    from rl_lightning.callbacks import GroupNormalize, HFExport, OverlongShaping, RolloutCallback
-    from rl_lightning.data import DemonstrationDataModule, RolloutDataModule
+    from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, RFT, SFT, OnlineModule, PolicyModule, RewardModel
+    from rl_lightning.callbacks import (
+        AdaptiveKL,
+        DynamicSampling,
+        GroupNormalize,
+        HFExport,
+        OverlongFilter,
+        OverlongShaping,
+        RejectionSampling,
+        RolloutCallback,
+    )
+    from rl_lightning.data import DemonstrationDataModule, RewardDataModule, RolloutDataModule
     from rl_lightning.errors import UserError
     from rl_lightning.types import Minibatch, Rollout
 
@@ -16,15 +25,25 @@ __version__ = "0.1.0"
 
 # Names are looked up when they are asked for: reward workers import this package too, and must start without torch.
 _HOME = {
+    "DAPO": "algorithms",
+    "DPO": "algorithms",
     "GRPO": "algorithms",
+    "PPO": "algorithms",
+    "RFT": "algorithms",
     "SFT": "algorithms",
     "OnlineModule": "algorithms",
     "PolicyModule": "algorithms",
+    "RewardModel": "algorithms",
+    "AdaptiveKL": "callbacks",
+    "DynamicSampling": "callbacks",
     "GroupNormalize": "callbacks",
     "HFExport": "callbacks",
+    "OverlongFilter": "callbacks",
     "OverlongShaping": "callbacks",
+    "RejectionSampling": "callbacks",
     "RolloutCallback": "callbacks",
     "DemonstrationDataModule": "data",
+    "RewardDataModule": "data",
     "RolloutDataModule": "data",
     "UserError": "errors",
     "Minibatch": "types",
@@ -32,15 +51,25 @@ _HOME = {
 }
 
 __all__ = [
+    "DAPO",
+    "DPO",
     "GRPO",
+    "PPO",
+    "RFT",
     "SFT",
+    "AdaptiveKL",
     "DemonstrationDataModule",
+    "DynamicSampling",
     "GroupNormalize",
     "HFExport",
     "Minibatch",
     "OnlineModule",
+    "OverlongFilter",
     "OverlongShaping",
     "PolicyModule",
+    "RejectionSampling",
+    "RewardDataModule",
+    "RewardModel",
     "Rollout",
     "RolloutCallback",
     "RolloutDataModule",

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from rl_lightning.types import Rollout
+
+
+@dataclass(frozen=True)
+class Refill:
+    """How a rollout is filled up when callbacks drop groups.
+
+    Args:
+        max_chunks: times that prompts are sampled for one rollout, at most.
+        prompts_per_chunk: prompts sampled at a time, over all ranks; as many as the rollout has if null.
+        surplus: kept groups beyond the rollout wait for the next one (`keep`) or are lost (`drop`).
+        on_exhaustion: what happens to a rollout that cannot be filled; see `rl_lightning.callbacks.DynamicSampling`.
+    """
+
+    max_chunks: int = 10
+    prompts_per_chunk: int | None = None
+    surplus: Literal["keep", "drop"] = "keep"
+    on_exhaustion: Literal["smaller", "skip", "stop"] = "smaller"
 
 
 class RolloutCallback(Callback):
@@ -20,6 +38,8 @@ class RolloutCallback(Callback):
 
     #: Fields of the rollout that this callback fills in; an algorithm that needs one is refused without it.
     supplies: ClassVar[tuple[str, ...]] = ()
+    #: How to fill the rollout up again after `keep_groups` dropped some; the defaults if no callback says.
+    refill: Refill | None = None
 
     def check_settings(self, trainer: Trainer) -> None:
         """Refuse settings that cannot work, by a `UserError`, before anything is read or sampled.

@@ -67,7 +67,7 @@ class ObjectiveModule(pl.LightningModule):
     #: Fields of a rollout that the module fills in itself; a callback that would overwrite them is refused.
     fills: ClassVar[tuple[str, ...]] = ()
     #: What training steps must be given: `rollouts`, `demonstrations`, `samples` or `preferences`.
-    learns_from: ClassVar[str | None] = None
+    learns_from: str | None = None
     #: Whether training data must bring log-probabilities of a frozen reference, `reference_files`.
     wants_reference: ClassVar[bool] = False
     #: What held-out data are: sampled and scored `responses`, or `preferences`.

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from rl_lightning.algorithms.online import OnlineModule
-from rl_lightning.errors import UserError
+from rl_lightning.algorithms.online import OnlineModule, clip_bounds
 from rl_lightning.types import Minibatch
 
 
@@ -44,10 +43,7 @@ class GRPO(OnlineModule):
         self, kl_coef: float = 0.04, clip_low: float = 0.2, clip_high: float | None = None, **online_options: Any
     ) -> None:
         super().__init__(kl_coef=kl_coef, **online_options)
-        self.clip_low = clip_low
-        self.clip_high = clip_low if clip_high is None else clip_high
-        if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
-            raise UserError(f"clip_low must lie in [0, 1] and clip_high above 0, not {clip_low} and {clip_high}")
+        self.clip_low, self.clip_high = clip_bounds(clip_low, clip_high)
 
     def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
         """Return S_ε(π_θ/π_old, A) − β D(π_ref/π_θ), the divergence where it acts in the loss."""

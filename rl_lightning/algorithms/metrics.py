@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import BinaryCalibrationError
 
 from rl_lightning.functional import masked_mean
 from rl_lightning.types import Rollout
@@ -45,13 +46,13 @@ class Observations:
         self._extra.update(metrics)
 
     def flush(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return name → mean over all tokens of the step and all ranks, and begin anew."""
+        """Return name → mean over all tokens of the step and all ranks, where there was one, and begin anew."""
         names = sorted(self._sums)
         assert self._loss is not None
         parts = [self._loss, *(self._sums[name] for name in names), *(self._counts[name] for name in names)]
         loss, *rest = sum_over_ranks(torch.stack(parts)).tolist()
         sums, counts = rest[: len(names)], rest[len(names) :]
-        means = {name: total / max(count, 1.0) for name, total, count in zip(names, sums, counts, strict=True)}
+        means = {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
         if "policy/ratio_square" in means:
             # The effective sample size of the importance weights, as a share of the tokens.
             means["policy/ess"] = means["policy/ratio_mean"] ** 2 / means.pop("policy/ratio_square")
@@ -143,4 +144,61 @@ def evaluation_metrics(samples: int, prefix: str) -> MetricCollection:
     metrics["length_mean"] = RolloutMean(lambda rollout: rollout.lengths)
     metrics["failed_fraction"] = RolloutMean(lambda rollout: ~rollout.scored)
     metrics["truncated_fraction"] = RolloutMean(lambda rollout: rollout.truncated)
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+class PairMean(Metric):
+    """The mean, or the standard deviation, of numbers read from preference pairs.
+
+    Args:
+        read: (scores of chosen, scores of rejected, objective), each (b,) → any number of numbers.
+        deviation: return the deviation, with divisor n.
+    """
+
+    full_state_update = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self, read: Callable[[Tensor, Tensor, Tensor], Tensor], deviation: bool = False) -> None:
+        super().__init__()
+        self.read = read
+        self.deviation = deviation
+        for name in ("total", "squares", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, chosen: Tensor, rejected: Tensor, objective: Tensor) -> None:
+        """Add some pairs."""
+        values = self.read(chosen, rejected, objective).double()
+        self.total += values.sum()
+        self.squares += values.square().sum()
+        self.count += values.numel()
+
+    def compute(self) -> Tensor:
+        """Return the mean or the deviation over everything added."""
+        mean = self.total / self.count
+        return ((self.squares / self.count - mean**2).clamp(min=0).sqrt() if self.deviation else mean).float()
+
+
+class PairCalibration(BinaryCalibrationError):
+    """How far the share of pairs that a reward model ranks rightly is from how sure it is, σ(|r⁺ − r⁻|).
+
+    The expected calibration error: pairs in bins of that probability; the mean over pairs of the bin's |share − probability|.
+    """
+
+    def update(self, chosen: Tensor, rejected: Tensor) -> None:
+        """Add some pairs."""
+        difference = (chosen - rejected).float()
+        super().update(difference.abs().sigmoid(), (difference > 0).long())
+
+
+def preference_metrics(prefix: str) -> MetricCollection:
+    """Return a reward model's accuracy, loss, calibration error, and the mean and deviation of its scores."""
+    metrics: dict[str, Any] = {
+        "accuracy": PairMean(lambda chosen, rejected, objective: chosen > rejected),
+        "loss": PairMean(lambda chosen, rejected, objective: -objective),
+        "reward_mean": PairMean(lambda chosen, rejected, objective: torch.stack([chosen, rejected])),
+        "reward_std": PairMean(lambda chosen, rejected, objective: torch.stack([chosen, rejected]), deviation=True),
+        "calibration_error": PairCalibration(n_bins=20),
+    }
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)

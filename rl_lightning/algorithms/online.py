@@ -99,13 +99,17 @@ class OnlineModule(PolicyModule):
                 need no pass of their own.
 
         Returns:
-            Names of `Minibatch` fields → (B, R).
+            Names of `Rollout` fields → (B, R) or (B,).
         """
         penalised = self.reference is not None and self.kl_in == "reward"
-        scores = {} if single_update and not penalised else {"old_logprobs": self.logprobs(batch)}
+        scores = self.score_policy(batch, old_logprobs=not single_update or penalised)
         if self.reference is not None:
             scores["ref_logprobs"] = self.logprobs(batch, self.reference)
         return scores
+
+    def score_policy(self, batch: Minibatch, old_logprobs: bool) -> dict[str, Tensor]:
+        """Return what is read off the policy itself: its log-probabilities, if they are wanted."""
+        return {"old_logprobs": self.logprobs(batch)} if old_logprobs else {}
 
     def on_rollout_scored(self, rollout: Rollout) -> None:
         """Take the divergence from the rewards of a rollout that `score` has looked at, if that is where it acts."""
@@ -138,7 +142,9 @@ class OnlineModule(PolicyModule):
         )
         return ratio
 
-    def surrogate(self, batch: Minibatch, logprobs: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    def surrogate(
+        self, batch: Minibatch, logprobs: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
+    ) -> Tensor:
         """Return S_ε(ρ, A) per token and observe what the clip does.
 
         The one policy-gradient core of PPO, GRPO and DAPO; see `rl_lightning.functional.clipped_surrogate`.
@@ -152,7 +158,7 @@ class OnlineModule(PolicyModule):
             },
             batch,
         )
-        return clipped_surrogate(ratio, batch.advantages, clip_low, clip_high)
+        return clipped_surrogate(ratio, batch.advantages, clip_low, clip_high, dual_clip)
 
     def divergence(self, batch: Minibatch, logprobs: Tensor) -> Tensor | float:
         """Return β times the estimated divergence from the reference per token, in nats, and observe k1 and k3; 0 if it does
@@ -200,6 +206,18 @@ class OnlineModule(PolicyModule):
 def old_logprobs(batch: Minibatch, logprobs: Tensor) -> Tensor:
     """Return log π_old; where the rollout serves a single update these are the current ones, without gradient."""
     return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+
+
+def clip_bounds(clip_low: float, clip_high: float | None) -> tuple[float, float]:
+    """Return ε_low and ε_high, the same if the second is not given.
+
+    Raises:
+        UserError: if one of them is out of range.
+    """
+    high = clip_low if clip_high is None else clip_high
+    if not 0 <= clip_low <= 1 or high < 0:
+        raise UserError(f"clip_low must lie in [0, 1] and clip_high above 0, not {clip_low} and {clip_high}")
+    return clip_low, high
 
 
 def _warn_of_estimator(estimator: KLEstimator, place: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
+from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.base import ObjectiveModule
 from rl_lightning.algorithms.metrics import evaluation_metrics
 from rl_lightning.functional import entropy_from_logits, logprobs_from_logits
-from rl_lightning.models import response_logits, response_outputs
+from rl_lightning.models import response_outputs
 from rl_lightning.types import Minibatch, Rollout, Rows
 
 
@@ -54,6 +55,10 @@ class PolicyModule(ObjectiveModule):
         if "policy" not in self._modules:
             self.policy = self.policy_files.load()
 
+    def hf_parts(self) -> tuple[Any, PreTrainedTokenizerBase]:
+        """Return the policy and its tokenizer."""
+        return self.policy, self.policy_files.tokenizer
+
     # ------------------------------------------------------------------ training
 
     def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
@@ -74,14 +79,11 @@ class PolicyModule(ObjectiveModule):
 
     def outputs(self, batch: Rows) -> PolicyOutputs:
         """Run the policy over a microbatch, and observe its entropy."""
-        logits, hidden = response_outputs(
-            self.policy, batch.input_ids, batch.attention_mask, batch.response_length, hidden=self.reads_hidden
-        )
-        logprobs = logprobs_from_logits(logits, batch.response_ids, batch.temperature)
+        logits, logprobs, hidden = self.read(batch, self.policy, hidden=self.reads_hidden)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_coef != 0):
             entropy = entropy_from_logits(logits, batch.temperature)
         self.observe({"policy/entropy": entropy}, batch)
-        return PolicyOutputs(torch.where(batch.response_attention, logprobs, 0), entropy, hidden)
+        return PolicyOutputs(logprobs, entropy, hidden)
 
     def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
         """Return the log-probabilities of the response tokens, at the sampling temperature.
@@ -93,10 +95,21 @@ class PolicyModule(ObjectiveModule):
         Returns:
             (B, R) in nats, 0 outside the response.
         """
-        model = model or self.policy
-        logits = response_logits(model, batch.input_ids, batch.attention_mask, batch.response_length)
+        return self.read(batch, model or self.policy)[1]
+
+    @staticmethod
+    def read(batch: Rows, model: nn.Module, hidden: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run a model over some rows.
+
+        Returns:
+            logits (B, R, V); log-probabilities of the response tokens, (B, R) in nats, 0 outside the response; and, where
+            asked for, hidden states as in `PolicyOutputs`.
+        """
+        logits, states = response_outputs(
+            model, batch.input_ids, batch.attention_mask, batch.response_length, hidden=hidden
+        )
         logprobs = logprobs_from_logits(logits, batch.response_ids, batch.temperature)
-        return torch.where(batch.response_attention, logprobs, 0)
+        return logits, torch.where(batch.response_attention, logprobs, 0), states
 
     def loss(self, batch: Minibatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""

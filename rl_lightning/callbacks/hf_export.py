@@ -1,4 +1,4 @@
-"""The trained policy as a Hugging Face directory."""
+"""The trained model as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ log = logging.getLogger(__name__)
 
 
 class HFExport(Callback):
-    """Save policy and tokenizer at the end of `fit`, as `AutoModelForCausalLM.from_pretrained` reads them.
+    """Save model and tokenizer at the end of `fit`, as `from_pretrained` reads them: `AutoModelForCausalLM`'s for a policy,
+    `AutoModelForSequenceClassification`'s for a reward model.
 
     Args:
         dirpath: where to; `hf` under the trainer's `default_root_dir` if null.
@@ -27,6 +28,7 @@ class HFExport(Callback):
             return
         target = Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "hf"
         module: Any = pl_module
-        module.policy.save_pretrained(target)
-        module.policy_files.tokenizer.save_pretrained(target)
-        log.info("The policy is in %s", target)
+        model, tokenizer = module.hf_parts()
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        log.info("The trained model is in %s", target)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rl_lightning.errors import UserError
 from rl_lightning.types import Rollout
 
 
@@ -27,7 +28,16 @@ class PredictionWriter(Callback):
         return path if trainer.world_size == 1 else path.with_suffix(f".{trainer.global_rank}{path.suffix}")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the file anew."""
+        """Begin the file anew.
+
+        Raises:
+            UserError: for a module that does not predict responses.
+        """
+        if getattr(pl_module, "evaluates_on", "responses") != "responses":
+            raise UserError(
+                f"PredictionWriter writes sampled responses, and {type(pl_module).__name__} predicts none: take it out of "
+                "trainer.callbacks"
+            )
         target = self._target(trainer)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text("")

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from rl_lightning.callbacks.tensorboard import writers
 from rl_lightning.hooks import RolloutCallback
-from rl_lightning.types import Rollout
+from rl_lightning.types import Rollout, Rows
 
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 _LINE_END = re.compile(r"\r\n|\r|\n")
@@ -36,10 +36,10 @@ class SampleTable(RolloutCallback):
             self._write(trainer, "rollout/samples", rollout)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rollout, batch_idx: int, *_: object
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rows, batch_idx: int, *_: object
     ) -> None:
-        """Write some held-out samples."""
-        if batch_idx == 0:
+        """Write some held-out samples, where evaluation samples."""
+        if batch_idx == 0 and isinstance(batch, Rollout):
             self._write(trainer, "val/samples", batch)
 
     def _write(self, trainer: Trainer, tag: str, rollout: Rollout) -> None:

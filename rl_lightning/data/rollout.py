@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from rl_lightning.data.loader import StepSizes, permutation, plan_steps, refuse_partial_epochs, step_weights
+from rl_lightning.data.collect import Collector, Supply, find_refill, groups_that_count
+from rl_lightning.data.loader import (
+    StepSizes,
+    permutation,
+    plan_steps,
+    refuse_partial_epochs,
+    spread,
+    step_totals,
+    step_weights,
+)
 from rl_lightning.data.sampling import SamplingDataModule
+from rl_lightning.data.scoring import logprobs_when_sampled, rollout_metrics, score_by_policy
+from rl_lightning.data.stages import check_callbacks, rollout_callbacks
 from rl_lightning.errors import UserError
-from rl_lightning.functional import masked_mean
-from rl_lightning.hooks import RolloutCallback
+from rl_lightning.hooks import Refill, RolloutCallback
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size, mean_over_ranks
 from rl_lightning.types import Minibatch, Rollout
 
@@ -57,19 +66,33 @@ class RolloutDataModule(SamplingDataModule):
         self.epochs_per_rollout = epochs_per_rollout
         self.minibatch_size = prompts_per_rollout * group_size if minibatch_size is None else minibatch_size
         self.microbatch_size = microbatch_size
+        self.supply = Supply()
+        #: How to fill a rollout when callbacks drop groups; None where none does.
+        self.refill: Refill | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over a rollout."""
+        return self.prompts_per_rollout * self.group_size // self.minibatch_size
 
     @property
     def updates_per_rollout(self) -> int:
         """Optimizer steps that one rollout serves."""
-        return self.epochs_per_rollout * (self.prompts_per_rollout * self.group_size // self.minibatch_size)
+        return self.epochs_per_rollout * self.steps_per_epoch
+
+    @property
+    def train_prompts(self) -> int:
+        """How many training prompts there are."""
+        return len(self._encoded["train"])
 
     def describe(self) -> dict[str, str]:
         """Return the lines of the run card that speak of the data."""
         rows, updates = self.prompts_per_rollout * self.group_size, self.updates_per_rollout
         policy = "strictly on-policy" if updates == 1 else "off-policy after the first update of each rollout"
+        chunk = "" if self.refill is None else f", in up to {self._chunks()} until enough groups are kept"
         return super().describe() | {
             "rollout": f"{self.prompts_per_rollout} prompts × {self.group_size} responses = {rows}, up to "
-            f"{self.sampling.max_new_tokens} tokens each, temperature {self.sampling.temperature:g}",
+            f"{self.sampling.max_new_tokens} tokens each, temperature {self.sampling.temperature:g}{chunk}",
             "update": f"{updates} a rollout, {self.minibatch_size} responses (up to "
             f"{self.minibatch_size * self.sampling.max_new_tokens:,} tokens) each in {self.sizes.accumulate} "
             f"microbatch(es); {policy}",
@@ -87,31 +110,28 @@ class RolloutDataModule(SamplingDataModule):
                 )
             self.sizes = plan_steps(self.trainer, self.minibatch_size, self.microbatch_size, unit=self.group_size)
             refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
-            self._check_callbacks()
+            check_callbacks(self.trainer, self.module)
+            self.refill = find_refill(self._rollout_callbacks())
         super().setup(stage)
-        if stage == "fit" and len(self._encoded["train"]) < self.prompts_per_rollout:
-            raise UserError(
-                f"prompts_per_rollout={self.prompts_per_rollout} but there are only "
-                f"{len(self._encoded['train'])} training prompts"
-            )
+        if stage != "fit":
+            return
+        chunk = (self.refill and self.refill.prompts_per_chunk) or 0
+        for name, size in (("prompts_per_rollout", self.prompts_per_rollout), ("prompts_per_chunk", chunk)):
+            if self.train_prompts < size:
+                raise UserError(f"{name}={size} but there are only {self.train_prompts} training prompts")
 
-    def _check_callbacks(self) -> None:
-        """Refuse to start without a callback that the algorithm relies on, or with one that cannot work."""
-        assert self.trainer is not None
-        supplied = {name for callback in self._rollout_callbacks() for name in callback.supplies}
-        for name, class_path in self.module.needs.items():
-            if name not in supplied:
-                raise UserError(
-                    f"{type(self.module).__name__} needs {name}, which no callback supplies: add "
-                    f"'- class_path: {class_path}' under trainer.callbacks"
-                )
-        for callback in self._rollout_callbacks():
-            for name in set(callback.supplies) & set(self.module.fills):
-                raise UserError(
-                    f"{type(self.module).__name__} computes {name} itself, and {type(callback).__name__} would overwrite them: "
-                    "take it out of trainer.callbacks"
-                )
-            callback.check_settings(self.trainer)
+    def _chunks(self) -> str:
+        assert self.refill is not None
+        return f"{self.refill.max_chunks} chunks of {self.refill.prompts_per_chunk or self.prompts_per_rollout} prompts"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how far training and sampling have come."""
+        return super().state_dict() | {"supply": self.supply.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        super().load_state_dict(state_dict)
+        self.supply = Supply.from_state_dict(state_dict["supply"])
 
     def microbatches_per_epoch(self) -> int:
         """Return the number of forward passes that a rollout is trained with on each rank."""
@@ -126,87 +146,97 @@ class RolloutDataModule(SamplingDataModule):
     # ------------------------------------------------------------- one rollout
 
     def collect(self, number: int) -> Rollout:
-        """Sample, score and shape rollout `number`, ready to be trained on."""
-        positions, first = self._positions(number)
-        prompts = [self._encoded["train"][position] for position in positions]
-        streams = self.streams("train", first * self.group_size, len(prompts) * self.group_size)
-        rollout = self.respond(prompts, positions, streams, self.sampling)
-        # The order of the first epoch is the order of the rows; groups stay whole. See `OnlineModule.score`.
-        order = permutation(len(prompts), self.seed, number, 0)
-        rollout = rollout.select(self._rows_of_groups(order))
+        """Sample, score and shape rollout `number`, ready to be trained on.
+
+        Where callbacks drop groups, `rollout/*` metrics of reward, length and correctness are over everything that was
+        sampled for it, dropped or not, before a divergence is taken off the rewards, and times are sums over chunks.
+        `rollout/answers` counts all responses sampled in the run so far.
+        """
+        rollout, supply = self._whole(number) if self.refill is None else self._filled(number, self.refill)
+        self.module.on_rollout_scored(rollout)
         assert self.trainer is not None
         for callback in self._rollout_callbacks():
-            callback.on_rollout_rewards(self.trainer, self.module, rollout)
-        rollout = self._score_by_policy(rollout)
-        self.module.on_rollout_scored(rollout)
-        for callback in self._rollout_callbacks():
             callback.on_rollout_advantages(self.trainer, self.module, rollout)
-        rollout.metrics.update(self._metrics(rollout))
+        if self.refill is None:
+            rollout.metrics.update(rollout_metrics(rollout))
+        rollout.metrics["rollout/answers"] = float(supply.cursor * self.group_size)
         rollout = replace(rollout, metrics=mean_over_ranks(rollout.metrics))
         for callback in self._rollout_callbacks():
             callback.on_rollout_end(self.trainer, self.module, rollout)
+        self.supply = supply
         return rollout
 
-    def _positions(self, number: int) -> tuple[list[int], int]:
-        """Return the prompts that this rank answers in a rollout, and the number of the first over the whole run.
+    def _whole(self, number: int) -> tuple[Rollout, Supply]:
+        """Sample as many prompts as a rollout has, and score them."""
+        rollout = self.sample(self.supply.cursor, self.prompts_per_rollout)
+        # The order of the first epoch is the order of the rows; groups stay whole. See `OnlineModule.score`.
+        order = permutation(len(rollout) // self.group_size, self.seed, number, 0)
+        rollout = self.reward(rollout.select(self.rows_of_groups(order)))
+        rollout = score_by_policy(self.module, rollout, self.sizes.microbatch, self.updates_per_rollout == 1)
+        return rollout, Supply(self.supply.cursor + self.prompts_per_rollout)
+
+    def _filled(self, number: int, refill: Refill) -> tuple[Rollout, Supply]:
+        """Sample until enough groups are kept, and score those."""
+        filled = Collector(self, number, refill).fill(self.supply)
+        metrics = filled.metrics(self.prompts_per_rollout)
+        if filled.sampled is not None:
+            metrics |= filled.sampled.metrics | rollout_metrics(filled.sampled)
+        rollout = replace(filled.rollout.to(self.module.device), metrics=metrics)
+        # All ranks do the same passes, whether their own rows are stale or not.
+        rollout = score_by_policy(
+            self.module, rollout, self.sizes.microbatch, self.updates_per_rollout == 1 and not filled.stale
+        )
+        if filled.stale:
+            rollout = replace(rollout, old_logprobs=logprobs_when_sampled(rollout, number))
+        if filled.stop:
+            assert self.trainer is not None
+            self.trainer.should_stop = True
+        return rollout, filled.supply
+
+    def sample(self, first: int, count: int) -> Rollout:
+        """Sample this rank's share of `count` prompts, from number `first` over the whole run; group by group, with rewards.
 
         The run goes through all prompts in a random order, then through all in another one, and so on.
         """
         assert self.trainer is not None
-        share = self.prompts_per_rollout // data_parallel_size(self.trainer)
-        first = number * self.prompts_per_rollout + data_parallel_rank(self.trainer) * share
-        count = len(self._encoded["train"])
-        passes = range(first // count, (first + share - 1) // count + 1)
-        order = {turn: permutation(count, self.seed, turn) for turn in passes}
-        return [int(order[place // count][place % count]) for place in range(first, first + share)], first
+        share = count // data_parallel_size(self.trainer)
+        first += data_parallel_rank(self.trainer) * share
+        total = self.train_prompts
+        passes = range(first // total, (first + share - 1) // total + 1)
+        order = {turn: permutation(total, self.seed, turn) for turn in passes}
+        positions = [int(order[place // total][place % total]) for place in range(first, first + share)]
+        prompts = [self._encoded["train"][position] for position in positions]
+        streams = self.streams("train", first * self.group_size, share * self.group_size)
+        return self.respond(prompts, positions, streams, self.sampling)
 
-    def _rows_of_groups(self, groups: torch.Tensor) -> torch.Tensor:
+    def reward(self, rollout: Rollout) -> Rollout:
+        """Let callbacks change the rewards."""
+        assert self.trainer is not None
+        for callback in self._rollout_callbacks():
+            callback.on_rollout_rewards(self.trainer, self.module, rollout)
+        return rollout
+
+    def keep(self, rollout: Rollout) -> torch.Tensor:
+        """Return the groups that every callback keeps, by row: (B,) bool."""
+        assert self.trainer is not None
+        kept = torch.ones(len(rollout), dtype=torch.bool, device=rollout.group_ids.device)
+        for callback in self._rollout_callbacks():
+            chosen = callback.keep_groups(self.trainer, self.module, rollout)
+            if chosen is None:
+                continue
+            groups = chosen.view(-1, self.group_size)
+            if not bool((groups == groups[:, :1]).all()):
+                raise UserError(f"{type(callback).__name__}.keep_groups must treat all rows of a group alike")
+            kept &= chosen
+        return kept
+
+    def rows_of_groups(self, groups: torch.Tensor) -> torch.Tensor:
         """Return the row numbers of whole groups, for rows that stand group by group."""
         return (groups[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
 
     def _rollout_callbacks(self) -> list[RolloutCallback]:
         assert self.trainer is not None
-        return [callback for callback in self.trainer.callbacks if isinstance(callback, RolloutCallback)]  # type: ignore[attr-defined]
-
-    def _score_by_policy(self, rollout: Rollout) -> Rollout:
-        """Let the algorithm look at the rollout before the policy changes, in the microbatches of the first epoch."""
-        started = time.perf_counter()
-        parts: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
-        with self.module.rollout_mode():
-            for rows in torch.arange(len(rollout)).split(self.sizes.microbatch):
-                batch = rollout.microbatch(rows)
-                parts.append((rows, self.module.score(batch, single_update=self.updates_per_rollout == 1)))
-        scored: dict[str, Any] = {}
-        for rows, part in parts:
-            for name, value in part.items():
-                shape = rollout.response_mask.shape if value.dim() == 2 else rollout.truncated.shape
-                whole = scored.setdefault(name, value.new_zeros(shape))
-                if value.dim() == 2:
-                    whole[rows, : value.shape[1]] = value
-                else:
-                    whole[rows] = value
-        rollout = replace(rollout, **scored)
-        rollout.metrics["time/score_s"] = time.perf_counter() - started
-        return rollout
-
-    def _metrics(self, rollout: Rollout) -> dict[str, float]:
-        scored = rollout.scored
-        groups = [rollout.correct[(rollout.group_ids == group) & scored] for group in rollout.group_ids.unique()]
-        groups = [group for group in groups if len(group)] or [torch.zeros(1, dtype=torch.bool)]
-        values = {
-            "rollout/reward_mean": masked_mean(rollout.rewards, scored),
-            "rollout/reward_std": rollout.rewards[scored].std() if int(scored.sum()) > 1 else torch.zeros(()),
-            "rollout/correct_fraction": masked_mean(rollout.correct.float(), scored),
-            "rollout/length_mean": rollout.lengths.float().mean(),
-            "rollout/truncated_fraction": rollout.truncated.float().mean(),
-            "rollout/all_right_fraction": torch.tensor([float(group.all()) for group in groups]).mean(),
-            "rollout/all_wrong_fraction": torch.tensor([float(not group.any()) for group in groups]).mean(),
-        }
-        values |= {
-            f"reward/{name}": masked_mean(component, ~component.isnan())
-            for name, component in rollout.reward_components.items()
-        }
-        return {name: float(value) for name, value in values.items()}
+        return rollout_callbacks(self.trainer)
 
 
 class RolloutEpoch:
@@ -233,7 +263,9 @@ class RolloutEpoch:
             rows for epoch in range(data.epochs_per_rollout) for rows in self._order(epoch).split(self.sizes.minibatch)
         ]
         masks = [(self.rollout.response_mask[rows], self.rollout.group_ids[rows]) for rows in steps]
-        weights = step_weights(data.trainer, masks, data.module.reduction, data.sampling.max_new_tokens)
+        totals = step_totals(data.trainer, masks)
+        idle = [not float(counts.tokens) for counts in totals]
+        weights = step_weights(data.trainer, masks, data.module.reduction, data.sampling.max_new_tokens, totals)
         for number in range(start, len(steps) * self.sizes.accumulate):
             step, part = divmod(number, self.sizes.accumulate)
             cut = slice(part * size, (part + 1) * size)
@@ -241,6 +273,7 @@ class RolloutEpoch:
                 steps[step][cut],
                 weights[step][cut],
                 ends_step=part + 1 == self.sizes.accumulate,
+                idle=idle[step],
                 metrics=self.rollout.metrics if number == 0 else {},
             )
 
@@ -248,7 +281,11 @@ class RolloutEpoch:
         """Return all row numbers in the order of an epoch, groups whole."""
         groups = len(self.rollout) // self.data.group_size
         order = torch.arange(groups) if epoch == 0 else permutation(groups, self.data.seed, self.number, epoch)
-        return self.data._rows_of_groups(order)
+        if epoch and self.rollout.sampled_in is not None:
+            # A rollout that could not be filled: every step gets some of the groups that count.
+            counts = groups_that_count(self.rollout, self.data.group_size).cpu()
+            order = spread(order, counts, self.data.steps_per_epoch)
+        return self.data.rows_of_groups(order)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rollout as it is trained on."""

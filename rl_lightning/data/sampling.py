@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import nn
 
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.loader import Epoch, EpochLoader
 from rl_lightning.data.prompts import EncodedPrompt, encode_prompts
+from rl_lightning.data.responses import scored, unscored
+from rl_lightning.data.reward_models import with_models
 from rl_lightning.data.sources import ChainSum, ExampleSource
-from rl_lightning.data.sources.base import Split
+from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
-from rl_lightning.rewards import Rewarder, RewardLimits, RewardSample, RewardSpec
+from rl_lightning.generation.base import Progress
+from rl_lightning.models import PolicyFiles
+from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Rollout, Rows, Sealed
 
@@ -89,7 +94,8 @@ class SamplingDataModule(pl.LightningDataModule):
         self.generator = generator or NativeGenerator()
         default = self.source.default_reward
         specs = rewards or ([RewardSpec(default)] if default else [])
-        self.rewarder = Rewarder(specs, reward_limits or RewardLimits()) if specs else None
+        scorers, self._reward_models = with_models(specs)
+        self.rewarder = Rewarder(scorers, reward_limits or RewardLimits()) if specs else None
         self.loader = EpochLoader(self)
         self.correct_threshold = correct_threshold
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
@@ -98,6 +104,9 @@ class SamplingDataModule(pl.LightningDataModule):
         self._encoded: dict[Split, list[EncodedPrompt]] = {}
         #: Told how many responses are finished; a progress bar puts itself here.
         self.on_generation_progress: Callable[[int, int], None] | None = None
+        #: Asked before every epoch and optimizer step (True: every rank is there) and while sampling (False) whether to go on;
+        #: what wants to end the run in good order puts itself here, and raises.
+        self.on_boundary: Callable[[bool], None] = lambda together: None
 
     # The loader of training data, and where it is; subclasses say what an epoch is.
 
@@ -142,7 +151,9 @@ class SamplingDataModule(pl.LightningDataModule):
         self.evaluation.sampling(self.sampling).check(training=False)
         if self.rewarder is not None:
             self.rewarder.start()
-        elif "rollouts" in self.serves or self._evaluates(stage):
+            for reward in self._reward_models:
+                reward.prepare(self.trainer.strategy.root_device)
+        elif self._needs_rewards(stage):
             raise UserError(
                 f"{type(self.source).__name__} has no reward of its own: list at least one under data.init_args.rewards, such as "
                 "{function: rl_lightning.rewards.functions.answer_correct}, or train on demonstrations without validation: "
@@ -160,21 +171,32 @@ class SamplingDataModule(pl.LightningDataModule):
     def _evaluates(self, stage: str) -> bool:
         return stage != "fit" or bool(self.trainer and self.trainer.limit_val_batches)
 
-    def encode(self, split: Split) -> list[EncodedPrompt]:
-        """Return the prompts of a split as token ids, or report all that is wrong with them."""
-        files = self.module.policy_files
-        sampling = self.sampling if split == "train" else self.evaluation.sampling(self.sampling)
+    def _needs_rewards(self, stage: str) -> bool:
+        """Tell whether a stage cannot do without rewards."""
+        return "rollouts" in self.serves or self._evaluates(stage)
+
+    def new_tokens(self, split: Split) -> int:
+        """Return how many tokens will be sampled after the prompts of a split."""
+        if split == "train":
+            return 0 if "demonstrations" in self.serves else self.sampling.max_new_tokens
+        return self.evaluation.sampling(self.sampling).max_new_tokens
+
+    def examples(self, split: Split) -> list[Example]:
+        """Return the examples of a split that are used."""
         examples = self.source.load(split)
         if not examples:
             raise UserError(f"{type(self.source).__name__} has no examples for the split {split!r}")
-        if split != "train":
-            examples = examples[: self.evaluation.max_prompts]
+        return examples if split == "train" else examples[: self.evaluation.max_prompts]
+
+    def encode(self, split: Split) -> list[EncodedPrompt]:
+        """Return the prompts of a split as token ids, or report all that is wrong with them."""
+        files = self.module.policy_files
         return encode_prompts(
-            examples,
+            self.examples(split),
             files.tokenizer,
             max_prompt_length=self.prompt_options.max_length,
             context_length=files.context_length,
-            max_new_tokens=0 if split == "train" and "demonstrations" in self.serves else sampling.max_new_tokens,
+            max_new_tokens=self.new_tokens(split),
             system_prompt=self.prompt_options.system_prompt,
             chat_template=self.prompt_options.chat_template,
             on_bad=self.prompt_options.on_bad,
@@ -182,9 +204,11 @@ class SamplingDataModule(pl.LightningDataModule):
         )
 
     def teardown(self, stage: str) -> None:
-        """Stop the reward workers."""
+        """Stop the reward workers, and let go of reward models."""
         if self.rewarder is not None:
             self.rewarder.close()
+        for reward in self._reward_models:
+            reward.close()
 
     def describe(self) -> dict[str, str]:
         """Return the lines of the run card that speak of the data."""
@@ -196,7 +220,13 @@ class SamplingDataModule(pl.LightningDataModule):
     # --------------------------------------------------------------- responses
 
     def respond(
-        self, prompts: Sequence[EncodedPrompt], index: Sequence[int], streams: Sequence[Stream], sampling: Sampling
+        self,
+        prompts: Sequence[EncodedPrompt],
+        index: Sequence[int],
+        streams: Sequence[Stream],
+        sampling: Sampling,
+        sampler: tuple[nn.Module, PolicyFiles] | None = None,
+        progress: Progress | None = None,
     ) -> Rollout:
         """Sample responses to the prompts and score them.
 
@@ -205,78 +235,44 @@ class SamplingDataModule(pl.LightningDataModule):
             index: the number of each prompt in its split.
             streams: random streams, len(prompts) × samples, the samples of a prompt side by side.
             sampling: how.
+            sampler: the frozen model to sample, on its device, and its files; the policy that is trained if None.
+            progress: told how many responses are finished, instead of the progress bar.
 
         Returns:
             A rollout on the policy's device, its metrics holding what generation and rewards cost.
         """
-        files = self.module.policy_files
+        assert self.rewarder is not None
         started = time.perf_counter()
-        with self.module.rollout_mode():
+        model, files = sampler or (self.module.policy, self.module.policy_files)
+        with self.frozen_mode() if sampler else self.module.rollout_mode():
             sampled = self.generator.generate(
-                self.module.policy,
+                model,
                 [prompt.input_ids for prompt in prompts],
                 streams,
                 sampling,
                 stop_ids=files.stop_ids,
                 pad_id=files.tokenizer.pad_token_id,
-                progress=self.on_generation_progress,
+                progress=progress or self._progress,
             )
         generated = time.perf_counter()
-        owner = torch.arange(len(prompts)).repeat_interleave(len(streams) // len(prompts))
-        device = sampled.response_ids.device
-        unscored = torch.full((len(owner),), torch.nan, dtype=torch.float32, device=device)
-        rollout = Rollout(
-            input_ids=torch.cat([sampled.prompt_ids, sampled.response_ids], 1),
-            attention_mask=torch.cat([sampled.prompt_mask, sampled.response_mask], 1),
-            response_mask=sampled.response_mask,
-            group_ids=owner.to(device),
-            temperature=sampling.temperature or 1.0,
-            prompt_index=torch.tensor(index)[owner].to(device),
-            truncated=sampled.truncated,
-            rollout_logprobs=sampled.logprobs,
-            prompts=[prompts[i].text for i in owner.tolist()],
-            responses=self._texts(sampled.response_ids, sampled.response_mask),
-            answers=[prompts[i].example.answer for i in owner.tolist()],
-            raw_rewards=unscored,
-            rewards=unscored,
-            correct=unscored.isfinite(),
-        )
-        rollout = self._score(rollout, [prompts[i] for i in owner.tolist()])
+        rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer)
+        owners = [prompt for prompt in prompts for _ in range(len(streams) // len(prompts))]
+        rollout = scored(rollout, owners, self.rewarder, self.correct_threshold)
         rollout.metrics["time/generate_s"] = generated - started
         rollout.metrics["time/reward_s"] = time.perf_counter() - generated
         return rollout
 
-    def _texts(self, ids: Tensor, mask: Tensor) -> list[str]:
-        lengths = mask.sum(1).tolist()
-        rows = [row[:length] for row, length in zip(ids.tolist(), lengths, strict=True)]
-        texts: list[str] = self.module.policy_files.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return texts
+    @contextlib.contextmanager
+    def frozen_mode(self) -> Iterator[None]:
+        """Run frozen models inside this: no gradients, and the precision of the training step."""
+        assert self.trainer is not None
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            yield
 
-    def _score(self, rollout: Rollout, prompts: Sequence[EncodedPrompt]) -> Rollout:
-        samples = [
-            RewardSample(prompt.text, response, prompt.example.answer, {**prompt.example.metadata, "truncated": cut})
-            for prompt, response, cut in zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
-        ]
-        assert self.rewarder is not None
-        scores = self.rewarder.score(samples)
-        device = rollout.input_ids.device
-        components = {
-            name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in scores.components.items()
-        }
-        total = torch.tensor(scores.total, dtype=torch.float32, device=device)
-        judge = next(iter(components.values()))
-        # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
-        mask = rollout.response_mask & ~total.isnan().unsqueeze(1)
-        failures = {f"reward_failures/{kind}": float(count) for kind, count in scores.failures.items()}
-        return replace(
-            rollout,
-            response_mask=mask,
-            raw_rewards=total,
-            rewards=total.clone(),
-            correct=judge >= self.correct_threshold,
-            reward_components=components,
-            metrics={"rollout/failed_fraction": float(total.isnan().float().mean()), **failures},
-        )
+    def _progress(self, done: int, total: int) -> None:
+        self.on_boundary(False)
+        if self.on_generation_progress is not None:
+            self.on_generation_progress(done, total)
 
     def streams(self, split: Split, first: int, count: int) -> list[Stream]:
         """Return the random streams of `count` responses from number `first` on."""

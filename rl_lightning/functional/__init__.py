@@ -1,11 +1,13 @@
 """The mathematics: pure functions of tensors, without state, Lightning or transformers."""
 
-from rl_lightning.functional.advantages import group_normalize
+from rl_lightning.functional.advantages import gae, group_normalize
 from rl_lightning.functional.kl import KLEstimator, kl_k1, kl_k2, kl_k3, kl_penalty
 from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_logits
-from rl_lightning.functional.masking import masked_mean, response_mask_from_ids
+from rl_lightning.functional.masking import masked_mean, masked_variance, masked_whiten, response_mask_from_ids
 from rl_lightning.functional.policy_loss import clipped_surrogate
+from rl_lightning.functional.preference_loss import bradley_terry, dpo_objective
 from rl_lightning.functional.shaping import overlong_penalty
+from rl_lightning.functional.value_loss import value_loss
 from rl_lightning.functional.weights import BatchTotals, Reduction, batch_totals, token_weights
 
 __all__ = [
@@ -13,8 +15,11 @@ __all__ = [
     "KLEstimator",
     "Reduction",
     "batch_totals",
+    "bradley_terry",
     "clipped_surrogate",
+    "dpo_objective",
     "entropy_from_logits",
+    "gae",
     "group_normalize",
     "kl_k1",
     "kl_k2",
@@ -22,7 +27,10 @@ __all__ = [
     "kl_penalty",
     "logprobs_from_logits",
     "masked_mean",
+    "masked_variance",
+    "masked_whiten",
     "overlong_penalty",
     "response_mask_from_ids",
     "token_weights",
+    "value_loss",
 ]

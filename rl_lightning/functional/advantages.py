@@ -76,3 +76,48 @@ def group_normalize(
         squares = torch.zeros_like(rewards).index_add(0, member, centred.square())[member]
         deviation = (squares / (group.size - ddof).clamp(min=1)).sqrt()
     return torch.where(centred == 0, 0, centred / (deviation + eps))
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+    bootstrap_values: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the generalized advantage estimate A_t = Σ_l (γλ)^l δ_{t+l} and the value target R̂_t = A_t + V_t.
+
+    δ_t = r_t + γ V_{t+1} − V_t over the tokens of a response; the last one's V_{t+1} is 0, or `bootstrap_values`.
+    λ = 0 gives δ, and λ = 1 the discounted sum of what is still to come, less V.
+
+    Args:
+        rewards: r_t, (B, R), of taking token t.
+        values: V_t, (B, R), of the state *before* token t.
+        mask: (B, R) bool, the tokens that count; nothing outside it is read, so it may be NaN, and what lies between two
+            tokens that count takes no time.
+        gamma: γ in [0, 1].
+        gae_lambda: λ in [0, 1].
+        bootstrap_values: (B,) V after the last token, where a response did not end there; 0 if not given.
+
+    Returns:
+        A and R̂, (B, R) each, in units of reward, 0 outside the mask.
+
+    Source: Schulman et al. (arXiv 1506.02438) Eq. 16. With T − 1 the last token the last term is (γλ)^{T−t−1} δ_{T−1}: the
+    T − t + 1 that the notebook prints is a misprint of PPO's (1707.06347) Eq. 11, since δ_{T−1} is T − 1 − t steps ahead.
+
+    Example:
+        >>> gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]]), torch.tensor([[True, True]]), gae_lambda=0.5)
+        (tensor([[0.1250, 0.7500]]), tensor([[0.6250, 1.0000]]))
+    """
+    rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
+    next_value = values.new_zeros(len(values)) if bootstrap_values is None else bootstrap_values
+    advantage = torch.zeros_like(next_value)
+    columns = []
+    for t in reversed(range(mask.shape[1])):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = torch.where(mask[:, t], delta + gamma * gae_lambda * advantage, advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        columns.append(advantage)
+    advantages = torch.where(mask, torch.stack(columns[::-1], 1), 0)
+    return advantages, torch.where(mask, advantages + values, 0)

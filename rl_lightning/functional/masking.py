@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -37,3 +37,48 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         A scalar.
     """
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the population variance of the values where the mask is True, 0 for an empty mask.
+
+    Args:
+        values: any shape; what lies outside the mask is never read.
+        mask: bool, same shape.
+
+    Returns:
+        A scalar, in squared units of the values.
+    """
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+
+
+def masked_whiten(
+    values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums, eps: float = 1e-8
+) -> Tensor:
+    """Return (v − mean) / (std + eps) over the values where the mask is True, 0 elsewhere; std has the divisor n − 1.
+
+    Values without spread, or a single one, give exactly 0, whatever the rounding of their mean.
+
+    Args:
+        values: any shape; what lies outside the mask is never read.
+        mask: bool, same shape.
+        total: adds tensors of sums up over ranks, where the values are spread over several; every rank must then call this.
+        eps: added to the deviation, in units of the values.
+
+    Returns:
+        Same shape, in units of deviations.
+
+    Example:
+        >>> masked_whiten(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
+        tensor([-0.7071,  0.7071,  0.0000])
+    """
+    kept = values[mask].double()
+    count, summed = total(torch.stack([mask.sum().double(), kept.sum()]))
+    centred = kept - summed / count.clamp(min=1)
+    squares = total(centred.square().sum())
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt()
+    # The mean of n equal numbers is off by a few units in the last place of a double.
+    spread = deviation > 1e-12 * (summed / count.clamp(min=1)).abs()
+    result = torch.zeros_like(values)
+    result[mask] = torch.where(spread, centred / (deviation + eps), 0).to(values.dtype)
+    return result

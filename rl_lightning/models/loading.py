@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from transformers import (
 )
 
 from rl_lightning.errors import UserError
+
+#: Files of a policy that do not say what it is: they hold state of training, or are for people.
+_NO_PART_OF_IT = ("*.md", "*.pt", "*.ckpt", "training_args*", "optimizer*", "trainer_state*", ".*")
 
 #: The name of the small policy that comes with the package.
 EMBEDDED = "embedded"
@@ -61,6 +65,9 @@ class PolicyFiles:
         UserError: from the properties and methods, if there is no such policy, or it has no tokenizer or stop token.
     """
 
+    #: What messages call it.
+    role = "policy"
+
     def __init__(self, policy: str, options: LoadOptions | None = None) -> None:
         self.policy = policy
         self.options = options or LoadOptions()
@@ -74,12 +81,14 @@ class PolicyFiles:
         path = Path(self.policy).expanduser()
         if path.suffix == ".gguf":
             if not path.is_file():
-                raise UserError(f"policy: there is no file {path}{_near_misses(path)}")
+                raise UserError(f"{self.role}: there is no file {path}{_near_misses(path)}")
             return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **trust}
         if path.is_dir() and not (path / "config.json").is_file():
-            raise UserError(f"policy: the directory {path} has no config.json: give a Hugging Face model directory")
+            raise UserError(
+                f"{self.role}: the directory {path} has no config.json: give a Hugging Face model directory"
+            )
         if not path.is_dir() and (path.is_absolute() or self.policy.startswith((".", "~"))):
-            raise UserError(f"policy: there is no directory {path}{_near_misses(path)}")
+            raise UserError(f"{self.role}: there is no directory {path}{_near_misses(path)}")
         return {"pretrained_model_name_or_path": str(path) if path.is_dir() else self.policy, **trust}
 
     @cached_property
@@ -101,6 +110,23 @@ class PolicyFiles:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the contents of configuration, tokenizer and weights; for a name on the hub, the name and its revision."""
+        place = Path(self._location["pretrained_model_name_or_path"])
+        if not place.is_dir():
+            return f"{self.policy}@{getattr(self.config, '_commit_hash', None)}"
+        only = self._location.get("gguf_file")
+        paths = [place / only] if only else sorted(path for path in place.iterdir() if path.is_file())
+        whole = hashlib.sha256()
+        for path in paths:
+            if not any(path.match(pattern) for pattern in _NO_PART_OF_IT):
+                with path.open("rb") as file:
+                    whole.update(f"{path.name}:{path.stat().st_size}:".encode())
+                    while block := file.read(1 << 22):
+                        whole.update(block)
+        return whole.hexdigest()[:16]
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
@@ -131,23 +157,29 @@ class PolicyFiles:
             The model with dropout off: a policy that drops units at random is not the policy that
             sampled, so the ratio of the two would not be 1 before the first update.
         """
-        options = self.options
-        extra: dict[str, Any] = {"dtype": getattr(torch, options.dtype)}
-        if options.attn_implementation:
-            extra["attn_implementation"] = options.attn_implementation
-        with self._reading("the weights"):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(**self._location, **extra, output_loading_info=True)
-        model: PreTrainedModel = loaded[0]
-        missing = sorted(loaded[1]["missing_keys"])
+        model, missing = self._read_weights(AutoModelForCausalLM)
         if missing:
             raise UserError(
                 f"policy {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be "
                 "random; are they complete, and of a causal language model?"
             )
+        return self._ready(model, trainable)
+
+    def _read_weights(self, kind: Any, **extra: Any) -> tuple[PreTrainedModel, list[str]]:
+        """Return a model of one of transformers' `Auto` classes, and the names of the weights that no file has."""
+        extra["dtype"] = getattr(torch, self.options.dtype)
+        if self.options.attn_implementation:
+            extra["attn_implementation"] = self.options.attn_implementation
+        with self._reading("the weights"):
+            model, report = kind.from_pretrained(**self._location, **extra, output_loading_info=True)
+        return model, sorted(report["missing_keys"])
+
+    def _ready(self, model: PreTrainedModel, trainable: bool) -> PreTrainedModel:
+        """Switch dropout off, and gradients as wanted."""
         _switch_off_dropout(model)
         if not trainable:
             return model.requires_grad_(False).eval()
-        if options.gradient_checkpointing:
+        if self.options.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
 
@@ -163,9 +195,26 @@ class PolicyFiles:
                     "model.init_args.load.trust_remote_code to true"
                 )
             raise UserError(
-                f"policy {self.policy!r}: cannot read {what}: {reason} "
-                f"(a policy is '{EMBEDDED}', a model directory, a .gguf file or a name on the hub)"
+                f"{self.role} {self.policy!r}: cannot read {what}: {reason} "
+                f"(a {self.role} is '{EMBEDDED}', a model directory, a .gguf file or a name on the hub)"
             ) from error
+
+
+@contextlib.contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keep transformers from reporting that a new head is new, that an old one is left out, or that a plan to shard names
+    neither."""
+    reporters = [
+        logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "distributed.tensor_parallel")
+    ]
+    levels = [reporter.level for reporter in reporters]
+    for reporter in reporters:
+        reporter.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for reporter, level in zip(reporters, levels, strict=True):
+            reporter.setLevel(level)
 
 
 def _near_misses(path: Path) -> str:

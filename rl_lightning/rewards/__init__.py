@@ -4,7 +4,7 @@ Nothing here imports torch or Lightning, because every worker process imports th
 """
 
 from rl_lightning.rewards.rewarder import Rewarder
-from rl_lightning.rewards.spec import RewardLimits, RewardSample, RewardSpec, Scores
+from rl_lightning.rewards.spec import BatchReward, RewardLimits, RewardSample, RewardSpec, Scores
 from rl_lightning.rewards.workers import Outcome, WorkerPool
 
-__all__ = ["Outcome", "RewardLimits", "RewardSample", "RewardSpec", "Rewarder", "Scores", "WorkerPool"]
+__all__ = ["BatchReward", "Outcome", "RewardLimits", "RewardSample", "RewardSpec", "Rewarder", "Scores", "WorkerPool"]

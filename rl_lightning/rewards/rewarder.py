@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any, SupportsFloat
 
 from rl_lightning.errors import UserError
-from rl_lightning.rewards.signature import BoundReward, bind
-from rl_lightning.rewards.spec import RewardLimits, RewardSample, RewardSpec, Scores
+from rl_lightning.rewards.signature import BoundReward, bind, bind_batch
+from rl_lightning.rewards.spec import BatchReward, RewardLimits, RewardSample, RewardSpec, Scores
 from rl_lightning.rewards.workers import Outcome, WorkerPool
 
 _log = logging.getLogger(__name__)
@@ -32,10 +32,11 @@ class Rewarder:
     samples fail the run stops, because then it is the function that is at fault, not the sample.
 
     Callables that cannot be sent to another process (lambdas, functions of the main script or a notebook) run in this
-    one: what they raise is isolated too, but one that hangs hangs the run.
+    one: what they raise is isolated too, but one that hangs hangs the run. So do rewards that want all samples at once
+    (:class:`BatchReward`), and what these raise ends the run.
 
     Args:
-        rewards: specifications, or plain callables with weight 1.
+        rewards: specifications of functions, batched rewards, or plain callables with weight 1.
         limits: see :class:`RewardLimits`.
         **changes: single limits by name, such as ``timeout_s=2.0``.
 
@@ -46,7 +47,7 @@ class Rewarder:
 
     def __init__(
         self,
-        rewards: Sequence[RewardSpec | Callable[..., Any]],
+        rewards: Sequence[RewardSpec | BatchReward | Callable[..., Any]],
         limits: RewardLimits | None = None,
         **changes: Any,
     ) -> None:
@@ -136,7 +137,7 @@ class Rewarder:
         outcomes = {reward.name: [next(done) for _ in samples] for reward in far}
         for reward in self.rewards:
             if reward.in_process:
-                outcomes[reward.name] = [reward.call_here(sample) for sample in samples]
+                outcomes[reward.name] = reward.call_here(samples)
         return outcomes
 
     def _report(self, name: str, outcome: Outcome, failed: int, samples: int) -> None:
@@ -173,8 +174,14 @@ class Rewarder:
         )
 
 
-def _bind(reward: RewardSpec | Callable[..., Any]) -> BoundReward:
+def _bind(reward: RewardSpec | BatchReward | Callable[..., Any]) -> BoundReward:
+    if isinstance(reward, BatchReward):
+        return bind_batch(reward)
     if isinstance(reward, RewardSpec):
+        if reward.function is None:
+            raise UserError(
+                f"The reward model {reward.model!r} must be loaded first: a DataModule does, list it under rewards"
+            )
         return bind(reward.function, reward.weight, reward.name, reward.arguments)
     return bind(reward, 1.0, None, {})
 

@@ -8,14 +8,14 @@ import logging
 import math
 import pickle
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import tally
 from rl_lightning.rewards.resolve import resolve
-from rl_lightning.rewards.spec import RewardSample
+from rl_lightning.rewards.spec import BatchReward, RewardSample
 from rl_lightning.rewards.workers import Outcome
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class BoundReward:
         arguments: its configured arguments.
         in_process: whether it cannot be sent to a worker.
         prepare: dotted path and arguments of what workers call once beforehand, if any.
+        batched: whether it is called once with all samples, instead of once for each.
     """
 
     name: str
@@ -47,13 +48,24 @@ class BoundReward:
     arguments: Mapping[str, Any]
     in_process: bool
     prepare: tuple[str, dict[str, Any]] | None
+    batched: bool = False
 
     def keywords(self, sample: RewardSample) -> dict[str, Any]:
         """Return the keyword arguments for a sample."""
         return {**{name: getattr(sample, name) for name in self.takes}, **self.arguments}
 
-    def call_here(self, sample: RewardSample) -> Outcome:
+    def call_here(self, samples: Sequence[RewardSample]) -> list[Outcome]:
         """Call the function in this process; nothing stops it if it hangs."""
+        if not self.batched:
+            return [self._call_on(sample) for sample in samples]
+        values = list(self.here(samples)) if samples else []
+        if len(values) != len(samples):
+            raise ValueError(f"Reward {self.name} returned {len(values)} scores for {len(samples)} samples")
+        # What it counted belongs to the batch; any sample may carry it home.
+        counts = [tally.drain(), *({} for _ in samples[1:])]
+        return [Outcome("ok", value, None, count) for value, count in zip(values, counts, strict=False)]
+
+    def _call_on(self, sample: RewardSample) -> Outcome:
         try:
             value, error = self.here(**self.keywords(sample)), None
         except Exception:
@@ -72,6 +84,15 @@ class BoundReward:
         return None
 
 
+def bind_batch(reward: BatchReward) -> BoundReward:
+    """Return a batched reward in the form of the others."""
+    _check_weight(reward.name, reward.weight)
+    arguments = dict(reward.arguments)
+    return BoundReward(
+        reward.name, reward.weight, reward.function, reward.function, (), arguments, True, None, batched=True
+    )
+
+
 def bind(
     function: str | Callable[..., Any], weight: float, name: str | None, arguments: Mapping[str, Any]
 ) -> BoundReward:
@@ -82,8 +103,7 @@ def bind(
     """
     here = resolve(function) if isinstance(function, str) else function
     name = name or _name(function)
-    if not math.isfinite(weight):
-        raise UserError(f"Reward {name}: weight must be a finite number, not {weight}")
+    _check_weight(name, weight)
     takes = _check_signature(name, here, arguments)
     check = getattr(here, "check_arguments", None)
     if check is not None:
@@ -97,6 +117,11 @@ def bind(
     if in_process:
         _log.warning("Reward %s cannot be sent to a worker process, so nothing stops it if it hangs", name)
     return BoundReward(name, weight, function, here, takes, dict(arguments), in_process, prepare)
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not math.isfinite(weight):
+        raise UserError(f"Reward {name}: weight must be a finite number, not {weight}")
 
 
 def _name(function: str | Callable[..., Any]) -> str:

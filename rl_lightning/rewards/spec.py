@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from rl_lightning.errors import UserError
 
 
 @dataclass
 class RewardSpec:
-    """One reward function, as a YAML file lists it.
+    """One reward, as a YAML file lists it: a function or a reward model.
 
     Args:
         function: dotted path, such as ``rl_lightning.rewards.functions.answer_correct``.
         weight: factor in the sum of rewards; 0 makes it a metric only.
-        name: what its metric is called; the last part of the path if null.
-        arguments: further keyword arguments of the function.
+        name: what its metric is called; the last part of the path, or ``reward_model``, if null.
+        arguments: further keyword arguments of the function; of a model ``label``, by name or number, if it has several,
+            and ``batch_size``.
+        model: a sequence classifier: a directory in Hugging Face format or a name on the hub.
     """
 
-    function: str
+    function: str | None = None
     weight: float = 1.0
     name: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a reward that is neither or both."""
+        if (self.function is None) == (self.model is None):
+            raise UserError(
+                f"A reward is a function or a model, not {'neither' if self.model is None else 'both'}: give "
+                "{function: DOTTED.PATH} or {model: DIRECTORY}"
+            )
 
 
 @dataclass
@@ -57,6 +71,25 @@ class RewardSample:
     response: str
     answer: str | None
     metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BatchReward:
+    """A reward that looks at all samples at once, in this process, such as a reward model.
+
+    What it raises ends the run, for it is no sample's fault; a sample that it has no score for gets NaN.
+
+    Args:
+        name: what its metric is called.
+        weight: factor in the sum of rewards; 0 makes it a metric only.
+        function: samples → a score each, in the same order.
+        arguments: what it was made with, for whoever must tell one from another.
+    """
+
+    name: str
+    weight: float
+    function: Callable[[Sequence[RewardSample]], Sequence[float]]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -25,8 +25,17 @@ SMALL = [
 ]  # fmt: skip
 SMALL_SIZES = {
     "DemonstrationDataModule": ["--data.batch_size=8"],
+    "RewardDataModule": ["--data.batch_size=8", "--data.max_prompts=null"],
     "RolloutDataModule": ["--data.prompts_per_rollout=4", "--data.group_size=2"],
 }
+#: What single configs need besides, such as answers of both kinds where groups without them are dropped.
+SMALL_OF = {
+    "dapo": [
+        "--data.minibatch_size=4", "--data.sampling.max_new_tokens=12", "--data.correct_threshold=6.5",
+        "--data.rewards=[{function: tests.rewards_for_runs.length}]",
+    ],
+    "dpo": ["--data.rewards=[{function: tests.rewards_for_runs.length}]"],
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -37,10 +46,12 @@ def _clean_arguments(monkeypatch):
 
 def small(config: Path, policy: str, directory: Path) -> list[str]:
     data = yaml.safe_load(config.read_text())["data"]["class_path"].rsplit(".", 1)[1]
-    return [f"--model.policy={policy}", f"--trainer.default_root_dir={directory}", *SMALL, *SMALL_SIZES[data]]
+    sizes = [*SMALL_SIZES[data], *SMALL_OF.get(config.stem, [])]
+    return [f"--model.policy={policy}", f"--trainer.default_root_dir={directory}", *SMALL, *sizes]
 
 
-@pytest.mark.parametrize("config", ALGORITHMS, ids=lambda path: path.stem)
+# A reward model answers nothing: see test_reward_model.py.
+@pytest.mark.parametrize("config", [p for p in ALGORITHMS if p.stem != "reward_model"], ids=lambda path: path.stem)
 def test_every_config_fits_exports_and_answers(config, tiny_policy, tmp_path, capsys):
     arguments = [f"--config={config}", *small(config, tiny_policy, tmp_path)]
     module = run(["fit", *arguments, "--trainer.check_val_every_n_epoch=1"]).model
@@ -89,7 +100,7 @@ def test_online_curves_and_tables(tiny_policy, tmp_path):
     extra = ["--data.epochs_per_rollout=2", "--data.microbatch_size=4", "--trainer.limit_val_batches=0"]
     # A random policy never answers correctly; any reward that varies will do.
     extra += [
-        "--data.rewards=[{function: rl_lightning.rewards.functions.response_length}]",
+        "--data.rewards=[{function: tests.rewards_for_runs.length}]",
         "--model.optimizer.lr=0.01",
     ]
     run(["fit", f"--config={config}", *small(config, tiny_policy, tmp_path), *extra])
@@ -187,7 +198,7 @@ def test_two_processes_go_on_in_the_middle_of_a_rollout(tiny_policy, tmp_path):
 
 
 LEARNABLE = [
-    "--data.rewards=[{function: rl_lightning.rewards.functions.response_length}]",
+    "--data.rewards=[{function: tests.rewards_for_runs.length}]",
     "--model.optimizer={lr: 0.01, schedule: cosine, warmup_steps: 2}",
 ]
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rl_lightning.algorithms import GRPO, SFT, OptimizerOptions
+from rl_lightning.algorithms import DPO, GRPO, PPO, SFT, OptimizerOptions
 from rl_lightning.callbacks import RNGState
-from rl_lightning.data import ChainSum, DemonstrationDataModule, RolloutDataModule
+from rl_lightning.data import ChainSum, DemonstrationDataModule, RewardDataModule, RolloutDataModule
 from rl_lightning.generation import Sampling
 from rl_lightning.rewards import RewardSpec
 from tests.support import trainer
@@ -26,18 +26,36 @@ class Record(pl.Callback):
         self.steps.append((trainer.global_step, float(outputs["loss"]).hex(), batch.input_ids.tolist()))
 
 
-def grpo(policy):
-    module = GRPO(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER), kl_coef=0.04)
-    data = RolloutDataModule(
+def rollouts():
+    return RolloutDataModule(
         prompts=ChainSum(train_size=20, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
         prompts_per_rollout=8, group_size=2, epochs_per_rollout=2, minibatch_size=8, microbatch_size=4,
     )  # fmt: skip
-    return module, data
+
+
+def grpo(policy):
+    return GRPO(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER), kl_coef=0.04), rollouts()
+
+
+def ppo(policy):
+    """In the first rollout only the critic learns."""
+    optimizer = OptimizerOptions(**OPTIMIZER)
+    return PPO(policy=policy, optimizer=optimizer, critic_lr=2e-2, value_clip=0.2, value_warmup_rollouts=1), rollouts()
 
 
 def sft(policy):
     module = SFT(policy, optimizer=OptimizerOptions(**OPTIMIZER))
     data = DemonstrationDataModule(prompts=ChainSum(train_size=35, val_size=4), seed=5, batch_size=8, microbatch_size=4)
+    return module, data
+
+
+def dpo(policy):
+    """Pairs are sampled by the first run; the others find them on disk."""
+    module = DPO(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER), beta=1.0)
+    data = RewardDataModule(
+        prompts=ChainSum(train_size=35, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
+        samples_per_prompt=4, batch_size=8, microbatch_size=4,
+    )  # fmt: skip
     return module, data
 
 
@@ -52,7 +70,7 @@ def fit(make, policy, directory, callbacks=(), ckpt_path=None):
     return module, record.steps
 
 
-@pytest.mark.parametrize("make", [grpo, sft])
+@pytest.mark.parametrize("make", [dpo, grpo, ppo, sft])
 @pytest.mark.parametrize("by", ["steps", "epochs"])
 def test_resumed_is_uninterrupted(make, by, tiny_policy, tmp_path):
     """Four updates of two microbatches an epoch: from its end and its middle, between epochs over one rollout and within one."""

@@ -78,7 +78,7 @@ def test_a_mean_of_microbatch_means_is_another_gradient(tiny_policy, tmp_path, m
     (whole,) = step_gradient(tiny_policy, tmp_path, "token_mean")
     exact = data.step_weights
 
-    def per_microbatch(trainer, steps, reduction, max_length):
+    def per_microbatch(trainer, steps, reduction, max_length, totals):
         return [
             torch.cat(
                 [

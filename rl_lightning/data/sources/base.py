@@ -16,9 +16,11 @@ class Example:
     Args:
         prompt: what the policy is asked; a string, or chat messages ``[{"role": ..., "content": ...}]``.
         answer: the gold answer that rewards compare with, if there is one.
-        response: a demonstration, for supervised fine-tuning, if there is one.
+        response: an answer that someone wrote: a demonstration, one to be scored, or the chosen one of a pair.
         metadata: whatever else a reward function may want (picklable; passed on unchanged).
         location: where the example comes from, for error messages, such as ``train.jsonl:17``.
+        rejected: a worse answer than `response`, if there is one.
+        margin: how much better `response` is than `rejected`, in units of reward, if that is known.
     """
 
     prompt: str | list[dict[str, str]]
@@ -26,6 +28,8 @@ class Example:
     response: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     location: str = ""
+    rejected: str | None = None
+    margin: float | None = None
 
 
 class ExampleSource(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
@@ -30,19 +30,33 @@ class Columns:
     Args:
         prompt: holds text or chat messages.
         answer: holds the gold answer, text or a number; None if there is none.
-        response: holds a demonstration; None if there is none.
+        response: holds an answer that someone wrote; None if there is none.
         metadata: columns to pass on to rewards, None where a row lacks one; None to pass on all the other columns.
+        rejected: holds a worse answer than the response; None if there is none.
+        margin: holds a number, how much better the response is; None if there is none.
     """
 
     prompt: str
     answer: str | None
     response: str | None
     metadata: list[str] | None
+    rejected: str | None = None
+    margin: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse columns that mean nothing without another."""
+        for option, column, other, needed in (
+            ("rejected_column", self.rejected, "response_column", self.response),
+            ("margin_column", self.margin, "rejected_column", self.rejected),
+        ):
+            if column is not None and needed is None:
+                raise UserError(f"{option} is set to {column!r} without {other}: set that too")
 
     @property
     def options(self) -> dict[str, str]:
         """The columns that every row must have, by the option that names them."""
         options = {"prompt_column": self.prompt, "answer_column": self.answer, "response_column": self.response}
+        options |= {"rejected_column": self.rejected, "margin_column": self.margin}
         return {option: column for option, column in options.items() if column is not None}
 
     def examples(self, name: str, rows: list[tuple[str, Row]], problems: Problems) -> list[Example]:
@@ -78,17 +92,23 @@ class Columns:
             prompt = self._value(row, self.prompt, location, problems)
             answer = self._value(row, self.answer, location, problems)
             response = self._value(row, self.response, location, problems)
+            rejected = self._value(row, self.rejected, location, problems)
+            margin = self._value(row, self.margin, location, problems)
             if len(problems) == before and not absent:
-                examples.append(Example(prompt, answer, response, self._metadata(row), location))
+                examples.append(Example(prompt, answer, response, self._metadata(row), location, rejected, margin))
         return examples
 
     def _value(self, row: Row, column: str | None, location: str, problems: Problems) -> Any:
         """Read one column of a row; None if it is not wanted, not there, or bad (which is noted)."""
         if column is None or column not in row:
             return None
-        read = _prompt if column == self.prompt else _answer if column == self.answer else _text
+        readers: dict[str | None, Callable[[Any], Any]] = {
+            self.margin: _margin,
+            self.answer: _answer,
+            self.prompt: _prompt,
+        }
         try:
-            return read(row[column])
+            return readers.get(column, _text)(row[column])
         except _BadValue as bad:
             problems.add(location, f"column {column!r} {bad}")
             return None
@@ -180,6 +200,15 @@ def _answer(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return str(value)
     return _text(value)
+
+
+def _margin(value: Any) -> float:
+    """Check how much better a response is."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
+        raise _BadValue("is no finite number")
+    if value < 0:
+        raise _BadValue(f"is {value}: the response must be the better one, the rejected one the worse")
+    return float(value)
 
 
 def _prompt(value: Any) -> str | list[dict[str, str]]:

@@ -30,8 +30,11 @@ class FileExamples(ColumnSource):
         test: path of the test file; the validation file if null.
         prompt_column: holds text, or chat messages ``[{"role": ..., "content": ...}]``.
         answer_column: holds the gold answer; null if there is none.
-        response_column: holds a demonstration, for supervised fine-tuning; null if there is none.
+        response_column: holds an answer that someone wrote: a demonstration, one to be scored, or the chosen one of a pair;
+            null if there is none.
         metadata_columns: columns that rewards may want; all the other columns if null, none if empty.
+        rejected_column: holds a worse answer to the same prompt than `response_column`; null if there is none.
+        margin_column: holds a number, how much better the chosen answer is in units of reward; null if there is none.
         limit: read only this many rows of each file.
 
     Raises:
@@ -47,9 +50,13 @@ class FileExamples(ColumnSource):
         answer_column: str | None = "answer",
         response_column: str | None = None,
         metadata_columns: list[str] | None = None,
+        rejected_column: str | None = None,
+        margin_column: str | None = None,
         limit: int | None = None,
     ) -> None:
-        columns = Columns(prompt_column, answer_column, response_column, metadata_columns)
+        columns = Columns(
+            prompt_column, answer_column, response_column, metadata_columns, rejected_column, margin_column
+        )
         super().__init__({"train": train, "val": val, "test": test}, columns, limit)
 
     def _name(self, where: str) -> str:

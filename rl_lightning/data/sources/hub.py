@@ -27,8 +27,11 @@ class DatasetExamples(ColumnSource):
         test: what it calls its test split; the validation split if null.
         prompt_column: holds text, or chat messages ``[{"role": ..., "content": ...}]``.
         answer_column: holds the gold answer; null if there is none.
-        response_column: holds a demonstration, for supervised fine-tuning; null if there is none.
+        response_column: holds an answer that someone wrote: a demonstration, one to be scored, or the chosen one of a pair;
+            null if there is none.
         metadata_columns: columns that rewards may want; all the other columns if null, none if empty.
+        rejected_column: holds a worse answer to the same prompt than `response_column`; null if there is none.
+        margin_column: holds a number, how much better the chosen answer is in units of reward; null if there is none.
         limit: read only this many rows of each split.
 
     Raises:
@@ -46,9 +49,13 @@ class DatasetExamples(ColumnSource):
         answer_column: str | None = "answer",
         response_column: str | None = None,
         metadata_columns: list[str] | None = None,
+        rejected_column: str | None = None,
+        margin_column: str | None = None,
         limit: int | None = None,
     ) -> None:
-        columns = Columns(prompt_column, answer_column, response_column, metadata_columns)
+        columns = Columns(
+            prompt_column, answer_column, response_column, metadata_columns, rejected_column, margin_column
+        )
         super().__init__({"train": train, "val": val, "test": test}, columns, limit)
         self.path = path
         self.name = name

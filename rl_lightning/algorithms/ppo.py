@@ -1,0 +1,126 @@
+"""Proximal policy optimization."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rl_lightning.algorithms.critic import CriticModule
+from rl_lightning.algorithms.online import clip_bounds
+from rl_lightning.errors import UserError
+from rl_lightning.functional import gae, masked_variance, masked_whiten
+from rl_lightning.strategies import sum_over_ranks
+from rl_lightning.types import Minibatch, Rollout
+
+
+class PPO(CriticModule):
+    """Credit every token by what a critic expected before and after it.
+
+    J = E 1/|y| Σ_t S_ε(π_θ/π_old, A_t),   S_ε(r, a) = min(r a, clip(r, 1−ε, 1+ε) a)
+
+    with A_t = Σ_l (γλ)^l δ_{t+l}, δ_t = r_t + γ V(s_{t+1}) − V(s_t) and r_t = r(x, y≤t) − β log π_old/π_ref.
+
+    The gradient is E 1/|y| Σ_t ρ_t A_t 1{clip inactive} ∇ log π_θ; the clip is active where A > 0 and ρ > 1 + ε, or A < 0 and
+    ρ < 1 − ε. At θ = θ_old it is E 1/|y| Σ_t A_t ∇ log π_θ, the notebook's. Why:
+
+    1. The expectation is over y ~ π_old, in which there is no θ: ∇ goes inside, and sampling adds no term.
+    2. A_t is a number from rollout time, the divergence in r_t included: it has no gradient.
+    3. ρ_t(θ_old) = 1 lies inside (1 − ε, 1 + ε), so nearby S_ε(ρ, A) = ρ A: smooth there, though it is not elsewhere.
+    4. ∇ρ_t = ρ_t ∇ log π_θ, and ρ_t = 1.
+
+    It is *not* the gradient of the expected reward: only the first update of a rollout has θ = θ_old; 1/|y| makes it that
+    of E[R/|y|] (`reduction: seq_sum` has that of E[R]); GAE is biased for λ < 1; and the divergence in r_t depends on θ too,
+    which changes nothing in expectation without 1/|y|, but does with it.
+
+    Source: PPO (Schulman et al., arXiv 1707.06347) Eq. 7, 9 and 11; r_t: DeepSeekMath (2402.03300) Eq. 2. Departures, and
+    what the notebook leaves open:
+
+    - The paper averages over all tokens of the batch, `reduction: token_mean`; the notebook over those of each response first.
+    - The last term of A_t has (γλ)^{T−t−1}; see `rl_lightning.functional.gae` on the T − t + 1 in print.
+    - V after the last token is 0, also where the cap cut a response off, unless `bootstrap_truncated`.
+    - The reward of a response goes to its last token, unless a callback has given one to each token.
+    - π_θ in the notebook's r_t is the policy that sampled, as a number.
+    - The notebook has no value loss: it is ½ (V − R̂)², R̂_t = A_t + V_old(s_t). `value_coef: 0.5` and `value_clip: 0.2`, off
+      here, are OpenAI baselines' (`ppo2`); β = 0.05 is TRL's.
+    - Neither whitens advantages, as verl and TRL do, nor clips a second time, as verl does: both are options.
+
+    Args:
+        clip_low: ε below 1, in [0, 1].
+        clip_high: ε above 1; the same as `clip_low` if null.
+        dual_clip: c > 1: where A < 0 the surrogate is at least c A; off if null.
+        gamma: γ in [0, 1].
+        gae_lambda: λ in [0, 1].
+        bootstrap_truncated: whether a response that the cap cut off is worth V of its last state beyond it, not 0.
+        whiten_advantages: shift and scale the advantages of a rollout to mean 0 and deviation 1 over its tokens.
+        kl_coef: β ≥ 0; at 0 no reference is loaded.
+        kl_in: `reward` is the notebook's; see `OnlineModule`.
+        **critic_options: critic, critic_lr, value_coef, value_clip, value_warmup_rollouts, kl_estimator, reference,
+            entropy_coef, policy, load, optimizer, reduction: see `CriticModule`, `OnlineModule` and `ObjectiveModule`.
+    """
+
+    formula = "J = E 1/|y| Σ_t min(ρA, clip(ρ, 1−ε, 1+ε)A),  A = GAE of r − β log π_old/π_ref"
+    fills = ("advantages", "returns")
+
+    def __init__(
+        self,
+        clip_low: float = 0.2,
+        clip_high: float | None = None,
+        dual_clip: float | None = None,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        bootstrap_truncated: bool = False,
+        whiten_advantages: bool = False,
+        kl_coef: float = 0.05,
+        kl_in: Literal["loss", "reward"] = "reward",
+        **critic_options: Any,
+    ) -> None:
+        super().__init__(kl_coef=kl_coef, kl_in=kl_in, **critic_options)
+        self.clip_low, self.clip_high = clip_bounds(clip_low, clip_high)
+        for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} must lie in [0, 1], not {value}")
+        if dual_clip is not None and dual_clip <= 1:
+            raise UserError(f"dual_clip must be above 1, or null for none, not {dual_clip}")
+        self.dual_clip = dual_clip
+        self.gamma = gamma
+        self.gae_lambda = gae_lambda
+        self.bootstrap_truncated = bootstrap_truncated
+        self.whiten_advantages = whiten_advantages
+
+    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+        """Return S_ε(π_θ/π_old, A), less the divergence where it acts in the loss."""
+        surrogate = self.surrogate(batch, logprobs, self.clip_low, self.clip_high, self.dual_clip)
+        return surrogate - self.divergence(batch, logprobs)
+
+    def on_rollout_scored(self, rollout: Rollout) -> None:
+        """Fill in advantages and returns from rewards and values."""
+        mask, values = rollout.response_mask, rollout.values
+        assert values is not None
+        after = None
+        if self.bootstrap_truncated:
+            assert rollout.bootstrap_values is not None
+            after = torch.where(rollout.truncated, rollout.bootstrap_values, 0)
+        rewards = self.token_rewards(rollout).to(values)
+        advantages, returns = gae(rewards, values, mask, self.gamma, self.gae_lambda, after)
+        spread = float(masked_variance(returns, mask))
+        if spread > 0:
+            unexplained = float(masked_variance(returns - values, mask))
+            rollout.metrics["value/explained_variance"] = 1 - unexplained / spread
+        if self.whiten_advantages:
+            advantages = masked_whiten(advantages, mask, partial(sum_over_ranks, self.trainer))
+        rollout.advantages, rollout.returns = advantages, returns
+
+    def token_rewards(self, rollout: Rollout) -> Tensor:
+        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response: the divergence where it acts in the reward."""
+        mask = rollout.response_mask
+        if rollout.token_rewards is not None:
+            rewards = torch.where(mask, rollout.token_rewards, 0)
+        else:
+            # A failed reward is NaN; its row has no token that counts.
+            last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+            rewards = torch.where(last, rollout.rewards.unsqueeze(1), 0)
+        penalties = self.kl_penalties(rollout)
+        return rewards if penalties is None else rewards - penalties

@@ -1,0 +1,103 @@
+"""A weight of the divergence that follows the divergence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from rl_lightning.errors import UserError
+from rl_lightning.functional import kl_k1
+from rl_lightning.hooks import RolloutCallback
+from rl_lightning.strategies import sum_over_ranks
+from rl_lightning.types import Rollout
+
+#: The proportional gain K_β and the largest error that counts.
+GAIN, LARGEST_ERROR = 0.1, 0.2
+
+
+class AdaptiveKL(RolloutCallback):
+    """Raise or lower the module's `kl_coef` after each rollout, so that the divergence stays near a target.
+
+    β ← β (1 + 0.1 · clip(KL/target − 1, −0.2, 0.2) · n/horizon), where KL is the mean over the responses of Σ_t log π/π_ref of
+    the policy that sampled them, and n the number of those responses: at most 2% up or down in `horizon` responses.
+    Logs `kl/sequence`, this KL, and `kl/coef`, β from now on. A divergence in the loss is weighed by that at once, one in the
+    reward from the next rollout on. A checkpoint holds β, which a run that is resumed goes on with.
+
+    Source: Ziegler et al. (arXiv 1909.08593) section 2.2, where a step is a rollout. In their code the factor is
+    n/horizon without the 0.1, so its horizon is ten times this one.
+
+    Args:
+        target: nats a response, above 0.
+        horizon: responses that one whole correction takes; those of one rollout, whatever its size, if null.
+        min_coef, max_coef: bounds of β; none if null.
+    """
+
+    def __init__(
+        self, target: float, horizon: int | None = None, min_coef: float | None = None, max_coef: float | None = None
+    ) -> None:
+        if target <= 0:
+            raise UserError(f"AdaptiveKL: target must be above 0 nats a response, not {target}")
+        if horizon is not None and horizon < 1:
+            raise UserError(f"AdaptiveKL: horizon must be at least 1 response, or null, not {horizon}")
+        low, high = 0.0 if min_coef is None else min_coef, float("inf") if max_coef is None else max_coef
+        if not 0 <= low <= high or high == 0:
+            raise UserError(
+                f"AdaptiveKL needs 0 <= min_coef <= max_coef and max_coef above 0, not {min_coef} and {max_coef}"
+            )
+        self.target = target
+        self.horizon = horizon
+        self.bounds = low, high
+        self._coef: float | None = None
+
+    def check_settings(self, trainer: Trainer) -> None:
+        """Refuse a module without a divergence: it has no reference, and nothing to weigh."""
+        module = trainer.lightning_module
+        if not getattr(module, "kl_coef", 0.0):
+            raise UserError(
+                f"AdaptiveKL has no divergence to control: set kl_coef of {type(module).__name__} to what it should begin with, "
+                "above 0"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return β."""
+        return {"coef": self._coef}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember β until training starts."""
+        self._coef = state_dict["coef"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the β of the checkpoint, if there is one; no rollout has been sampled yet."""
+        module: Any = pl_module
+        if self._coef is not None:
+            module.kl_coef = self._coef
+
+    def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Measure the divergence over all ranks and correct β; a rollout without one scored response changes nothing."""
+        controlled: Any = module
+        divergences = self.divergences(rollout)
+        sums = torch.stack([divergences.sum(), torch.as_tensor(len(divergences)).to(divergences)])
+        total, responses = sum_over_ranks(trainer, sums).tolist()
+        if responses:
+            controlled.kl_coef = self.corrected(controlled.kl_coef, total / responses, responses)
+            rollout.metrics["kl/sequence"] = total / responses
+        self._coef = controlled.kl_coef
+        rollout.metrics["kl/coef"] = controlled.kl_coef
+
+    def divergences(self, rollout: Rollout) -> Tensor:
+        """Return Σ_t log π_old/π_ref of every scored response, in nats, float64."""
+        assert rollout.ref_logprobs is not None
+        # Of a rollout that serves a single update only the sampler has said them.
+        logprobs = rollout.rollout_logprobs if rollout.old_logprobs is None else rollout.old_logprobs
+        tokens = torch.where(rollout.response_mask, kl_k1(logprobs, rollout.ref_logprobs), 0)
+        return tokens.double().sum(1)[rollout.response_mask.any(1)]
+
+    def corrected(self, coef: float, divergence: float, responses: float) -> float:
+        """Return the next β, given the present one, KL in nats a response, and the number of responses."""
+        error = min(max(divergence / self.target - 1, -LARGEST_ERROR), LARGEST_ERROR)
+        share = 1.0 if self.horizon is None else responses / self.horizon
+        low, high = self.bounds
+        return min(max(coef * (1 + GAIN * error * share), low), high)

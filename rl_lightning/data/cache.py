@@ -1,0 +1,110 @@
+"""What is dear to make and follows from its settings, kept on disk under their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rl_lightning.errors import UserError
+from rl_lightning.rewards import Rewarder
+from rl_lightning.rewards.signature import BoundReward
+from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
+
+log = logging.getLogger(__name__)
+
+
+def digest(settings: Any) -> str:
+    """Return 16 hexadecimal digits that differ when any part of some plain settings differs.
+
+    Args:
+        settings: dictionaries, lists, strings and numbers; anything else counts by its `repr`.
+    """
+    text = json.dumps(settings, sort_keys=True, default=repr, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def digest_tensors(tensors: Sequence[Tensor]) -> str:
+    """Return the digest of some tensors' shapes and values."""
+    whole = hashlib.sha256()
+    for tensor in tensors:
+        whole.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        whole.update(tensor.cpu().contiguous().numpy().tobytes())
+    return whole.hexdigest()[:16]
+
+
+def rewards_key(rewarder: Rewarder) -> list[Any]:
+    """Return what rewards are made of: names, weights, arguments, and the text of their functions.
+
+    What a function calls is not in it; a file or directory that an argument names is, by its size and time.
+    """
+    return [
+        [reward.name, reward.weight, _function_text(reward.here), dict(reward.arguments), _files(reward)]
+        for reward in rewarder.rewards
+    ]
+
+
+def _function_text(function: Any) -> str:
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+    try:
+        return name + inspect.getsource(function)
+    except (OSError, TypeError):  # made in an interactive session, or no plain function
+        return name
+
+
+def _files(reward: BoundReward) -> list[Any]:
+    named = [value for value in reward.arguments.values() if isinstance(value, str) and value]
+    paths = [Path(value) for value in named if Path(value).exists()]
+    inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in inside if file.is_file()]
+
+
+class Cache:
+    """Files of tensors and plain containers in a directory, the same for all ranks.
+
+    Args:
+        directory: made when something is put there.
+        rank: of this process; 0 writes, and says so.
+    """
+
+    def __init__(self, directory: Path, rank: int) -> None:
+        self.directory = directory
+        self.rank = rank
+
+    def path(self, kind: str, key: str) -> Path:
+        """Return where something is kept."""
+        return self.directory / f"{kind}-{key}.pt"
+
+    def load(self, kind: str, key: str) -> dict[str, Any] | None:
+        """Return what is kept under a key if every rank can read it, else None; every rank must call this."""
+        path = self.path(kind, key)
+        found = self._read(path) if path.exists() else None
+        if not all(from_every_rank(found is not None)):
+            return None
+        if self.rank == 0:
+            log.info("%s are taken from %s", kind.capitalize(), path)
+        return found
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        try:
+            kept = load_plain(path)
+        except UserError as error:
+            log.warning("%s; it is made anew", error)
+            return None
+        if not isinstance(kept, dict) or kept.get("whole") is not True:
+            log.warning("%s is no file of this cache; it is made anew", path)
+            return None
+        value: dict[str, Any] = kept["value"]
+        return value
+
+    def save(self, kind: str, key: str, value: dict[str, Any]) -> None:
+        """Keep something, which every rank has."""
+        if self.rank == 0:
+            atomic_save({"whole": True, "value": value}, self.path(kind, key))
+            log.info("%s are kept in %s", kind.capitalize(), self.path(kind, key))

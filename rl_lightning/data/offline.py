@@ -1,0 +1,150 @@
+"""Data that are there before training begins: one Lightning epoch is one pass over them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from rl_lightning.data.loader import StepSizes, permutation, plan_steps, refuse_partial_epochs, step_weights
+from rl_lightning.data.sampling import SamplingDataModule
+from rl_lightning.errors import UserError
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+from rl_lightning.types import Minibatch
+
+log = logging.getLogger(__name__)
+
+
+class OfflineDataModule(SamplingDataModule):
+    """A table of units, such as demonstrations or pairs; one Lightning epoch goes through all of them in a new random order.
+
+    Units that do not fill the last optimizer step of an epoch wait for the next one's order. Subclasses fill the table in
+    `setup`, then call `check_size`.
+
+    Args:
+        batch_size: units in an optimizer step, over all ranks.
+        microbatch_size: units in one forward pass of one device; as many as the step has there if null.
+        **sampling_options: prompts, rewards, and what serves evaluation, which samples the policy as for the other
+            algorithms: see `SamplingDataModule`.
+    """
+
+    sizes: StepSizes
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        microbatch_size: int | None = None,
+        **sampling_options: Any,
+    ) -> None:
+        super().__init__(**sampling_options)
+        self.batch_size = batch_size
+        self.microbatch_size = microbatch_size
+
+    @property
+    def units(self) -> str:
+        """What messages call the units, in the plural."""
+        raise TypeError(f"{type(self).__name__} must define units")
+
+    def count(self) -> int:
+        """Return how many units there are."""
+        raise TypeError(f"{type(self).__name__} must define count()")
+
+    def longest(self) -> int:
+        """Return L_max in tokens, which the reduction `constant` divides by."""
+        raise TypeError(f"{type(self).__name__} must define longest()")
+
+    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
+        """Return some units, as many rows for each, the unit's rows side by side.
+
+        Args:
+            units: (n,) long.
+            weights: (rows, R') of their tokens; columns beyond the rows' own are cut off.
+            extra: further fields of `Minibatch`.
+        """
+        raise TypeError(f"{type(self).__name__} must define batch(units, weights)")
+
+    def weight_scale(self) -> float:
+        """Return a factor on all weights."""
+        return 1.0
+
+    def table_metrics(self) -> dict[str, float]:
+        """Return what is to be logged, once, with the first step of the run."""
+        return {}
+
+    def setup(self, stage: str) -> None:
+        """Check sizes, then set up prompts and rewards."""
+        assert self.trainer is not None
+        if stage == "fit":
+            self.sizes = plan_steps(self.trainer, self.batch_size, self.microbatch_size)
+        super().setup(stage)
+
+    def check_size(self) -> None:
+        """Refuse a table that fills no step, and say what an epoch leaves out."""
+        assert self.trainer is not None
+        if self.count() < self.batch_size:
+            raise UserError(f"batch_size={self.batch_size} but there are only {self.count()} {self.units}")
+        refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
+        left = self.count() % self.batch_size
+        if left:
+            log.info("%d of %d %s wait for the next epoch in every epoch", left, self.count(), self.units)
+
+    def steps_per_epoch(self) -> int:
+        """Return the number of optimizer steps in an epoch."""
+        return self.count() // self.batch_size
+
+    def microbatches_per_epoch(self) -> int:
+        """Return the number of forward passes in an epoch on each rank."""
+        return self.steps_per_epoch() * self.sizes.accumulate
+
+    def epoch(self, number: int, state: dict[str, Any] | None) -> OfflineEpoch:
+        """Return the units in the order of epoch `number`; it needs no other state."""
+        return OfflineEpoch(self, number)
+
+    def update_line(self, tokens: float) -> str:
+        """Return the run card's line about an optimizer step, given the mean number of tokens of a unit."""
+        return (
+            f"{self.batch_size} {self.units} (about {self.batch_size * tokens:,.0f} tokens) in {self.sizes.accumulate} "
+            f"microbatch(es), {self.steps_per_epoch():,} an epoch"
+        )
+
+
+class OfflineEpoch:
+    """One pass over a table.
+
+    Args:
+        data: holds it.
+        number: of the epoch, from 0; its order depends on nothing else but the seed.
+    """
+
+    def __init__(self, data: OfflineDataModule, number: int) -> None:
+        self.data = data
+        self.number = number
+        assert data.trainer is not None
+        ranks, rank = data_parallel_size(data.trainer), data_parallel_rank(data.trainer)
+        order = permutation(data.count(), data.seed, number)
+        steps = order[: data.steps_per_epoch() * data.batch_size].view(-1, data.batch_size)
+        self._steps = steps[:, rank * data.batch_size // ranks : (rank + 1) * data.batch_size // ranks]
+
+    def microbatches(self, start: int) -> Iterator[Minibatch]:
+        """Yield the microbatches from number `start` on."""
+        data, size = self.data, self.data.sizes.microbatch
+        assert data.trainer is not None
+        first, skip = divmod(start, data.sizes.accumulate)
+        metrics = data.table_metrics() if self.number == start == 0 else {}
+        for units in self._steps[first:]:
+            whole = data.batch(units)
+            (weights,) = step_weights(
+                data.trainer, [(whole.response_mask, whole.group_ids)], data.module.reduction, data.longest()
+            )
+            rows = (data.weight_scale() * weights).split(size * len(whole) // len(units))
+            for part, chosen in list(enumerate(units.split(size)))[skip:]:
+                ends_step = part + 1 == data.sizes.accumulate
+                yield data.batch(chosen, rows[part], ends_step=ends_step, metrics=metrics)
+                metrics = {}
+            skip = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: an epoch follows from its number."""
+        return {}

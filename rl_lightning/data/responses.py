@@ -1,0 +1,87 @@
+"""From what a generator gives back to a scored rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.generation import Responses
+from rl_lightning.rewards import Rewarder, RewardSample
+from rl_lightning.types import Rollout
+
+
+def unscored(
+    sampled: Responses,
+    prompts: Sequence[EncodedPrompt],
+    index: Sequence[int],
+    temperature: float,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Rollout:
+    """Return sampled responses as a rollout whose rewards are NaN.
+
+    Args:
+        sampled: as many responses for each prompt, side by side.
+        prompts: one a group.
+        index: the number of each prompt in its split.
+        temperature: that they were sampled at; 0 counts as 1.
+        tokenizer: of the policy that sampled.
+    """
+    owner = torch.arange(len(prompts)).repeat_interleave(len(sampled.response_ids) // len(prompts))
+    device = sampled.response_ids.device
+    nothing = torch.full((len(owner),), torch.nan, dtype=torch.float32, device=device)
+    lengths = sampled.response_mask.sum(1).tolist()
+    ids = [row[:length] for row, length in zip(sampled.response_ids.tolist(), lengths, strict=True)]
+    return Rollout(
+        input_ids=torch.cat([sampled.prompt_ids, sampled.response_ids], 1),
+        attention_mask=torch.cat([sampled.prompt_mask, sampled.response_mask], 1),
+        response_mask=sampled.response_mask,
+        group_ids=owner.to(device),
+        temperature=temperature or 1.0,
+        prompt_index=torch.tensor(index)[owner].to(device),
+        truncated=sampled.truncated,
+        rollout_logprobs=sampled.logprobs,
+        prompts=[prompts[i].text for i in owner.tolist()],
+        responses=list(tokenizer.batch_decode(ids, skip_special_tokens=True)),
+        answers=[prompts[i].example.answer for i in owner.tolist()],
+        raw_rewards=nothing,
+        rewards=nothing,
+        correct=nothing.isfinite(),
+    )
+
+
+def scored(rollout: Rollout, prompts: Sequence[EncodedPrompt], rewarder: Rewarder, correct_threshold: float) -> Rollout:
+    """Return a rollout with its rewards.
+
+    Args:
+        rollout: whatever rewards it has are replaced.
+        prompts: one a row.
+        rewarder: knows the rewards.
+        correct_threshold: a response is correct if the first reward reaches this.
+    """
+    samples = [
+        RewardSample(prompt.text, response, prompt.example.answer, {**prompt.example.metadata, "truncated": cut})
+        for prompt, response, cut in zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
+    ]
+    scores = rewarder.score(samples)
+    device = rollout.input_ids.device
+    components = {
+        name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in scores.components.items()
+    }
+    total = torch.tensor(scores.total, dtype=torch.float32, device=device)
+    judge = next(iter(components.values()))
+    # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
+    mask = rollout.response_mask & ~total.isnan().unsqueeze(1)
+    failures = {f"reward_failures/{kind}": float(count) for kind, count in scores.failures.items()}
+    return replace(
+        rollout,
+        response_mask=mask,
+        raw_rewards=total,
+        rewards=total.clone(),
+        correct=judge >= correct_threshold,
+        reward_components=components,
+        metrics={"rollout/failed_fraction": float(total.isnan().float().mean()), **failures},
+    )

@@ -1,0 +1,337 @@
+"""Offline data that rewards have labelled: preference pairs, and scored responses."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rl_lightning.data.cache import Cache
+from rl_lightning.data.evaluation import EvaluationLoader
+from rl_lightning.data.loader import EpochLoader
+from rl_lightning.data.offline import OfflineDataModule
+from rl_lightning.data.pairs import PairOptions, PairTable
+from rl_lightning.data.responses import scored
+from rl_lightning.data.samples import SampleTable, with_demonstrations
+from rl_lightning.data.scoring import rollout_metrics
+from rl_lightning.data.sources.base import Example, Split
+from rl_lightning.data.stages import check_callbacks, refuse_stages, rollout_callbacks
+from rl_lightning.data.tables import check_same_tokens, reference_logprobs, sampled_table
+from rl_lightning.data.written import encode_written, written_pairs, written_rollout
+from rl_lightning.errors import UserError
+from rl_lightning.models import PolicyFiles
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+from rl_lightning.types import Minibatch, Rollout, Sealed
+
+log = logging.getLogger(__name__)
+
+_SAMPLES = 8
+
+
+class RewardDataModule(OfflineDataModule):
+    """Preference pairs, or scored responses, whichever the algorithm learns from; one Lightning epoch goes through all of them.
+
+    They are sampled once, from a frozen policy, scored by the rewards and kept on disk under the hash of everything that
+    they follow from; or they are read from the source: pairs from its `response_column` and `rejected_column`, responses to
+    be scored from its `response_column`. Callbacks act on sampled or scored responses as on any rollout.
+
+    For an algorithm with a reference, its log-probabilities of all pairs are computed once, before training, and kept on
+    disk too. An algorithm that is evaluated on pairs gets held-out ones, made in the same way.
+
+    Args:
+        origin: `sampled`, or `files`: the source's own responses.
+        sampler: the policy that is sampled; the one that is trained, as it began, if null.
+        samples_per_prompt: responses to each prompt; 8 if null.
+        max_prompts: use only the first training prompts; all if null.
+        pairs: how pairs are made of sampled responses.
+        mix_demonstrations: the source's demonstrations join the samples, as if accepted (D ∪ D′ in Yuan et al., arXiv
+            2308.01825).
+        cache_dir: where the cache is; `cache` under the trainer's `default_root_dir` if null.
+        **offline_options: batch_size and microbatch_size, in pairs or samples; prompts, rewards, sampling, evaluation: see
+            `OfflineDataModule`. Log-probabilities are taken at `sampling.temperature`, for texts from files at 1.
+    """
+
+    serves = ("preferences", "samples")
+
+    def __init__(
+        self,
+        origin: Literal["sampled", "files"] = "sampled",
+        sampler: str | None = None,
+        samples_per_prompt: int | None = None,
+        max_prompts: int | None = None,
+        pairs: PairOptions | None = None,
+        mix_demonstrations: bool = False,
+        cache_dir: str | None = None,
+        **offline_options: Any,
+    ) -> None:
+        super().__init__(**offline_options)
+        sampled: dict[str, Any] = {"sampler": sampler, "samples_per_prompt": samples_per_prompt, "max_prompts": max_prompts}
+        sampled |= {"pairs": pairs, "mix_demonstrations": mix_demonstrations or None}
+        for name, value in sampled.items():
+            if isinstance(value, int) and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+            if value is not None and origin == "files":
+                raise UserError(f"{name} is set, but with origin: files nothing is sampled: leave it out")
+        self.origin = origin
+        self.sampler = sampler
+        self.samples_per_prompt = samples_per_prompt or _SAMPLES
+        self.max_prompts = max_prompts
+        self.pairs = pairs
+        self.mix_demonstrations = mix_demonstrations
+        self.cache_dir = cache_dir
+        self._table: PairTable | SampleTable | None = None
+        self._held_out: dict[Split, PairTable] = {}
+        self._rollout: Rollout | None = None
+
+    # ------------------------------------------------------------------ set-up
+
+    @property
+    def serves_pairs(self) -> bool:
+        """Whether training steps get pairs; samples otherwise."""
+        return bool(self.module.learns_from == "preferences")
+
+    @property
+    def holds_out_pairs(self) -> bool:
+        """Whether evaluation is on pairs; on sampled responses otherwise."""
+        return bool(self.module.evaluates_on == "preferences")
+
+    @property
+    def group_size(self) -> int:
+        """Responses to each prompt; of those from files, the most that one prompt has."""
+        if self.origin == "sampled":
+            return self.samples_per_prompt
+        return max(Counter(tuple(prompt.input_ids) for prompt in self._encoded["train"]).values())
+
+    @cached_property
+    def sampler_files(self) -> PolicyFiles:
+        """Where the policy that is sampled comes from."""
+        own: PolicyFiles = self.module.policy_files
+        return PolicyFiles(self.sampler, own.options) if self.sampler else own
+
+    @cached_property
+    def cache(self) -> Cache:
+        """What is kept from run to run."""
+        assert self.trainer is not None
+        return Cache(Path(self.cache_dir or Path(self.trainer.default_root_dir) / "cache"), self.trainer.global_rank)
+
+    def setup(self, stage: str) -> None:
+        """Check the settings, then make the tables that the stage needs, before the model to be trained is loaded."""
+        assert self.trainer is not None
+        if stage == "fit" or self.holds_out_pairs:
+            self._check_options()
+        super().setup(stage)
+        if stage == "fit" and self._table is None:
+            check_callbacks(self.trainer, self.module)
+            self._table = self._pairs("train") if self.serves_pairs else self._samples()
+            # Raises for a reduction that these data cannot serve.
+            self._table.weight_scale(self.module.reduction)
+            self.check_size()
+        for split in self._encoded if self.holds_out_pairs else ():
+            if split != "train" and split not in self._held_out:
+                self._held_out[split] = self._pairs(split)
+                if len(self._held_out[split]) < data_parallel_size(self.trainer):
+                    raise UserError(f"there are fewer {split} pairs than ranks: use more {split} prompts")
+
+    def _check_options(self) -> None:
+        """Refuse what contradicts the algorithm, and callbacks that would do nothing."""
+        assert self.trainer is not None
+        algorithm = type(self.module).__name__
+        pairs = self.serves_pairs or self.holds_out_pairs
+        for name, given in (
+            ("pairs", not pairs and self.pairs),
+            ("mix_demonstrations", pairs and self.mix_demonstrations),
+        ):
+            if given:
+                served = "preference pairs" if pairs else "samples"
+                raise UserError(f"{name} is set, but {algorithm} learns from {served}: leave it out")
+        if self.origin == "sampled":
+            if pairs and self.samples_per_prompt < 2:
+                raise UserError(f"samples_per_prompt={self.samples_per_prompt} makes no pairs: set it to at least 2")
+            if self.sampling.temperature == 0 and self.samples_per_prompt > 1:
+                raise UserError("sampling.temperature: 0 makes the same response again and again: set it above 0")
+            self.sampling.check(training=False)
+        elif self.cache_dir and not self.module.wants_reference:
+            raise UserError("cache_dir is set, but there is nothing to keep: leave it out")
+        refuse_stages(
+            self.trainer, ["keep_groups"], "drops groups while sampling for training, which is over before it begins"
+        )
+        if pairs:
+            refuse_stages(self.trainer, ["on_rollout_advantages"], "makes advantages, and preference pairs have none")
+        if pairs and self.origin == "files":
+            refuse_stages(self.trainer, ["on_rollout_rewards"], "changes rewards, and pairs from files have none")
+
+    def _needs_rewards(self, stage: str) -> bool:
+        trains = stage == "fit" and not self.serves_pairs
+        labels = self.origin == "sampled" and (stage == "fit" or self.holds_out_pairs)
+        return trains or labels or (self._evaluates(stage) and not self.holds_out_pairs)
+
+    def examples(self, split: Split) -> list[Example]:
+        """Return the examples of a split that are used."""
+        examples = super().examples(split)
+        return examples[: self.max_prompts] if split == "train" else examples
+
+    def new_tokens(self, split: Split) -> int:
+        """Return how many tokens will be sampled after the prompts of a split."""
+        if split != "train" and not self.holds_out_pairs:
+            return super().new_tokens(split)
+        return self.sampling.max_new_tokens if self.origin == "sampled" else 0
+
+    # ------------------------------------------------------------------ tables
+
+    def _scored(self, split: Split) -> Rollout:
+        """Return the responses to the prompts of a split, with rewards that callbacks have changed, the same on all ranks."""
+        assert self.trainer is not None and self.rewarder is not None
+        prompts, files = self._encoded[split], self.module.policy_files
+        if self.origin == "sampled":
+            check_same_tokens(self, self.sampler_files, "sampler")
+            rollout = sampled_table(self, split)
+        else:
+            rollout = written_rollout(prompts, encode_written(prompts, files, "responses"), files.tokenizer)
+            rollout = scored(rollout, prompts, self.rewarder, self.correct_threshold)
+        for callback in rollout_callbacks(self.trainer):
+            callback.on_rollout_rewards(self.trainer, self.module, rollout)
+        return rollout
+
+    def _pairs(self, split: Split) -> PairTable:
+        """Return the pairs of a split, with the reference's log-probabilities where training wants them."""
+        options = self.pairs or PairOptions()
+        prompts, files = self._encoded[split], self.module.policy_files
+        if self.origin == "files":
+            table = written_pairs(prompts, files, self.prompt_options.on_bad)
+        else:
+            rollout = self._scored(split)
+            table = PairTable.of(rollout, options, self.seed)
+            self._rollout = rollout if split == "train" else self._rollout
+        if not len(table):
+            raise UserError(
+                f"there are no {split} pairs: none of {len(prompts)} prompts has two different responses whose rewards differ by "
+                f"more than {options.min_gap:g}; raise samples_per_prompt or sampling.temperature, lower pairs.min_gap, or choose "
+                "another reward"
+            )
+        log.info("%s: %s", split, table)
+        if split == "train" and self.module.wants_reference:
+            logprobs = reference_logprobs(self, table.rows, 2 * self.sizes.microbatch)
+            table.rows = replace(table.rows, ref_logprobs=logprobs)
+        return table
+
+    def _samples(self) -> SampleTable:
+        """Return the training samples that have something to teach."""
+        assert self.trainer is not None
+        rollout = self._scored("train")
+        for callback in rollout_callbacks(self.trainer):
+            callback.on_rollout_advantages(self.trainer, self.module, rollout)
+        rollout.metrics.update(rollout_metrics(rollout))
+        self._rollout = rollout
+        if not len(SampleTable.of(rollout)):
+            raise UserError(
+                f"none of {len(rollout)} responses to {len(self._encoded['train'])} prompts is accepted, so there is nothing to "
+                "learn: raise samples_per_prompt, choose easier prompts or a better sampler, or lower the threshold"
+            )
+        if self.mix_demonstrations:
+            rollout = with_demonstrations(rollout, self._encoded["train"], self.module.policy_files)
+        table = SampleTable.of(rollout)
+        log.info("Samples: %s", table)
+        return table
+
+    # ---------------------------------------------------------------- training
+
+    def count(self) -> int:
+        """Return the number of pairs or samples."""
+        return len(self.table)
+
+    @property
+    def table(self) -> PairTable | SampleTable:
+        """What is trained on."""
+        assert self._table is not None
+        return self._table
+
+    @property
+    def units(self) -> str:
+        """What the units are."""
+        return "pairs" if self.serves_pairs else "samples"
+
+    def longest(self) -> int:
+        """Return L_max in tokens."""
+        return self.sampling.max_new_tokens if self.origin == "sampled" else self.table.rows.response_length
+
+    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
+        """Return some pairs or samples."""
+        return self.table.batch(units, weights, **extra)
+
+    def weight_scale(self) -> float:
+        """Return the share of what counts that is served."""
+        return self.table.weight_scale(self.module.reduction)
+
+    def table_metrics(self) -> dict[str, float]:
+        """Return what is known of the table."""
+        return self.table.metrics
+
+    def train_dataloader(self) -> EpochLoader:
+        """Return the loader; the first time, callbacks see what was sampled."""
+        assert self.trainer is not None
+        rollout, self._rollout = self._rollout, None
+        if rollout is not None:
+            for callback in rollout_callbacks(self.trainer):
+                callback.on_rollout_end(self.trainer, self.module, rollout)
+        return super().train_dataloader()
+
+    def describe(self) -> dict[str, str]:
+        """Return the lines of the run card that speak of the data."""
+        source = "the source"
+        if self.origin == "sampled":
+            source = f"{self.samples_per_prompt} samples of {self.sampler_files.policy} a prompt"
+        tokens = float(self.table.rows.lengths.sum()) / self.count()
+        return super().describe() | {
+            self.units: f"{self.table}, from {source}",
+            "update": self.update_line(tokens),
+        }
+
+    # -------------------------------------------------------------- evaluation
+
+    def _evaluation_loader(self, split: Split) -> Any:
+        if self.holds_out_pairs:
+            return PairLoader(self, split)
+        return EvaluationLoader(self, split)
+
+    def val_dataloader(self) -> Any:
+        """Return the validation prompts, sampled and scored batch by batch, or validation pairs."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> Any:
+        """Return the test prompts, sampled and scored batch by batch, or test pairs."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> Any:
+        """Return the test prompts, sampled and scored batch by batch, or test pairs."""
+        return self._evaluation_loader("test")
+
+
+class PairLoader:
+    """Held-out pairs in their order, each rank its share; a sized, lazy iterable.
+
+    Args:
+        data: holds them.
+        split: which.
+    """
+
+    def __init__(self, data: RewardDataModule, split: Split) -> None:
+        self.table = data._held_out.get(split)
+        assert data.trainer is not None
+        rank, ranks = data_parallel_rank(data.trainer), data_parallel_size(data.trainer)
+        units = torch.arange(0 if self.table is None else len(self.table))[rank::ranks]
+        self.batches = units.split(data.evaluation.prompts_per_batch) if len(units) else ()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Sealed]:
+        for units in self.batches:
+            assert self.table is not None
+            yield Sealed(self.table.batch(units))

@@ -1,0 +1,87 @@
+"""Scored responses to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.written import encode_written, written_rollout
+from rl_lightning.errors import UserError
+from rl_lightning.functional import BatchTotals, Reduction, batch_totals
+from rl_lightning.models import PolicyFiles
+from rl_lightning.types import Minibatch, Rollout
+
+
+@dataclass
+class SampleTable:
+    """Those of some scored responses that have something to teach, and how many they were taken from.
+
+    Args:
+        rows: responses with a counted token whose advantage is not 0.
+        counted: what all responses amount to.
+        metrics: what the loggers see of all responses.
+    """
+
+    rows: Rollout
+    counted: BatchTotals
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> SampleTable:
+        """Leave out what has no gradient, without advantages only what does not count."""
+        mask = rollout.response_mask
+        teaches = mask if rollout.advantages is None else mask & (rollout.advantages != 0)
+        rows = rollout.select(teaches.any(1).nonzero()[:, 0])
+        return cls(rows, batch_totals(mask, rollout.group_ids), rollout.metrics)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
+        """Return some responses, as one forward pass takes them."""
+        return self.rows.microbatch(units, weights, **extra)
+
+    def weight_scale(self, reduction: Reduction) -> float:
+        """Return which share of what counts is served: the mean over steps is then the mean over everything that counts.
+
+        Raises:
+            UserError: for a reduction that needs whole groups, which are not side by side here.
+        """
+        if reduction == "group_token_mean":
+            raise UserError(
+                "reduction group_token_mean needs all responses to a prompt in one optimizer step, and stored samples come in "
+                "random order: choose seq_mean or token_mean"
+            )
+        served = batch_totals(self.rows.response_mask, self.rows.group_ids)
+        if reduction == "token_mean":
+            return float(served.tokens / self.counted.tokens)
+        return float(served.sequences / self.counted.sequences)
+
+    def __str__(self) -> str:
+        return f"{len(self):,} of {int(self.counted.sequences):,} that count"
+
+
+def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], files: PolicyFiles) -> Rollout:
+    """Return scored responses and, after them, the prompts' demonstrations with advantage 1 and reward NaN.
+
+    Raises:
+        UserError: if the prompts bring no demonstrations.
+    """
+    if all(prompt.example.response is None for prompt in prompts):
+        raise UserError(
+            "mix_demonstrations: the source has no demonstrations; set response_column on it, or mix_demonstrations to false"
+        )
+    written = written_rollout(prompts, encode_written(prompts, files, "demonstrations"), files.tokenizer)
+    missing = {name: torch.full((len(written),), torch.nan) for name in rollout.reward_components}
+    written = replace(
+        written,
+        temperature=rollout.temperature,
+        reward_components=missing,
+        advantages=None if rollout.advantages is None else written.response_mask.to(rollout.advantages),
+    )
+    return Rollout.concatenate([rollout, written], files.tokenizer.pad_token_id)

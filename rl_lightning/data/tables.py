@@ -1,0 +1,189 @@
+"""Tables of responses that a frozen policy gives, and of what a frozen reference says of them: made once, kept on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from rl_lightning.data.cache import digest, digest_tensors, rewards_key
+from rl_lightning.data.sources.base import Split
+from rl_lightning.errors import UserError
+from rl_lightning.models import ClassifierFiles, PolicyFiles
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank
+from rl_lightning.types import Rollout
+
+if TYPE_CHECKING:
+    from rl_lightning.data.reward import RewardDataModule
+
+log = logging.getLogger(__name__)
+
+#: Responses that are sampled and scored at a time. Not an option: which responses share a forward pass must not depend on
+#: the number of ranks, so that every number of ranks makes the same table to the last bit.
+_ROWS_AT_A_TIME = 512
+
+
+def sampled_table(data: RewardDataModule, split: Split) -> Rollout:
+    """Return k scored responses of the sampler to every prompt of a split, on the CPU, prompt by prompt; every rank gets all.
+
+    Group ids are the numbers of the prompts. Rewards are as the reward functions gave them: callbacks act later, so that
+    their settings do not make other responses.
+    """
+    key = _table_key(data, split)
+    kept = data.cache.load("responses", key)
+    if kept is None:
+        rollout = _gather(data, _sample(data, split))
+        data.cache.save("responses", key, rollout.state_dict())
+        return rollout
+    return Rollout.from_state_dict(kept)
+
+
+def _table_key(data: RewardDataModule, split: Split) -> str:
+    """Return the hash of everything that the table follows from."""
+    assert data.rewarder is not None and data.trainer is not None
+    prompts = data._encoded[split]
+    models = [
+        [reward.spec.model, ClassifierFiles(str(reward.spec.model)).fingerprint] for reward in data._reward_models
+    ]
+    return digest(
+        {
+            "sampler": data.sampler_files.fingerprint,
+            "load": asdict(data.sampler_files.options),
+            "precision": str(data.trainer.precision),
+            "generator": type(data.generator).__qualname__,
+            "sampling": asdict(data.sampling),
+            "prompts": [prompt.input_ids for prompt in prompts],
+            "seen_by_rewards": [[p.text, p.example.answer, p.example.metadata] for p in prompts],
+            "rewards": [*rewards_key(data.rewarder), *models, data.correct_threshold],
+            "streams": data.streams(split, 0, 1),
+            "samples_per_prompt": data.samples_per_prompt,
+        }
+    )
+
+
+def _sample(data: RewardDataModule, split: Split) -> list[Rollout]:
+    """Sample this rank's share of the prompts, in chunks, with a progress bar."""
+    assert data.trainer is not None
+    samples, prompts = data.samples_per_prompt, data._encoded[split]
+    chunks = torch.arange(len(prompts)).split(max(1, _ROWS_AT_A_TIME // samples))
+    own = chunks[data_parallel_rank(data.trainer) :: data_parallel_size(data.trainer)]
+    parts = []
+    shown = data.trainer.is_global_zero and data.trainer.progress_bar_callback is not None
+    total = sum(map(len, own)) * samples
+    with (
+        frozen(data, data.sampler_files) as model,
+        tqdm(total=total, desc="Sampling", unit="response", leave=False, dynamic_ncols=True, disable=not shown) as bar,
+    ):
+        for number, chunk in enumerate(own):
+            positions = chunk.tolist()
+            before = sum(map(len, own[:number])) * samples
+
+            def progress(done: int, _: int, before: int = before) -> None:
+                data.on_boundary(False)
+                bar.update(before + done - bar.n)
+
+            rollout = data.respond(
+                [prompts[position] for position in positions],
+                positions,
+                [stream for position in positions for stream in data.streams(split, position * samples, samples)],
+                data.sampling,
+                (model, data.sampler_files),
+                progress,
+            )
+            parts.append(replace(rollout.to("cpu"), group_ids=rollout.prompt_index.cpu()))
+    return parts
+
+
+@contextmanager
+def frozen(data: RewardDataModule, files: PolicyFiles) -> Iterator[nn.Module]:
+    """Load a frozen policy onto the device, in the trainer's precision, and let go of it afterwards."""
+    assert data.trainer is not None
+    # Loading may draw random numbers; whether something came from the cache must not show in what follows.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        model = data.trainer.precision_plugin.convert_module(files.load(trainable=False))
+    model.to(data.trainer.strategy.root_device)
+    try:
+        yield model
+    finally:
+        # The caller may still hold the name: the weights are what matters.
+        model.to("meta")
+
+
+def _gather(data: RewardDataModule, parts: Sequence[Rollout]) -> Rollout:
+    """Return the rows of all ranks in the order of their prompts."""
+    states = [state for rank in from_every_rank([part.state_dict() for part in parts]) for state in rank]
+    chunks = {int(state["prompt_index"][0]): Rollout.from_state_dict(state) for state in states}
+    ordered = [chunks[first] for first in sorted(chunks)]
+    joined = Rollout.concatenate(ordered, data.module.policy_files.tokenizer.pad_token_id)
+    index = torch.cat([chunk.prompt_index for chunk in ordered])
+    failed = float(joined.raw_rewards.isnan().float().mean())
+    metrics = {"rollout/failed_fraction": failed} | _sums([chunk.metrics for chunk in ordered])
+    return replace(joined, group_ids=index, metrics=metrics)
+
+
+def _sums(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the counts of failures, added up."""
+    names = {name: 0 for one in metrics for name in one if name.startswith("reward_failures/")}
+    return {name: sum(one.get(name, 0.0) for one in metrics) for name in names}
+
+
+def reference_logprobs(data: RewardDataModule, rows: Rollout, rows_at_a_time: int) -> Tensor:
+    """Return log π_ref of some responses, (B, R) in nats, 0 outside them, on the CPU; every rank gets all.
+
+    Args:
+        data: its module has `reference_files` and `logprobs(batch, model)`.
+        rows: in any order.
+        rows_at_a_time: in one forward pass.
+    """
+    assert data.trainer is not None
+    files: PolicyFiles = data.module.reference_files
+    check_same_tokens(data, files, "reference")
+    settings: dict[str, Any] = {
+        "reference": files.fingerprint,
+        "load": asdict(files.options),
+        "precision": str(data.trainer.precision),
+        "rows": digest_tensors([rows.input_ids, rows.attention_mask, rows.response_mask]),
+        "temperature": rows.temperature,
+    }
+    key = digest(settings)
+    kept = data.cache.load("references", key)
+    if kept is not None:
+        whole: Tensor = kept["ref_logprobs"]
+        return whole
+    chunks = torch.arange(len(rows)).split(rows_at_a_time)
+    rank, ranks = data_parallel_rank(data.trainer), data_parallel_size(data.trainer)
+    own: dict[int, Tensor] = {}
+    with frozen(data, files) as model, data.frozen_mode():
+        for number in range(rank, len(chunks), ranks):
+            batch = rows.microbatch(chunks[number]).to(data.trainer.strategy.root_device)
+            own[number] = data.module.logprobs(batch, model).cpu()
+    parts = {number: part for theirs in from_every_rank(own) for number, part in theirs.items()}
+    dtype = torch.promote_types(parts[0].dtype, torch.float32)
+    whole = torch.zeros(rows.response_mask.shape, dtype=dtype)
+    for number, chunk in enumerate(chunks):
+        whole[chunk, : parts[number].shape[1]] = parts[number].to(dtype)
+    data.cache.save("references", key, {"ref_logprobs": whole})
+    return whole
+
+
+def check_same_tokens(data: RewardDataModule, files: PolicyFiles, role: str) -> None:
+    """Refuse another policy whose token ids mean something else than those of the module's.
+
+    Raises:
+        UserError: naming both.
+    """
+    own: PolicyFiles = data.module.policy_files
+    if files is own:
+        return
+    same = files.tokenizer.get_vocab() == own.tokenizer.get_vocab()
+    if not same or files.config.get_text_config().vocab_size != own.config.get_text_config().vocab_size:
+        raise UserError(
+            f"{role} {files.policy!r} and policy {own.policy!r} have different tokenizers or vocabularies: token ids of one mean "
+            f"nothing to the other; choose a {role} of the policy's family"
+        )

@@ -1,0 +1,57 @@
+"""What a pair of responses says about the better one: Bradley–Terry, and DPO on top of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bradley_terry(difference: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return J = (1 − ε) log σ(z) + ε log σ(−z) per pair, to be maximised.
+
+    σ(z) is the chance that the chosen response is the better one, and ε that the label is wrong. The gradient in z is
+    (1 − ε) σ(−z) − ε σ(z): σ(−z) without smoothing, 0 at z = log((1 − ε)/ε) with it.
+
+    Args:
+        difference: z, score of the chosen response minus score of the rejected one, any shape.
+        label_smoothing: ε in [0, 0.5).
+
+    Returns:
+        The same shape, in nats, at most 0.
+
+    Source: Bradley and Terry 1952; ε: Mitchell's note on conservative DPO (2023).
+
+    Example:
+        σ(0) = 1/2 and σ(log 3) = 3/4, so J is log 1/2 and log 3/4.
+
+        >>> bradley_terry(torch.tensor([1.0, 3.0]).log())
+        tensor([-0.6931, -0.2877])
+    """
+    right = torch.nn.functional.logsigmoid(difference)
+    if not label_smoothing:
+        return right
+    return (1 - label_smoothing) * right + label_smoothing * torch.nn.functional.logsigmoid(-difference)
+
+
+def dpo_objective(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """Return DPO's J of a pair, log σ(β m⁺ − β m⁻), to be maximised; see `bradley_terry` for the smoothed one.
+
+    Its gradient is βς (∇m⁺ − ∇m⁻) with ς = σ(β m⁻ − β m⁺), one number a pair.
+
+    Args:
+        chosen, rejected: m⁺ and m⁻, (B/2,) nats: log π_θ/π_ref of each response, summed or averaged over its tokens.
+        beta: β > 0.
+        label_smoothing: ε in [0, 0.5).
+
+    Returns:
+        (B/2,) in nats.
+
+    Source: Rafailov et al. (arXiv 2305.18290) Eq. 7, with sums; DeepSeekMath (2402.03300) A.1.4, with means.
+
+    Example:
+        β (m⁺ − m⁻) = 0.5 (1.2 + 0.8) = 1 and log σ(1) = −0.3133.
+
+        >>> dpo_objective(torch.tensor([1.2]), torch.tensor([-0.8]), beta=0.5)
+        tensor([-0.3133])
+    """
+    return bradley_terry(beta * (chosen - rejected), label_smoothing)

@@ -1,0 +1,245 @@
+"""Sequence classifiers: a number for a text, to be trained as a reward model or asked as one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rl_lightning.errors import UserError
+from rl_lightning.models.forward import accepts
+from rl_lightning.models.loading import PolicyFiles, without_load_report
+
+log = logging.getLogger(__name__)
+
+
+class ClassifierFiles(PolicyFiles):
+    """Where a sequence classifier comes from: the same places as a policy, but nothing has to end its responses.
+
+    Args:
+        policy, options: see `PolicyFiles`.
+    """
+
+    role = "reward model"
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer; it pads with what the classifier takes for padding."""
+        with self._reading("the tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(**self._location, padding_side="right")
+        pad_id = self.config.get_text_config().pad_token_id
+        if self.is_classifier and pad_id is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+        elif tokenizer.pad_token in (None, tokenizer.eos_token):
+            self._give_pad_token(tokenizer)
+        return tokenizer
+
+    def _give_pad_token(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Pad with a token that is not the end of a sequence, if there is one to be had.
+
+        Classifiers of transformers read the score at the last token that is not the pad token; where the two are one, that
+        is the token before the end.
+        """
+        free = [
+            token for token in (tokenizer.unk_token, tokenizer.bos_token) if token not in (None, tokenizer.eos_token)
+        ]
+        tokenizer.pad_token = free[0] if free else tokenizer.eos_token
+        if not free:
+            log.warning(
+                "%s %r: its tokenizer has no token to pad with but the end of a sequence, so scores are read at the token "
+                "before the end",
+                self.role,
+                self.policy,
+            )
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the files are those of a sequence classifier; a causal language model's otherwise."""
+        return any("SequenceClassification" in name for name in self.config.architectures or ())
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of a classifier's labels."""
+        names: Any = self.config.id2label
+        return [str(names[number]) for number in sorted(names)]
+
+    def load_scorer(self) -> PreTrainedModel:
+        """Return a trainable classifier of one label; a causal language model gets a new head for its old one.
+
+        The new head's weights are a function of the run's seed alone, not of the random numbers drawn so far.
+
+        Raises:
+            UserError: for a classifier of several labels, or files that lack other weights than a head's.
+        """
+        if self.is_classifier and len(self.labels) != 1:
+            raise UserError(
+                f"{self.role} {self.policy!r} tells {len(self.labels)} labels apart ({', '.join(self.labels[:5])}): start "
+                "from a classifier of one label, or from a causal language model, which gets a new head"
+            )
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), without_load_report():
+            torch.manual_seed(torch.initial_seed())
+            model, missing = self._read_weights(AutoModelForSequenceClassification, num_labels=1)
+        self._refuse_missing([n for n in missing if self.is_classifier or n.startswith(f"{model.base_model_prefix}.")])
+        self._tell_padding(model)
+        return self._ready(model, trainable=True)
+
+    def load_judge(self) -> PreTrainedModel:
+        """Return a frozen classifier as it was trained, of any number of labels.
+
+        Raises:
+            UserError: if it is none.
+        """
+        self.check_classifier()
+        with without_load_report():
+            model, missing = self._read_weights(AutoModelForSequenceClassification)
+        self._refuse_missing(missing)
+        self._tell_padding(model)
+        return self._ready(model, trainable=False)
+
+    def _tell_padding(self, model: PreTrainedModel) -> None:
+        """Let model and tokenizer agree on the pad token, also where they are saved together."""
+        model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+
+    def check_classifier(self) -> None:
+        """Refuse a model that has no trained head."""
+        if not self.is_classifier:
+            kind = ", ".join(self.config.architectures or ["model of unknown kind"])
+            raise UserError(
+                f"{self.role} {self.policy!r} is a {kind}, not a sequence classifier: train one from it with "
+                "configs/reward_model.yaml"
+            )
+
+    def _refuse_missing(self, missing: Sequence[str]) -> None:
+        if missing:
+            raise UserError(
+                f"{self.role} {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be random"
+            )
+
+
+def classifier_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return a classifier's logits, (B, labels), whatever the padding is and wherever it stands.
+
+    Classifiers of transformers find the last token by its not being the pad token, and some count positions from the first
+    column. So rows are pushed to the left, and what stands in the padding is replaced by the pad token.
+
+    Args:
+        model: a sequence classifier of transformers, with a pad token in its configuration.
+        input_ids, attention_mask: (B, T), padding anywhere.
+    """
+    config: Any = model.config
+    order = attention_mask.long().argsort(stable=True, dim=1, descending=True)
+    lengths = attention_mask.sum(1)
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
+    ids = input_ids.gather(1, order)[:, : mask.shape[1]].masked_fill(~mask, config.get_text_config().pad_token_id)
+    extra = {"use_cache": False} if accepts(model, "use_cache") else {}
+    logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), **extra).logits
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class Text(NamedTuple):
+    """A prompt and a response to it; `ended` says that the response has an end-of-sequence token."""
+
+    prompt: str
+    response: str
+    ended: bool
+
+
+class Judge:
+    """A frozen classifier that scores texts.
+
+    Args:
+        files: of the classifier.
+        label: which label's log-probability is the score, by name or number; a classifier of one label has its logit as the
+            score and takes none.
+        batch_size: texts in one forward pass.
+
+    Raises:
+        UserError: if there is no such label, or no label is named and there are several.
+    """
+
+    def __init__(self, files: ClassifierFiles, label: str | int | None = None, batch_size: int = 64) -> None:
+        files.check_classifier()
+        if batch_size < 1:
+            raise UserError(f"{files.role} {files.policy!r}: batch_size must be at least 1, not {batch_size}")
+        self.files = files
+        self.label = _label_number(files, label)
+        self.batch_size = batch_size
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The classifier, loaded when first asked for."""
+        return self.files.load_judge()
+
+    def encode(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[bool]]:
+        """Return the token ids of some texts, and which of them were too long.
+
+        Prompt and response are tokenised apart, as they are when the policy writes: the prompt with special tokens, unless
+        a chat template has put them there, the response without, then the end-of-sequence token if it ended. A text that is
+        too long loses the beginning of its prompt; the response stays.
+        """
+        tokenizer = self.files.tokenizer
+        rows, cut = [], []
+        for text in texts:
+            templated = bool(tokenizer.bos_token) and text.prompt.startswith(str(tokenizer.bos_token))
+            prompt = tokenizer(text.prompt, add_special_tokens=not templated).input_ids
+            response = tokenizer(text.response, add_special_tokens=False).input_ids
+            end = [tokenizer.eos_token_id] if text.ended and tokenizer.eos_token_id is not None else []
+            row = [*prompt, *response, *end]
+            excess = max(0, len(row) - self.longest)
+            first = int(bool(prompt) and prompt[0] in tokenizer.all_special_ids)
+            rows.append(row[:first] + row[first + excess :])
+            cut.append(excess > 0)
+        return rows, cut
+
+    @property
+    def longest(self) -> int:
+        """Longest text in tokens."""
+        return min(
+            self.files.tokenizer.model_max_length, self.files.context_length or self.files.tokenizer.model_max_length
+        )
+
+    def score(self, texts: Sequence[Text], device: torch.device | str) -> tuple[list[float], list[bool]]:
+        """Return the score of each text, and which of them had to be cut."""
+        rows, cut = self.encode(texts)
+        nn.Module.to(self.model, device)
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+        scores = [0.0] * len(rows)
+        for start in range(0, len(rows), self.batch_size):
+            members = order[start : start + self.batch_size]
+            lengths = torch.tensor([len(rows[number]) for number in members], device=device)
+            ids = [torch.tensor(rows[number], dtype=torch.long, device=device) for number in members]
+            padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+            with torch.no_grad():
+                mask = torch.arange(padded.shape[1], device=device) < lengths.unsqueeze(1)
+                values = self._reading(classifier_logits(self.model, padded, mask))
+            for number, value in zip(members, values.tolist(), strict=True):
+                scores[number] = value
+        return scores, cut
+
+    def _reading(self, logits: Tensor) -> Tensor:
+        """Return the number that is the score, (B,)."""
+        if self.label is None:
+            return logits.squeeze(1)
+        several = self.files.config.problem_type == "multi_label_classification"
+        return (functional.logsigmoid(logits) if several else logits.log_softmax(1))[:, self.label]
+
+
+def _label_number(files: ClassifierFiles, label: str | int | None) -> int | None:
+    """Return which logit a label is, None for the only one."""
+    labels = files.labels
+    if len(labels) == 1:
+        if label is not None:
+            raise UserError(f"{files.role} {files.policy!r} has one label: take label={label!r} out of its arguments")
+        return None
+    if label in labels:
+        return labels.index(str(label))
+    if isinstance(label, int) and 0 <= label < len(labels):
+        return label
+    said = "has several labels" if label is None else f"has no label {label!r}"
+    raise UserError(f"{files.role} {files.policy!r} {said}: set label in its arguments to one of {', '.join(labels)}")

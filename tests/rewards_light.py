@@ -1,0 +1,11 @@
+"""Reward functions for tests in a file of their own, which reward workers import in no time."""
+
+
+def even_characters(*, response):
+    """Return 1 for a text of an even number of characters."""
+    return float(len(response) % 2 == 0)
+
+
+def sum_of_digits(*, response, modulus=100):
+    """Return the sum of a text's digits, up to a modulus: few texts have equal ones."""
+    return float(sum(map(int, filter(str.isdigit, response))) % modulus)
