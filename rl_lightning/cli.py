@@ -31,7 +31,7 @@ from rl_lightning.callbacks import (
     RunCard,
     Speed,
 )
-from rl_lightning.data import Evaluation, ExampleSource, PromptOptions, SamplingDataModule
+from rl_lightning.data import Evaluation, ExampleSource, PairOptions, PromptOptions, SamplingDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, Sampling
 from rl_lightning.hooks import RolloutCallback
@@ -164,7 +164,16 @@ def known_options() -> set[str]:
     """Return the names of all options of the classes that a YAML can name."""
     names: set[str] = set(inspect.signature(Trainer.__init__).parameters)
     waiting: list[type] = [ObjectiveModule, SamplingDataModule, ExampleSource, RolloutCallback, Generator]
-    waiting += [OptimizerOptions, LoadOptions, Sampling, Evaluation, PromptOptions, RewardSpec, RewardLimits]
+    waiting += [
+        OptimizerOptions,
+        LoadOptions,
+        Sampling,
+        Evaluation,
+        PairOptions,
+        PromptOptions,
+        RewardSpec,
+        RewardLimits,
+    ]
     while waiting:
         one = waiting.pop()
         waiting += one.__subclasses__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
+from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.metrics import Observations
@@ -88,6 +89,7 @@ class ObjectiveModule(pl.LightningModule):
         #: Whether the latest optimizer step had a finite gradient; the weights stay as they are in the others.
         self.finite = True
         self._idle = False
+        self._evaluation: dict[str, MetricCollection] = {}
 
     # ----------------------------------------------------------------- optimizer
 
@@ -184,6 +186,39 @@ class ObjectiveModule(pl.LightningModule):
         for name, value in metrics.items():
             self.log(name, value, prog_bar=name in shown)
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    # ---------------------------------------------------------------- evaluation
+
+    def evaluation_step(self, batch: Any, stage: str) -> None:
+        """Add a batch of held-out data to the metrics of a stage, `val` or `test`."""
+        raise TypeError(f"{type(self).__name__} must define evaluation_step(batch, stage)")
+
+    def evaluation_metrics(self, stage: str, make: Callable[[str], MetricCollection]) -> MetricCollection:
+        """Return the metrics of a stage, made anew, under the prefix of their names, for its first batch."""
+        if stage not in self._evaluation:
+            self._evaluation[stage] = make(f"{stage}/").to(self.device)
+        return self._evaluation[stage]
+
+    def _log_evaluation(self, stage: str) -> None:
+        metrics = self._evaluation.pop(stage, None)
+        if metrics is not None:
+            self.log_dict({name: value for name, value in metrics.compute().items() if not torch.isnan(value)})
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_evaluation("test")
 
 
 def learning_rate_factor(options: OptimizerOptions, step: int, total: int) -> float:

@@ -136,7 +136,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def evaluation_metrics(samples: int, prefix: str) -> MetricCollection:
+def sampling_metrics(samples: int, prefix: str) -> MetricCollection:
     """Return pass@1, pass@k for k a power of two or all samples, and the means of reward, length and truncation."""
     ks = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
     metrics: dict[str, Any] = {f"pass@{k}": PassAtK(k) for k in ks}

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.base import ObjectiveModule
-from rl_lightning.algorithms.metrics import evaluation_metrics
+from rl_lightning.algorithms.metrics import sampling_metrics
 from rl_lightning.functional import entropy_from_logits, logprobs_from_logits
 from rl_lightning.models import response_outputs
 from rl_lightning.types import Minibatch, Rollout, Rows
@@ -48,7 +48,6 @@ class PolicyModule(ObjectiveModule):
 
     def __init__(self, policy: str = "embedded", **options: Any) -> None:
         super().__init__(policy, **options)
-        self._evaluation: dict[str, MetricCollection] = {}
 
     def configure_model(self) -> None:
         """Load the policy; Lightning calls this once the strategy is ready, possibly more than once."""
@@ -118,38 +117,14 @@ class PolicyModule(ObjectiveModule):
 
     # ---------------------------------------------------------------- evaluation
 
-    def evaluation_step(self, rollout: Rollout, stage: str) -> None:
+    def evaluation_step(self, batch: Rollout, stage: str) -> None:
         """Add the samples of some held-out prompts to pass@1, pass@k, reward, length and truncation."""
-        samples = int((rollout.group_ids == rollout.group_ids[0]).sum())
-        if stage not in self._evaluation:
-            self._evaluation[stage] = evaluation_metrics(samples, prefix=f"{stage}/").to(self.device)
-        self._evaluation[stage].update(rollout)
-
-    def _log_evaluation(self, stage: str) -> None:
-        metrics = self._evaluation.pop(stage, None)
-        if metrics is not None:
-            values = {name: value for name, value in metrics.compute().items() if not torch.isnan(value)}
-            self.log_dict(values, prog_bar=False)
-
-    def validation_step(self, batch: Rollout, batch_idx: int) -> None:
-        """See `evaluation_step`."""
-        self.evaluation_step(batch, "val")
-
-    def test_step(self, batch: Rollout, batch_idx: int) -> None:
-        """See `evaluation_step`."""
-        self.evaluation_step(batch, "test")
+        samples = int((batch.group_ids == batch.group_ids[0]).sum())
+        self.evaluation_metrics(stage, partial(sampling_metrics, samples)).update(batch)
 
     def predict_step(self, batch: Rollout, batch_idx: int) -> Rollout:
         """Return the sampled and scored responses; `PredictionWriter` writes them down."""
         return batch
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
-        self._log_evaluation("test")
 
     @contextlib.contextmanager
     def rollout_mode(self) -> Iterator[None]:

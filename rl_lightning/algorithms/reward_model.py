@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.base import ObjectiveModule
@@ -49,7 +48,6 @@ class RewardModel(ObjectiveModule):
         self.margin = margin
         self.centring = centring
         self.classifier_files = ClassifierFiles(policy, self.policy_files.options)
-        self._evaluation: dict[str, MetricCollection] = {}
 
     def configure_model(self) -> None:
         """Load the classifier; Lightning calls this once the strategy is ready, possibly more than once."""
@@ -103,34 +101,11 @@ class RewardModel(ObjectiveModule):
 
     def evaluation_step(self, batch: PreferenceBatch, stage: str) -> None:
         """Add some held-out pairs to accuracy, loss, calibration, and mean and deviation of the scores."""
-        if stage not in self._evaluation:
-            self._evaluation[stage] = preference_metrics(prefix=f"{stage}/").to(self.device)
         scores = self.scores(batch)
-        self._evaluation[stage].update(
+        self.evaluation_metrics(stage, preference_metrics).update(
             chosen=batch.chosen(scores), rejected=batch.rejected(scores), objective=self.objective(batch, scores)
         )
-
-    def _log_evaluation(self, stage: str) -> None:
-        metrics = self._evaluation.pop(stage, None)
-        if metrics is not None:
-            self.log_dict(metrics.compute())
-
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """See `evaluation_step`."""
-        self.evaluation_step(batch, "val")
-
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
-        """See `evaluation_step`."""
-        self.evaluation_step(batch, "test")
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Return r(x, y) of every row, (B,): chosen and rejected in turn."""
         return self.scores(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
-        self._log_evaluation("test")

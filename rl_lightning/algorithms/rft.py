@@ -54,5 +54,7 @@ class RFT(PolicyModule):
     def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
         """Return 𝕀 log π_θ(y_t | x, y_<t)."""
         if batch.advantages is None:
-            raise UserError("RFT needs to know which responses are accepted: add RejectionSampling under trainer.callbacks")
+            raise UserError(
+                "RFT needs to know which responses are accepted: add RejectionSampling under trainer.callbacks"
+            )
         return batch.advantages.to(logprobs.dtype) * logprobs

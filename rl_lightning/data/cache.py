@@ -94,8 +94,8 @@ class Cache:
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
             kept = load_plain(path)
-        except UserError as error:
-            log.warning("%s; it is made anew", error)
+        except (UserError, OSError) as error:  # torch reports some cut-off files as a bad seek
+            log.warning("%s cannot be used (%s); it is made anew", path, error)
             return None
         if not isinstance(kept, dict) or kept.get("whole") is not True:
             log.warning("%s is no file of this cache; it is made anew", path)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
-from rl_lightning.types import PreferenceBatch, Rollout
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+from rl_lightning.types import PreferenceBatch, Rollout, Sealed
 
 
 @dataclass
@@ -125,3 +127,27 @@ def choose_pairs(
     ranked = np.lexsort((random.random(len(gaps)), -gaps))[: options.pairs_per_prompt]
     places = [divmod(int(place), len(first)) for place in ranked if gaps[place] > options.min_gap]
     return [(first[better], first[worse]) for better, worse in places]
+
+
+class PairLoader:
+    """Held-out pairs in their order, each rank its share; a sized, lazy iterable.
+
+    Args:
+        trainer: knows the ranks.
+        table: the pairs; None for none.
+        size: pairs in a batch.
+    """
+
+    def __init__(self, trainer: Trainer, table: PairTable | None, size: int) -> None:
+        self.table = table
+        units = torch.arange(0 if table is None else len(table))
+        own = units[data_parallel_rank(trainer) :: data_parallel_size(trainer)]
+        self.batches = own.split(size) if len(own) else ()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Sealed]:
+        for units in self.batches:
+            assert self.table is not None
+            yield Sealed(self.table.batch(units))

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from rl_lightning.data.cache import Cache
 from rl_lightning.data.evaluation import EvaluationLoader
 from rl_lightning.data.loader import EpochLoader
 from rl_lightning.data.offline import OfflineDataModule
-from rl_lightning.data.pairs import PairOptions, PairTable
+from rl_lightning.data.pairs import PairLoader, PairOptions, PairTable
 from rl_lightning.data.responses import scored
 from rl_lightning.data.samples import SampleTable, with_demonstrations
 from rl_lightning.data.scoring import rollout_metrics
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.stages import check_callbacks, refuse_stages, rollout_callbacks
-from rl_lightning.data.tables import check_same_tokens, reference_logprobs, sampled_table
+from rl_lightning.data.tables import reference_logprobs, sampled_table
 from rl_lightning.data.written import encode_written, written_pairs, written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size
-from rl_lightning.types import Minibatch, Rollout, Sealed
+from rl_lightning.strategies import data_parallel_size
+from rl_lightning.types import Minibatch, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +70,11 @@ class RewardDataModule(OfflineDataModule):
         **offline_options: Any,
     ) -> None:
         super().__init__(**offline_options)
-        sampled: dict[str, Any] = {"sampler": sampler, "samples_per_prompt": samples_per_prompt, "max_prompts": max_prompts}
+        sampled: dict[str, Any] = {
+            "sampler": sampler,
+            "samples_per_prompt": samples_per_prompt,
+            "max_prompts": max_prompts,
+        }
         sampled |= {"pairs": pairs, "mix_demonstrations": mix_demonstrations or None}
         for name, value in sampled.items():
             if isinstance(value, int) and value < 1:
@@ -190,7 +192,6 @@ class RewardDataModule(OfflineDataModule):
         assert self.trainer is not None and self.rewarder is not None
         prompts, files = self._encoded[split], self.module.policy_files
         if self.origin == "sampled":
-            check_same_tokens(self, self.sampler_files, "sampler")
             rollout = sampled_table(self, split)
         else:
             rollout = written_rollout(prompts, encode_written(prompts, files, "responses"), files.tokenizer)
@@ -297,7 +298,8 @@ class RewardDataModule(OfflineDataModule):
 
     def _evaluation_loader(self, split: Split) -> Any:
         if self.holds_out_pairs:
-            return PairLoader(self, split)
+            assert self.trainer is not None
+            return PairLoader(self.trainer, self._held_out.get(split), self.evaluation.prompts_per_batch)
         return EvaluationLoader(self, split)
 
     def val_dataloader(self) -> Any:
@@ -311,27 +313,3 @@ class RewardDataModule(OfflineDataModule):
     def predict_dataloader(self) -> Any:
         """Return the test prompts, sampled and scored batch by batch, or test pairs."""
         return self._evaluation_loader("test")
-
-
-class PairLoader:
-    """Held-out pairs in their order, each rank its share; a sized, lazy iterable.
-
-    Args:
-        data: holds them.
-        split: which.
-    """
-
-    def __init__(self, data: RewardDataModule, split: Split) -> None:
-        self.table = data._held_out.get(split)
-        assert data.trainer is not None
-        rank, ranks = data_parallel_rank(data.trainer), data_parallel_size(data.trainer)
-        units = torch.arange(0 if self.table is None else len(self.table))[rank::ranks]
-        self.batches = units.split(data.evaluation.prompts_per_batch) if len(units) else ()
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Sealed]:
-        for units in self.batches:
-            assert self.table is not None
-            yield Sealed(self.table.batch(units))

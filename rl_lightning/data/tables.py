@@ -35,6 +35,13 @@ def sampled_table(data: RewardDataModule, split: Split) -> Rollout:
     Group ids are the numbers of the prompts. Rewards are as the reward functions gave them: callbacks act later, so that
     their settings do not make other responses.
     """
+    files = data.sampler_files
+    if ClassifierFiles(files.policy, files.options).is_classifier:
+        raise UserError(
+            f"sampler {files.policy!r} is a sequence classifier, which answers nothing: set data.sampler to the policy whose "
+            "responses are to be scored"
+        )
+    check_same_tokens(data, files, "sampler")
     key = _table_key(data, split)
     kept = data.cache.load("responses", key)
     if kept is None:

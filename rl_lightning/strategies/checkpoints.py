@@ -46,7 +46,9 @@ def load_plain(path: str | Path, **options: Any) -> Any:
     """
     try:
         return torch.load(path, weights_only=True, **options)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except FileNotFoundError:
+        raise
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} cannot be read, it is damaged or no checkpoint: {_reason(error)}") from error
 
 

@@ -35,6 +35,7 @@ SMALL_OF = {
         "--data.rewards=[{function: tests.rewards_for_runs.length}]",
     ],
     "dpo": ["--data.rewards=[{function: tests.rewards_for_runs.length}]"],
+    "rft": ["--data.rewards=[{function: tests.rewards_for_runs.length}]"],
 }  # fmt: skip
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rl_lightning.algorithms import DPO, GRPO, PPO, SFT, OptimizerOptions
-from rl_lightning.callbacks import RNGState
+from rl_lightning.algorithms import DPO, GRPO, PPO, RFT, SFT, OptimizerOptions
+from rl_lightning.callbacks import RejectionSampling, RNGState
 from rl_lightning.data import ChainSum, DemonstrationDataModule, RewardDataModule, RolloutDataModule
 from rl_lightning.generation import Sampling
 from rl_lightning.rewards import RewardSpec
@@ -59,10 +59,20 @@ def dpo(policy):
     return module, data
 
 
+def rft(policy):
+    """Samples too; every response is accepted."""
+    data = RewardDataModule(
+        prompts=ChainSum(train_size=35, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
+        samples_per_prompt=1, batch_size=8, microbatch_size=4,
+    )  # fmt: skip
+    return RFT(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER)), data
+
+
 def fit(make, policy, directory, callbacks=(), ckpt_path=None):
     """Return the module and the record of its steps."""
     module, data = make(policy)
     record = Record()
+    callbacks = [*callbacks, RejectionSampling()] if make is rft else callbacks
     run = trainer(
         directory, [RNGState(), record, *callbacks], online=make is grpo, enable_checkpointing=True, max_epochs=3
     )
@@ -70,7 +80,7 @@ def fit(make, policy, directory, callbacks=(), ckpt_path=None):
     return module, record.steps
 
 
-@pytest.mark.parametrize("make", [dpo, grpo, ppo, sft])
+@pytest.mark.parametrize("make", [dpo, grpo, ppo, rft, sft])
 @pytest.mark.parametrize("by", ["steps", "epochs"])
 def test_resumed_is_uninterrupted(make, by, tiny_policy, tmp_path):
     """Four updates of two microbatches an epoch: from its end and its middle, between epochs over one rollout and within one."""

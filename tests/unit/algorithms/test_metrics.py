@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from rl_lightning.algorithms.metrics import Observations, PassAtK, RolloutMean, evaluation_metrics, pass_at_k
+from rl_lightning.algorithms.metrics import Observations, PassAtK, RolloutMean, sampling_metrics, pass_at_k
 from tests.checks import assert_same, holds_only_for
 from tests.support import random_rollout
 
@@ -151,7 +151,7 @@ def test_evaluation_metrics_by_hand():
     )
     second = first.select(torch.tensor([4, 5, 6, 7]))
     second.group_ids = torch.zeros(4, dtype=torch.long)
-    metrics = evaluation_metrics(samples=4, prefix="val/")
+    metrics = sampling_metrics(samples=4, prefix="val/")
     metrics.update(first)
     metrics.update(second)
     values = {name: float(value) for name, value in metrics.compute().items()}
@@ -171,7 +171,7 @@ def test_evaluation_metrics_by_hand():
 
 @pytest.mark.parametrize(("samples", "ks"), [(1, {1}), (2, {1, 2}), (6, {1, 2, 4, 6}), (8, {1, 2, 4, 8})])
 def test_pass_at_powers_of_two_and_at_all_samples(samples, ks):
-    names = {name for name in evaluation_metrics(samples, "test/") if "pass@" in name}
+    names = {name for name in sampling_metrics(samples, "test/") if "pass@" in name}
     assert names == {f"test/pass@{k}" for k in ks}
 
 

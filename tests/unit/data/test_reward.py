@@ -16,7 +16,7 @@ from rl_lightning.data import ChainSum, FileExamples, PairOptions, PromptOptions
 from rl_lightning.errors import UserError
 from rl_lightning.generation import NativeGenerator, Sampling
 from rl_lightning.hooks import RolloutCallback
-from rl_lightning.models import LoadOptions, PolicyFiles
+from rl_lightning.models import ClassifierFiles, LoadOptions, PolicyFiles
 from rl_lightning.rewards import RewardSpec
 from tests.checks import assert_same, holds_only_for
 from tests.rewards_light import sum_of_digits
@@ -95,13 +95,13 @@ def test_rows_are_chosen_and_rejected_in_turn(tiny_policy, tmp_path):
             assert gap == margin > 0
             served.append(chosen[0])
         assert torch.equal(batch.group_ids[0::2], batch.group_ids[1::2])
-        assert_same(batch.weights.sum(1), torch.full((4,), 1 / 12).double())
+        assert_same(batch.weights.sum(1), torch.full((4,), 1 / 12, dtype=torch.float64))
         assert_same(batch.weights, batch.response_mask / batch.lengths[:, None].double() / 12)
     assert len(set(served)) == len(served) == 18  # 20 pairs in steps of 6: the rest waits
 
 
 def of_the_policy(module, rows):
-    return module.logprobs(rows, tiny_model().double())
+    return module.logprobs(rows, tiny_model().double()).detach()
 
 
 def untempered(module, rows):
@@ -195,6 +195,26 @@ def test_the_same_settings_sample_nothing_and_others_sample_anew(tiny_policy, tm
     assert asked(sampler=str(tmp_path / "other")) == 80
     assert asked(cache_dir=str(tmp_path / "elsewhere")) == 80
     assert asked() == 0
+
+
+def test_a_reward_model_that_was_trained_on_scores_anew(tiny_policy, tmp_path):
+    judge = str(tmp_path / "judge")
+    classifier = ClassifierFiles(tiny_policy).load_scorer()
+
+    def asked():
+        classifier.save_pretrained(judge)
+        tiny_tokenizer().save_pretrained(judge)
+        Counting.asked = 0
+        data = reward_data(generator=Counting(), rewards=[RewardSpec(model=judge)], batch_size=1)
+        fit(data, dpo(tiny_policy), tmp_path, max_steps=1)
+        return Counting.asked
+
+    assert [asked(), asked()] == [80, 0]
+    torch.nn.init.normal_(classifier.score.weight)
+    assert asked() == 80
+    with pytest.raises(UserError, match="is a sequence classifier, which answers nothing"):
+        fit(reward_data(), RewardModel(judge), tmp_path)
+    fit(reward_data(sampler=tiny_policy), RewardModel(judge), tmp_path)
 
 
 def test_a_cached_run_is_the_same_run(tiny_policy, tmp_path):
