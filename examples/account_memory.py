@@ -24,7 +24,8 @@ from rl_lightning.models.memory import held, in_units
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ("sft", "rft", "dpo", "ppo", "grpo", "dapo", "reward_model")
-LENGTH = '[{"function": "rl_lightning.rewards.functions.response_length"}]'
+#: Any reward that differs from answer to answer will do; all of an entry is given, since what is left out stays as it was.
+LENGTH = '[{"function": "rl_lightning.rewards.functions.response_length", "weight": 1.0, "arguments": {}}]'
 SMALL = {
     "RolloutDataModule": ["--data.prompts_per_rollout=4", "--data.group_size=2", "--data.minibatch_size=8"],
     "RewardDataModule": ["--data.max_prompts=16", "--data.samples_per_prompt=4", "--data.batch_size=2"],
@@ -83,7 +84,7 @@ def measure(name: str, policy: str) -> dict[str, object]:
             f"--trainer.callbacks.path={result}",
         ]  # fmt: skip
         if name != "sft":
-            command.append(f"--data.rewards={LENGTH}")
+            command += [f"--data.rewards={LENGTH}", "--data.correct_threshold=12"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")

@@ -146,8 +146,11 @@ class Settings:
 
     def common(self, place: Path) -> list[str]:
         """Return the arguments that every command gets."""
-        divergence = "--trainer.callbacks+=rl_lightning.callbacks.HeldOutDivergence"
-        return [f"--trainer.default_root_dir={place}", f"--data.evaluation.max_prompts={self.problems}", divergence]
+        divergence = [
+            "--trainer.callbacks+=rl_lightning.callbacks.HeldOutDivergence",
+            "--trainer.callbacks.reference=embedded",
+        ]
+        return [f"--trainer.default_root_dir={place}", f"--data.evaluation.max_prompts={self.problems}", *divergence]
 
     def train(self, recipe: Recipe, seed: int) -> None:
         """Train and test one policy, or go on where that was stopped."""
@@ -158,7 +161,11 @@ class Settings:
         if not (place / "hf").exists():
             resume = ["--ckpt_path=last"] if list(place.glob("checkpoints/last*.ckpt")) else []
             self.run(["fit", *base, *recipe.arguments(self.answers, self.points), *resume], place / "log.txt")
-        self.run(["test", *base, f"--model.policy={place / 'hf'}"], place / "log.txt")
+        policy = f"--model.policy={place / 'hf'}"
+        self.run(["test", *base, policy], place / "log.txt")
+        if read(place, "val/pass@1")[0][-1] < read(place, "train/loss")[0][-1]:
+            # The budget ended the run between two validations.
+            self.run(["validate", *base, policy, f"--trainer.default_root_dir={place / 'end'}"], place / "log.txt")
         (place / "done").touch()
 
     def curve(self, recipe: Recipe, seed: int, tag: str) -> tuple[np.ndarray, np.ndarray]:
@@ -170,8 +177,10 @@ class Settings:
             x = answers[np.searchsorted(at, steps, side="right") - 1]
         else:
             x = steps / steps[-1] * self.answers
+        end = place / "end"
+        last = read(end, tag)[1][-1:] if end.exists() else values[:0]
         _, start = read(self.directory / "before", tag)
-        return np.concatenate([[0], x]), np.concatenate([start[:1], values])
+        return np.concatenate([[0], x, answers[-1:] if len(last) else x[:0]]), np.concatenate([start[:1], values, last])
 
 
 def draw(settings: Settings, recipes: list[Recipe], seeds: list[int], output: Path) -> None:

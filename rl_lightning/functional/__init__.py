@@ -1,7 +1,7 @@
 """The mathematics: pure functions of tensors, without state, Lightning or transformers."""
 
 from rl_lightning.functional.advantages import gae, group_normalize
-from rl_lightning.functional.kl import KLEstimator, kl_k1, kl_k2, kl_k3, kl_penalty
+from rl_lightning.functional.kl import KLEstimator, best_of_n_kl, kl_k1, kl_k2, kl_k3, kl_penalty
 from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_logits
 from rl_lightning.functional.masking import masked_mean, masked_variance, masked_whiten, response_mask_from_ids
 from rl_lightning.functional.policy_loss import clipped_surrogate
@@ -15,6 +15,7 @@ __all__ = [
     "KLEstimator",
     "Reduction",
     "batch_totals",
+    "best_of_n_kl",
     "bradley_terry",
     "clipped_surrogate",
     "dpo_objective",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
 import torch
 
 from rl_lightning.algorithms import GRPO, PPO
-from rl_lightning.functional import KLEstimator, group_normalize
+from rl_lightning.functional import KLEstimator, best_of_n_kl, group_normalize
 from rl_lightning.types import Minibatch, Rollout
 from tests.checks import assert_same
 from tests.language import LONGEST, RESPONSES, TabularPolicy, module_gradient, prefix_number, rows, token_logprobs
@@ -229,3 +230,35 @@ def test_the_order_of_groups_and_of_their_members_does_not_matter():
     shuffled = batch.select(order)
     assert_same(module_gradient(GRPO(kl_coef=0.5), policy, shuffled), module_gradient(GRPO(kl_coef=0.5), policy, batch))
     assert_same(group_normalize(REWARDS[order], groups[order]), advantages[order])
+
+
+# ------------------------------------------------------------- rejection sampling
+
+
+def best_of(probabilities, rewards, n):
+    """Return the distribution of the best of n responses: P(all at most this good) − P(all worse), in the order of rewards."""
+    order = rewards.argsort()
+    at_most = probabilities[order].cumsum(0)
+    below = torch.cat([torch.zeros(1, dtype=torch.float64), at_most[:-1]])
+    return (at_most**n - below**n)[order.argsort()]
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 64])
+def test_best_of_n_is_as_far_as_its_formula_or_nearer(n):
+    """Exact for a continuum of rewards, which many equally likely responses come close to; a bound for few."""
+    many = torch.full((200_000,), 1 / 200_000, dtype=torch.float64)
+    few = TabularPolicy(1).probabilities().detach()
+    rewards = torch.arange(200_000, dtype=torch.float64)
+    divergences = []
+    for probabilities, scores in ((many, rewards), (few, REWARDS)):
+        best = best_of(probabilities, scores, n)
+        divergences.append(float((best * (best / probabilities).log()).nan_to_num().sum()))
+    assert abs(divergences[0] - best_of_n_kl(n)) < 1e-3
+    assert divergences[1] <= best_of_n_kl(n) + 1e-12
+    assert abs(divergences[0] - (math.log(n) - 1)) > 1e-2 or n == 64  # without (n − 1)/n it would be another number
+
+
+def test_best_of_sixty_thousand_is_ten_nats():
+    assert round(best_of_n_kl(60_000), 3) == 10.002 and best_of_n_kl(1) == 0
+    with pytest.raises(ValueError, match="at least 1"):
+        best_of_n_kl(0)

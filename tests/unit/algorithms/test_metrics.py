@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from rl_lightning.algorithms.metrics import Observations, PassAtK, RolloutMean, sampling_metrics, pass_at_k
+from rl_lightning.algorithms.metrics import Observations, PassAtK, RolloutMean, pass_at_k, sampling_metrics
 from tests.checks import assert_same, holds_only_for
 from tests.support import random_rollout
 

@@ -9,6 +9,7 @@ import torch
 from examples.new_objective import SAPO
 from rl_lightning.algorithms import GRPO, SFT, PolicyModule
 from rl_lightning.errors import UserError
+from rl_lightning.models import LoadOptions, response_logits
 from tests.checks import assert_same, holds_only_for
 from tests.support import random_rollout
 
@@ -92,6 +93,68 @@ def test_the_estimator_option_reaches_the_objective(caplog):
     assert len({float(gradient.sum()) for gradient in gradients.values()}) == 4
 
 
+@pytest.mark.parametrize(
+    ("place", "estimator", "said"),
+    [
+        ("loss", "k1", "k1 in the loss has no gradient in expectation"),
+        ("reward", "k2", "k2 in the reward does not follow the divergence"),
+        ("reward", "k3", "k3 in the reward does not follow the divergence"),
+        ("reward", "k3_k2grad", "k3_k2grad in the reward does not follow the divergence"),
+        ("reward", "rho_k3", "rho_k3 in the reward does not follow the divergence"),
+        ("reward", "k1", None),
+        ("reward", None, None),
+        ("loss", None, None),
+        ("loss", "rho_k3", None),
+    ],
+)
+def test_estimators_with_no_gradient_or_a_wrong_one_are_warned_of_by_name(place, estimator, said, caplog):
+    module = GRPO(kl_in=place, kl_estimator=estimator)
+    assert module.kl_estimator == (estimator or {"loss": "k3", "reward": "k1"}[place])
+    assert (said in caplog.text) if said else not caplog.text
+
+
+def test_in_the_reward_the_divergence_is_taken_off_and_not_in_the_objective():
+    rollout = random_rollout()
+    before = rollout.rewards.clone()
+    module = GRPO(kl_coef=0.3, kl_in="reward")
+    module.on_rollout_scored(rollout)
+    mask = rollout.response_mask
+    k1 = torch.where(mask, rollout.old_logprobs - rollout.ref_logprobs, 0)
+    assert_same(before - rollout.rewards, 0.3 * k1.sum(1), relative=1e-9)
+    assert rollout.metrics["kl/k1"] == pytest.approx(float(k1.sum() / mask.sum()))
+    minibatch = batch()
+    assert_same(coefficient(module, minibatch)[1], coefficient(GRPO(kl_coef=0.0), minibatch)[1])
+    unmoved = random_rollout()
+    GRPO(kl_coef=0.3).on_rollout_scored(unmoved)
+    assert torch.equal(unmoved.rewards, before)
+
+
+class NoEntropy(GRPO):
+    entropy_coef = property(lambda self: 0.0, lambda self, value: None)
+
+
+@pytest.mark.parametrize("kind", [GRPO, NoEntropy])
+def test_an_entropy_bonus_moves_the_policy_along_the_gradient_of_the_entropy(kind, tiny_policy):
+    """The difference that the coefficient makes to the loss's gradient is that of −Σ w c H."""
+    gradients = []
+    for coefficient_of_entropy in (0.0, 0.7):
+        module = kind(
+            policy=tiny_policy, load=LoadOptions(dtype="float64"), kl_coef=0.0, entropy_coef=coefficient_of_entropy
+        )
+        module.configure_model()
+        module.loss(batch()).backward()
+        gradients.append(module.policy.lm_head.weight.grad.clone())
+    minibatch = batch()
+    module.policy.zero_grad()
+    logits = response_logits(module.policy, minibatch.input_ids, minibatch.attention_mask, minibatch.response_length)
+    entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+    (-0.7 * minibatch.weights * entropy).sum().backward()
+    if kind is GRPO:
+        assert_same(gradients[1] - gradients[0], module.policy.lm_head.weight.grad, relative=1e-9)
+    else:
+        assert torch.equal(gradients[0], gradients[1])
+
+
 def test_grpo_without_old_logprobs_takes_the_current_ones():
     minibatch = batch()
     old = minibatch.old_logprobs
@@ -112,8 +175,6 @@ def test_the_example_objective_has_its_gate_as_gradient():
 
 
 def test_what_lies_in_the_padding_changes_nothing(tiny_policy):
-    from rl_lightning.models import LoadOptions
-
     losses = []
     for fill in (0, 7):
         module = GRPO(policy=tiny_policy, load=LoadOptions(dtype="float64"), kl_coef=0.5)
