@@ -83,6 +83,8 @@ def measure(name: str, policy: str) -> dict[str, object]:
             "--trainer.limit_val_batches=0", "--trainer.callbacks+=examples.account_memory.Weigh",
             f"--trainer.callbacks.path={result}",
         ]  # fmt: skip
+        if name == "reward_model":
+            command.append(f"--data.sampler={policy}")
         if name != "sft":
             command += [f"--data.rewards={LENGTH}", "--data.correct_threshold=12"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

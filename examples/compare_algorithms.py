@@ -196,10 +196,9 @@ def draw(settings: Settings, recipes: list[Recipe], seeds: list[int], output: Pa
         axis.set_title(title)
         axis.set_xlabel("answers sampled")
         axis.grid(alpha=0.3)
-    axes.flat[1].legend(fontsize=8)
-    axes.flat[5].set_yscale("symlog", linthresh=1.0)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="lower center", ncol=len(recipes))
     figure.suptitle(f"held-out problems, {len(seeds)} seed(s): mean, and the range between them")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=100)
 

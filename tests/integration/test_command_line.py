@@ -48,6 +48,7 @@ def _clean_arguments(monkeypatch):
 def small(config: Path, policy: str, directory: Path) -> list[str]:
     data = yaml.safe_load(config.read_text())["data"]["class_path"].rsplit(".", 1)[1]
     sizes = [*SMALL_SIZES[data], *SMALL_OF.get(config.stem, [])]
+    sizes += [f"--data.sampler={policy}"] if config.stem == "reward_model" else []
     return [f"--model.policy={policy}", f"--trainer.default_root_dir={directory}", *SMALL, *sizes]
 
 
@@ -217,7 +218,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(config, tiny_policy, t
     resumed = run([*arguments, "--ckpt_path=last"])
     assert resumed.trainer.global_step == whole.trainer.global_step
     start = AutoModelForCausalLM.from_pretrained(tiny_policy)
-    assert not torch.equal(whole.model.policy.lm_head.weight, start.lm_head.weight)
+    trained = whole.model.hf_parts()[0].get_input_embeddings().weight
+    assert not torch.equal(trained, start.get_input_embeddings().weight)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value), name
 

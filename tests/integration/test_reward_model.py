@@ -31,7 +31,7 @@ def _clean_arguments(monkeypatch):
 
 def arguments(policy, directory):
     own = [f"--config={CONFIG}", f"--model.policy={policy}", f"--trainer.default_root_dir={directory}", LENGTH, *SMALL]
-    return [*own, "--data.max_prompts=null", "--data.batch_size=8"]
+    return [*own, f"--data.sampler={policy}", "--data.max_prompts=null", "--data.batch_size=8"]
 
 
 def scalars(directory):
