@@ -71,12 +71,14 @@ class Recipe:
         label: for the picture.
         config: YAML.
         extra: further arguments.
+        own_reward: its reward is another function than the others', so its curve cannot begin with theirs.
     """
 
     name: str
     label: str
     config: str
     extra: list[str] = field(default_factory=list)
+    own_reward: bool = False
 
     def arguments(self, answers: int, points: int) -> list[str]:
         """Return the command line that spends a number of answers and validates a number of times on the way."""
@@ -108,7 +110,7 @@ RECIPES = [
     Recipe("dpo", "DPO", "configs/dpo.yaml"),
     Recipe("ppo", "PPO", "configs/ppo.yaml"),
     Recipe("grpo", "GRPO", "configs/grpo.yaml"),
-    Recipe("dapo", "DAPO", "configs/dapo.yaml"),
+    Recipe("dapo", "DAPO", "configs/dapo.yaml", own_reward=True),
 ]
 
 
@@ -174,13 +176,16 @@ class Settings:
         steps, values = read(place, tag)
         if recipe.online:
             at, answers = read(place, "rollout/answers")
-            x = answers[np.searchsorted(at, steps, side="right") - 1]
         else:
-            x = steps / steps[-1] * self.answers
-        end = place / "end"
-        last = read(end, tag)[1][-1:] if end.exists() else values[:0]
+            at, _ = read(place, "train/loss")
+            answers = (at + 1) / (at[-1] + 1) * self.answers
+        x = answers[np.searchsorted(at, steps, side="right") - 1]
+        if (place / "end").exists():
+            x, values = np.append(x, answers[-1]), np.append(values, read(place / "end", tag)[1][-1])
+        if recipe.own_reward and tag == "val/reward_mean":
+            return x, values
         _, start = read(self.directory / "before", tag)
-        return np.concatenate([[0], x, answers[-1:] if len(last) else x[:0]]), np.concatenate([start[:1], values, last])
+        return np.concatenate([[0], x]), np.concatenate([start[:1], values])
 
 
 def draw(settings: Settings, recipes: list[Recipe], seeds: list[int], output: Path) -> None:
@@ -189,7 +194,7 @@ def draw(settings: Settings, recipes: list[Recipe], seeds: list[int], output: Pa
     for axis, (tag, title) in zip(axes.flat, PANELS.items(), strict=True):
         for number, recipe in enumerate(recipes):
             curves = [settings.curve(recipe, seed, tag) for seed in seeds]
-            grid = np.linspace(0, min(x[-1] for x, _ in curves), 60)
+            grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 60)
             values = np.stack([np.interp(grid, x, y) for x, y in curves])
             axis.plot(grid, values.mean(0), label=recipe.label, linewidth=2, color=f"C{number}")
             axis.fill_between(grid, values.min(0), values.max(0), alpha=0.2, linewidth=0, color=f"C{number}")
