@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,8 +17,10 @@ from rl_lightning.algorithms.metrics import Observations
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
 from rl_lightning.models import LoadOptions, PolicyFiles
-from rl_lightning.strategies import data_parallel_size, sum_over_ranks
+from rl_lightning.strategies import clip_gradients, data_parallel_size, gradient_norm, place, sum_over_ranks
 from rl_lightning.types import Minibatch, Rows
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 @dataclass
@@ -90,6 +92,14 @@ class ObjectiveModule(pl.LightningModule):
         self.finite = True
         self._idle = False
         self._evaluation: dict[str, MetricCollection] = {}
+
+    def placed(self, model: ModelT) -> ModelT:
+        """Return a loaded model, spread over the ranks where the strategy shards; `configure_model` gives it every model."""
+        return place(model, self._trainer)
+
+    def total(self, sums: Tensor) -> Tensor:
+        """Return sums of this rank's rows as those of all ranks; every rank must call it."""
+        return sums if self._trainer is None else sum_over_ranks(self.trainer, sums)
 
     # ----------------------------------------------------------------- optimizer
 
@@ -166,8 +176,7 @@ class ObjectiveModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped, and drop it where it must not move anything: it is not finite, or
         nothing counts in this step."""
-        grads = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = gradient_norm(self.trainer, self.parameters())
         self.log("train/grad_norm", norm)
         # Float16 training expects overflows now and then: its scaler skips such steps and adapts.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
@@ -178,8 +187,19 @@ class ObjectiveModule(pl.LightningModule):
             for parameter in self.parameters():
                 parameter.grad = None
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients by their norm over all ranks, also where Lightning would refuse."""
+        by_norm = gradient_clip_val is not None and gradient_clip_algorithm in (None, "norm")
+        if not (by_norm and clip_gradients(self.trainer, float(gradient_clip_val or 0))):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def _log_step(self) -> None:
-        metrics = self.observations.flush(lambda totals: sum_over_ranks(self.trainer, totals))
+        metrics = self.observations.flush(self.total)
         shown = [
             name for name in ("train/loss", "rollout/reward_mean", "rollout/length_mean", "kl/k3") if name in metrics
         ]

@@ -70,10 +70,10 @@ class CriticModule(OnlineModule):
             return
         if self.reads_hidden:
             policy: Any = self.policy
-            self.critic = head_for(policy)
+            self.critic = self.placed(head_for(policy))
         else:
             self.critic_files.check_vocabulary(self.policy_files)
-            self.critic = Critic(self.critic_files.load_backbone())
+            self.critic = self.placed(Critic(self.critic_files.load_backbone()))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups: the critic's parameters, last, and the others."""

@@ -83,7 +83,7 @@ class OnlineModule(PolicyModule):
                 f"reference {self.reference_files.policy!r} has a vocabulary of {other} tokens and the policy one of {own}: their "
                 "log-probabilities cannot be compared"
             )
-        self.reference = self.reference_files.load(trainable=False)
+        self.reference = self.placed(self.reference_files.load(trainable=False))
 
     def _is_evaluating(self) -> bool:
         """Tell whether a trainer runs this without training it; then nobody asks for a divergence."""
@@ -125,7 +125,7 @@ class OnlineModule(PolicyModule):
         assert rollout.old_logprobs is not None and rollout.ref_logprobs is not None
         old, ref, mask = rollout.old_logprobs, rollout.ref_logprobs, rollout.response_mask
         for name, estimate in (("kl/k1", kl_k1(old, ref)), ("kl/k3", kl_k3(old, ref))):
-            rollout.metrics[name] = float(masked_mean(estimate, mask))
+            rollout.metrics[name] = float(masked_mean(estimate, mask, self.total))
         estimate = kl_penalty(old, ref, self.kl_estimator, torch.zeros_like(old))
         return torch.where(mask, self.kl_coef * estimate, 0)
 

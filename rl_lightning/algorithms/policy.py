@@ -15,6 +15,7 @@ from rl_lightning.algorithms.base import ObjectiveModule
 from rl_lightning.algorithms.metrics import sampling_metrics
 from rl_lightning.functional import entropy_from_logits, logprobs_from_logits
 from rl_lightning.models import response_outputs
+from rl_lightning.strategies import gathered
 from rl_lightning.types import Minibatch, Rollout, Rows
 
 
@@ -52,7 +53,7 @@ class PolicyModule(ObjectiveModule):
     def configure_model(self) -> None:
         """Load the policy; Lightning calls this once the strategy is ready, possibly more than once."""
         if "policy" not in self._modules:
-            self.policy = self.policy_files.load()
+            self.policy = self.placed(self.policy_files.load())
 
     def hf_parts(self) -> tuple[Any, PreTrainedTokenizerBase]:
         """Return the policy and its tokenizer."""
@@ -127,8 +128,9 @@ class PolicyModule(ObjectiveModule):
         return batch
 
     @contextlib.contextmanager
-    def rollout_mode(self) -> Iterator[None]:
-        """Sample and score inside this: no gradients, evaluation mode, and the precision of the training step.
+    def rollout_mode(self, *others: nn.Module) -> Iterator[None]:
+        """Sample and score inside this: no gradients, evaluation mode, the precision of the training step, and the policy (and
+        other models, if given) whole on every rank.
 
         A loader's code runs outside Lightning's precision context; without it, log-probabilities scored for a rollout
         differ from those of the first training step.
@@ -136,7 +138,11 @@ class PolicyModule(ObjectiveModule):
         was_training = self.policy.training
         self.policy.eval()
         try:
-            with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            with (
+                gathered(self.trainer, self.policy, *others),
+                torch.no_grad(),
+                self.trainer.precision_plugin.forward_context(),
+            ):
                 yield
         finally:
             self.policy.train(was_training)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,6 @@ from rl_lightning.algorithms.critic import CriticModule
 from rl_lightning.algorithms.online import clip_bounds
 from rl_lightning.errors import UserError
 from rl_lightning.functional import gae, masked_variance, masked_whiten
-from rl_lightning.strategies import sum_over_ranks
 from rl_lightning.types import Minibatch, Rollout
 
 
@@ -105,12 +103,12 @@ class PPO(CriticModule):
             after = torch.where(rollout.truncated, rollout.bootstrap_values, 0)
         rewards = self.token_rewards(rollout).to(values)
         advantages, returns = gae(rewards, values, mask, self.gamma, self.gae_lambda, after)
-        spread = float(masked_variance(returns, mask))
+        spread = float(masked_variance(returns, mask, self.total))
         if spread > 0:
-            unexplained = float(masked_variance(returns - values, mask))
+            unexplained = float(masked_variance(returns - values, mask, self.total))
             rollout.metrics["value/explained_variance"] = 1 - unexplained / spread
         if self.whiten_advantages:
-            advantages = masked_whiten(advantages, mask, partial(sum_over_ranks, self.trainer))
+            advantages = masked_whiten(advantages, mask, self.total)
         rollout.advantages, rollout.returns = advantages, returns
 
     def token_rewards(self, rollout: Rollout) -> Tensor:

@@ -39,7 +39,7 @@ class HeldOutDivergence(Callback):
         own: PolicyFiles = module.policy_files
         files = PolicyFiles(self.reference, own.options) if self.reference else own
         model: nn.Module = files.load(trainable=False)
-        self._model = model.to(pl_module.device)
+        self._model = module.placed(model.to(pl_module.device))
         self._sums = torch.zeros(4, dtype=torch.float64, device=pl_module.device)
 
     def on_validation_batch_end(
@@ -51,7 +51,7 @@ class HeldOutDivergence(Callback):
         for rows in torch.arange(len(batch)).split(self.rows):
             part = batch.microbatch(rows)
             mask = part.response_attention
-            with module.rollout_mode():
+            with module.rollout_mode(self._model):
                 logits = [
                     response_logits(model, part.input_ids, part.attention_mask, part.response_length)
                     for model in (module.policy, self._model)

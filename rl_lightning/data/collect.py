@@ -141,7 +141,9 @@ class Collector:
 
     def _sample(self, cursor: int, chunk: int) -> None:
         """Sample and judge a chunk, and take its kept groups from every rank, in the order of their prompts."""
-        part = self.data.sample(cursor, chunk)
+        assert self.data.trainer is not None
+        rank, share = data_parallel_rank(self.data.trainer), chunk // data_parallel_size(self.data.trainer)
+        part = self.data.sample(range(cursor + rank * share, cursor + (rank + 1) * share))
         part = self.data.reward(part)
         keep = self.data.keep(part).cpu()
         part = replace(part, sampled_in=torch.full_like(part.group_ids, self.number)).to("cpu")
@@ -184,12 +186,9 @@ class Collector:
     def _deal(self, whole: Rollout) -> Rollout:
         """Return this rank's rows in the order of the first epoch: an equal share of every optimizer step."""
         data = self.data
-        assert data.trainer is not None
-        rank, ranks = data_parallel_rank(data.trainer), data_parallel_size(data.trainer)
-        groups, steps = data.prompts_per_rollout, data.steps_per_epoch
-        order = permutation(groups, data.seed, self.number, 0)
-        order = spread(order, groups_that_count(whole, data.group_size), steps)
-        return whole.select(data.rows_of_groups(order.view(steps, -1)[:, rank::ranks].flatten()))
+        order = permutation(data.prompts_per_rollout, data.seed, self.number, 0)
+        order = spread(order, groups_that_count(whole, data.group_size), data.steps_per_epoch)
+        return whole.select(data.rows_of_groups(data.dealt(order)))
 
     def _everywhere(self, value: Any) -> list[Any]:
         """Return a value of every data-parallel rank, by rank."""

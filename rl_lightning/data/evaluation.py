@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+from lightning.pytorch import Trainer
+
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
@@ -48,6 +51,28 @@ class Evaluation:
         return Sampling(self.max_new_tokens or training.max_new_tokens, self.temperature, self.top_k, self.top_p)
 
 
+def batches_of_rank(trainer: Trainer, count: int, size: int) -> list[list[int]]:
+    """Return the numbers below `count` that this rank looks at, in batches.
+
+    Every rank has as many batches, none of them empty: sharded models are gathered by all ranks together.
+
+    Args:
+        trainer: knows the ranks.
+        count: of all things, at least one a rank; none at all is fine too.
+        size: most things in a batch; one more where the ranks could not have as many batches otherwise.
+
+    Raises:
+        UserError: if there are fewer things than ranks.
+    """
+    rank, ranks = data_parallel_rank(trainer), data_parallel_size(trainer)
+    if count == 0:
+        return []
+    if count < ranks:
+        raise UserError(f"there are {count} things to evaluate on, too few for {ranks} ranks: use fewer devices")
+    batches = min(-(-count // (ranks * size)), count // ranks)
+    return [part.tolist() for part in torch.arange(rank, count, ranks).tensor_split(batches)]
+
+
 @dataclass
 class EvaluationLoader:
     """Samples k answers to every held-out prompt; a sized, lazy iterable of rollouts.
@@ -58,22 +83,20 @@ class EvaluationLoader:
 
     data: SamplingDataModule
     split: Split
-    _positions: list[int] = field(init=False)
+    _batches: list[list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        trainer = self.data.trainer
-        assert trainer is not None
-        rank, size = data_parallel_rank(trainer), data_parallel_size(trainer)
-        self._positions = list(range(len(self.data._encoded.get(self.split, ()))))[rank::size]
+        assert self.data.trainer is not None
+        prompts = len(self.data._encoded.get(self.split, ()))
+        self._batches = batches_of_rank(self.data.trainer, prompts, self.data.evaluation.prompts_per_batch)
 
     def __len__(self) -> int:
-        return -(-len(self._positions) // self.data.evaluation.prompts_per_batch)
+        return len(self._batches)
 
     def __iter__(self) -> Iterator[Sealed]:
         evaluation = self.data.evaluation
         samples = evaluation.samples_per_prompt
-        for start in range(0, len(self._positions), evaluation.prompts_per_batch):
-            chosen = self._positions[start : start + evaluation.prompts_per_batch]
+        for chosen in self._batches:
             streams = [s for position in chosen for s in self.data.streams(self.split, position * samples, samples)]
             prompts = [self.data._encoded[self.split][position] for position in chosen]
             yield Sealed(self.data.respond(prompts, chosen, streams, evaluation.sampling(self.data.sampling)))

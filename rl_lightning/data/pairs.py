@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from rl_lightning.data.evaluation import batches_of_rank
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import PreferenceBatch, Rollout, Sealed
 
 
@@ -140,9 +140,7 @@ class PairLoader:
 
     def __init__(self, trainer: Trainer, table: PairTable | None, size: int) -> None:
         self.table = table
-        units = torch.arange(0 if table is None else len(table))
-        own = units[data_parallel_rank(trainer) :: data_parallel_size(trainer)]
-        self.batches = own.split(size) if len(own) else ()
+        self.batches = batches_of_rank(trainer, 0 if table is None else len(table), size)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -150,4 +148,4 @@ class PairLoader:
     def __iter__(self) -> Iterator[Sealed]:
         for units in self.batches:
             assert self.table is not None
-            yield Sealed(self.table.batch(units))
+            yield Sealed(self.table.batch(torch.tensor(units)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,6 @@ from rl_lightning.data.loader import (
     permutation,
     plan_steps,
     refuse_partial_epochs,
-    spread,
     step_totals,
     step_weights,
 )
@@ -23,7 +22,7 @@ from rl_lightning.data.scoring import logprobs_when_sampled, rollout_metrics, sc
 from rl_lightning.data.stages import check_callbacks, rollout_callbacks
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import Refill, RolloutCallback
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size, mean_over_ranks
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank, mean_over_ranks
 from rl_lightning.types import Minibatch, Rollout
 
 
@@ -158,7 +157,7 @@ class RolloutDataModule(SamplingDataModule):
         for callback in self._rollout_callbacks():
             callback.on_rollout_advantages(self.trainer, self.module, rollout)
         if self.refill is None:
-            rollout.metrics.update(rollout_metrics(rollout))
+            rollout.metrics.update(rollout_metrics(rollout, self.module.total))
         rollout.metrics["rollout/answers"] = float(supply.cursor * self.group_size)
         rollout = replace(rollout, metrics=mean_over_ranks(rollout.metrics))
         for callback in self._rollout_callbacks():
@@ -168,10 +167,10 @@ class RolloutDataModule(SamplingDataModule):
 
     def _whole(self, number: int) -> tuple[Rollout, Supply]:
         """Sample as many prompts as a rollout has, and score them."""
-        rollout = self.sample(self.supply.cursor, self.prompts_per_rollout)
         # The order of the first epoch is the order of the rows; groups stay whole. See `OnlineModule.score`.
-        order = permutation(len(rollout) // self.group_size, self.seed, number, 0)
-        rollout = self.reward(rollout.select(self.rows_of_groups(order)))
+        order = self.dealt(permutation(self.prompts_per_rollout, self.seed, number, 0))
+        rollout = self.sample((self.supply.cursor + order.sort().values).tolist())
+        rollout = self.reward(rollout.select(self.rows_of_groups(order.argsort().argsort())))
         rollout = score_by_policy(self.module, rollout, self.sizes.microbatch, self.updates_per_rollout == 1)
         return rollout, Supply(self.supply.cursor + self.prompts_per_rollout)
 
@@ -180,7 +179,7 @@ class RolloutDataModule(SamplingDataModule):
         filled = Collector(self, number, refill).fill(self.supply)
         metrics = filled.metrics(self.prompts_per_rollout)
         if filled.sampled is not None:
-            metrics |= filled.sampled.metrics | rollout_metrics(filled.sampled)
+            metrics |= filled.sampled.metrics | rollout_metrics(filled.sampled, self.module.total)
         rollout = replace(filled.rollout.to(self.module.device), metrics=metrics)
         # All ranks do the same passes, whether their own rows are stale or not.
         rollout = score_by_policy(
@@ -193,21 +192,23 @@ class RolloutDataModule(SamplingDataModule):
             self.trainer.should_stop = True
         return rollout, filled.supply
 
-    def sample(self, first: int, count: int) -> Rollout:
-        """Sample this rank's share of `count` prompts, from number `first` over the whole run; group by group, with rewards.
+    def sample(self, numbers: Sequence[int]) -> Rollout:
+        """Sample the responses to some prompts, by their number over the whole run; group by group, with rewards.
 
         The run goes through all prompts in a random order, then through all in another one, and so on.
         """
-        assert self.trainer is not None
-        share = count // data_parallel_size(self.trainer)
-        first += data_parallel_rank(self.trainer) * share
-        total = self.train_prompts
-        passes = range(first // total, (first + share - 1) // total + 1)
-        order = {turn: permutation(total, self.seed, turn) for turn in passes}
-        positions = [int(order[place // total][place % total]) for place in range(first, first + share)]
+        total, size = self.train_prompts, self.group_size
+        order = {turn: permutation(total, self.seed, turn) for turn in {number // total for number in numbers}}
+        positions = [int(order[number // total][number % total]) for number in numbers]
         prompts = [self._encoded["train"][position] for position in positions]
-        streams = self.streams("train", first * self.group_size, share * self.group_size)
+        streams = [stream for number in numbers for stream in self.streams("train", number * size, size)]
         return self.respond(prompts, positions, streams, self.sampling)
+
+    def dealt(self, groups: torch.Tensor) -> torch.Tensor:
+        """Return this rank's of all groups of a rollout, given in their order: an equal share of every optimizer step."""
+        assert self.trainer is not None
+        rank, ranks = data_parallel_rank(self.trainer), data_parallel_size(self.trainer)
+        return groups.view(self.steps_per_epoch, -1)[:, rank::ranks].flatten()
 
     def reward(self, rollout: Rollout) -> Rollout:
         """Let callbacks change the rewards."""
@@ -254,6 +255,10 @@ class RolloutEpoch:
         self.number = number
         self.rollout = rollout
         self.sizes = sizes
+        #: Whether every group was filled, on all ranks; only callbacks that drop groups leave some empty.
+        self.full = rollout.sampled_in is None or all(
+            from_every_rank(bool(groups_that_count(rollout, data.group_size).all()))
+        )
 
     def microbatches(self, start: int) -> Iterator[Minibatch]:
         """Yield the microbatches from number `start` on."""
@@ -278,14 +283,22 @@ class RolloutEpoch:
             )
 
     def _order(self, epoch: int) -> torch.Tensor:
-        """Return all row numbers in the order of an epoch, groups whole."""
-        groups = len(self.rollout) // self.data.group_size
-        order = torch.arange(groups) if epoch == 0 else permutation(groups, self.data.seed, self.number, epoch)
-        if epoch and self.rollout.sampled_in is not None:
-            # A rollout that could not be filled: every step gets some of the groups that count.
-            counts = groups_that_count(self.rollout, self.data.group_size).cpu()
-            order = spread(order, counts, self.data.steps_per_epoch)
-        return self.data.rows_of_groups(order)
+        """Return all row numbers in the order of an epoch, groups whole.
+
+        Step by step, every group has a place, and it changes its step but not its place: so a rank keeps its own groups,
+        and the steps are made of the same ones on any number of ranks.
+        """
+        data = self.data
+        assert data.trainer is not None
+        steps, ranks = data.steps_per_epoch, data_parallel_size(data.trainer)
+        groups = torch.arange(len(self.rollout) // data.group_size).view(steps, -1)
+        if epoch and self.full:
+            places = range(data_parallel_rank(data.trainer), groups.shape[1] * ranks, ranks)
+            order = torch.stack([permutation(steps, data.seed, self.number, epoch, place) for place in places], 1)
+            groups = groups.gather(0, order)
+        elif epoch:  # what counts is spread evenly over the steps: leave them as they are made up
+            groups = groups[permutation(steps, data.seed, self.number, epoch)]
+        return data.rows_of_groups(groups.flatten())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rollout as it is trained on."""

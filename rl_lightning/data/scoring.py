@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from rl_lightning.functional import masked_mean
+from rl_lightning.functional import masked_mean, masked_variance
+from rl_lightning.functional.masking import Total, alone
 from rl_lightning.types import Rollout
 
 
@@ -50,21 +51,29 @@ def logprobs_when_sampled(rollout: Rollout, number: int) -> torch.Tensor:
     return torch.where(waited, rollout.rollout_logprobs.to(rollout.old_logprobs), rollout.old_logprobs)
 
 
-def rollout_metrics(rollout: Rollout) -> dict[str, float]:
-    """Return what the loggers see of responses: reward, correctness, length, truncation."""
-    scored = rollout.scored
-    total, correct = rollout.votes()
+def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:
+    """Return what the loggers see of responses: reward, correctness, length, truncation.
+
+    Args:
+        rollout: this rank's rows.
+        total: adds sums up over ranks, for the metrics of all rows.
+    """
+    scored, everything = rollout.scored, torch.ones_like(rollout.scored)
+    votes, correct = rollout.votes()
+    count = total(scored.sum().to(rollout.rewards))
     values = {
-        "rollout/reward_mean": masked_mean(rollout.rewards, scored),
-        "rollout/reward_std": rollout.rewards[scored].std() if int(scored.sum()) > 1 else torch.zeros(()),
-        "rollout/correct_fraction": masked_mean(rollout.correct.float(), scored),
-        "rollout/length_mean": rollout.lengths.float().mean(),
-        "rollout/truncated_fraction": rollout.truncated.float().mean(),
-        "rollout/all_right_fraction": masked_mean((correct == total).float(), total > 0),
-        "rollout/all_wrong_fraction": masked_mean((correct == 0).float(), total > 0),
+        "rollout/reward_mean": masked_mean(rollout.rewards, scored, total),
+        "rollout/reward_std": (
+            masked_variance(rollout.rewards, scored, total) * count / (count - 1).clamp(min=1)
+        ).sqrt(),
+        "rollout/correct_fraction": masked_mean(rollout.correct.float(), scored, total),
+        "rollout/length_mean": masked_mean(rollout.lengths.float(), everything, total),
+        "rollout/truncated_fraction": masked_mean(rollout.truncated.float(), everything, total),
+        "rollout/all_right_fraction": masked_mean((correct == votes).float(), votes > 0, total),
+        "rollout/all_wrong_fraction": masked_mean((correct == 0).float(), votes > 0, total),
     }
     values |= {
-        f"reward/{name}": masked_mean(component, ~component.isnan())
+        f"reward/{name}": masked_mean(component, ~component.isnan(), total)
         for name, component in rollout.reward_components.items()
     }
     return {name: float(value) for name, value in values.items()}

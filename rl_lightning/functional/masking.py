@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+#: Adds a tensor up over the ranks that a batch is spread over; every rank must then call what is given it.
+Total = Callable[[Tensor], Tensor]
+
 
 def response_mask_from_ids(response_ids: Tensor, stop_ids: Iterable[int]) -> Tensor:
     """Return True on every generated token up to and including the first stop token.
@@ -26,35 +29,41 @@ def response_mask_from_ids(response_ids: Tensor, stop_ids: Iterable[int]) -> Ten
     return (is_stop.cumsum(1) - is_stop.long()) == 0
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def alone(sums: Tensor) -> Tensor:
+    """Return sums as they are: nothing is spread over ranks."""
+    return sums
+
+
+def masked_mean(values: Tensor, mask: Tensor, total: Total = alone) -> Tensor:
     """Return the mean of the values where the mask is True, 0 for an empty mask.
 
     Args:
-        values: any shape; what lies outside the mask is never read, so it may be NaN or infinite.
+        values: any shape, floating point; what lies outside the mask is never read, so it may be NaN or infinite.
         mask: bool, same shape.
+        total: adds sums up over ranks, for the mean over all of them.
 
     Returns:
         A scalar.
     """
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+    summed, count = total(torch.stack([torch.where(mask, values, 0).sum(), mask.sum().to(values.dtype)]))
+    return summed / count.clamp(min=1)
 
 
-def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+def masked_variance(values: Tensor, mask: Tensor, total: Total = alone) -> Tensor:
     """Return the population variance of the values where the mask is True, 0 for an empty mask.
 
     Args:
-        values: any shape; what lies outside the mask is never read.
+        values: any shape, floating point; what lies outside the mask is never read.
         mask: bool, same shape.
+        total: adds sums up over ranks, for the variance over all of them.
 
     Returns:
         A scalar, in squared units of the values.
     """
-    return masked_mean((values - masked_mean(values, mask)).square(), mask)
+    return masked_mean((values - masked_mean(values, mask, total)).square(), mask, total)
 
 
-def masked_whiten(
-    values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = lambda sums: sums, eps: float = 1e-8
-) -> Tensor:
+def masked_whiten(values: Tensor, mask: Tensor, total: Total = alone, eps: float = 1e-8) -> Tensor:
     """Return (v − mean) / (std + eps) over the values where the mask is True, 0 elsewhere; std has the divisor n − 1.
 
     Values without spread, or a single one, give exactly 0, whatever the rounding of their mean.
@@ -62,7 +71,7 @@ def masked_whiten(
     Args:
         values: any shape; what lies outside the mask is never read.
         mask: bool, same shape.
-        total: adds tensors of sums up over ranks, where the values are spread over several; every rank must then call this.
+        total: adds sums up over ranks, for the mean and deviation of all of them.
         eps: added to the deviation, in units of the values.
 
     Returns:

@@ -1,6 +1,7 @@
 """What the rest of the house needs to know of how the work is spread."""
 
 from rl_lightning.strategies.checkpoints import AtomicCheckpointIO, atomic_save, load_plain
+from rl_lightning.strategies.fsdp2 import FSDP2Strategy
 from rl_lightning.strategies.parallel import (
     data_parallel_rank,
     data_parallel_size,
@@ -8,14 +9,21 @@ from rl_lightning.strategies.parallel import (
     mean_over_ranks,
     sum_over_ranks,
 )
+from rl_lightning.strategies.sharding import clip_gradients, full_state_dict, gathered, gradient_norm, place
 
 __all__ = [
     "AtomicCheckpointIO",
+    "FSDP2Strategy",
     "atomic_save",
+    "clip_gradients",
     "data_parallel_rank",
     "data_parallel_size",
     "from_every_rank",
+    "full_state_dict",
+    "gathered",
+    "gradient_norm",
     "load_plain",
     "mean_over_ranks",
+    "place",
     "sum_over_ranks",
 ]

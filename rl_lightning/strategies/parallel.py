@@ -11,7 +11,7 @@ from torch import Tensor
 
 def data_parallel_size(trainer: Trainer) -> int:
     """Return the number of ranks that an optimizer batch is split over."""
-    return int(getattr(trainer.strategy, "data_parallel_size", None) or trainer.world_size)
+    return trainer.world_size
 
 
 def data_parallel_rank(trainer: Trainer) -> int:

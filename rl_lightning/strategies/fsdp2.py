@@ -1,0 +1,180 @@
+"""Fully sharded data parallelism: Lightning's `ModelParallelStrategy`, set up for what the algorithms do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from rl_lightning.errors import UserError
+from rl_lightning.strategies.checkpoints import load_plain
+from rl_lightning.strategies.sharding import whole
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Every rank holds its share of each parameter, gradient and optimizer state, of policy, reference and critic alike.
+
+    Layers are gathered as the forward and backward passes come to them, and the whole policy once for each rollout (see
+    `rl_lightning.strategies.gathered`), so it must fit on one device beside the shares.
+
+    A checkpoint is one file by default, the same as without sharding: a run can go on with another number of devices or
+    another strategy, from the end of an epoch. With `save_distributed_checkpoint` it is a directory that every rank writes
+    its share to, at once: faster for large models, and only for as many ranks.
+
+    Args:
+        save_distributed_checkpoint: whether a checkpoint is a directory of shares.
+        gather_dtype: parameters are gathered, and layers computed, in this precision, and gradients reduced in float32; in
+            that of the parameters if null. `bfloat16` halves what is sent, beside `precision: bf16-mixed`.
+        cpu_offload: keep the shares in the CPU's memory between uses; slow, the last resort.
+        **options: process_group_backend, timeout: see `ModelParallelStrategy`.
+    """
+
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = False,
+        gather_dtype: Literal["bfloat16", "float16"] | None = None,
+        cpu_offload: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
+        #: What `fully_shard` is called with.
+        self.shard_options: dict[str, Any] = {}
+        if gather_dtype is not None:
+            dtype = getattr(torch, gather_dtype)
+            self.shard_options["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        if cpu_offload:
+            self.shard_options["offload_policy"] = CPUOffloadPolicy()
+
+    def setup_environment(self) -> None:
+        """Shard over all devices of all nodes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._tensor_parallel_size = 1
+        super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        """Set up, once everything that trains is known to be sharded: what is not would drift apart from rank to rank.
+
+        Raises:
+            UserError: naming a parameter that `configure_model` did not give to `place`.
+        """
+        assert self.model is not None
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and not isinstance(parameter, DTensor):
+                raise UserError(
+                    f"{type(self.model).__name__}.{name} is trained but not sharded: load its model in configure_model() as "
+                    "self.placed(model)"
+                )
+        super().setup(trainer)
+
+    # -------------------------------------------------------------- checkpoints
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the weights: this rank's share, or all of them on rank 0 and nothing elsewhere."""
+        if self._save_distributed_checkpoint:
+            return super().lightning_module_state_dict()
+        assert self.model is not None
+        return self._whole_on_rank_zero(self.model.state_dict())
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the optimizer's state, in the same way."""
+        if self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        return self._whole_on_rank_zero(optimizer.state_dict())
+
+    def _whole_on_rank_zero(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Put shares together one by one, so that no device holds more than one whole tensor."""
+
+        def gather(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor):
+                return value
+            full = whole(value.detach())
+            return full.cpu() if self.is_global_zero else None
+
+        result: dict[str, Any] = tree_map(gather, dict(state))
+        return result if self.is_global_zero else {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save; a directory of shares takes the place of its predecessor only once it is whole."""
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        self._as_rank_zero(lambda: _remove(unfinished))
+        super().save_checkpoint(checkpoint, unfinished, storage_options)
+        self.barrier()
+        self._as_rank_zero(lambda: _replace(path, unfinished))
+
+    def _as_rank_zero(self, action: Any) -> None:
+        if self.is_global_zero:
+            action()
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a file, or a directory of shares, into the sharded model and optimizers; return what else is in it.
+
+        Raises:
+            UserError: if it is damaged, or no checkpoint of this model.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if weights_only is False:
+            raise UserError("checkpoints are loaded with weights_only=True: they hold nothing that could run code")
+        if path.is_dir():
+            return super().load_checkpoint(path, weights_only=True)
+        checkpoint: dict[str, Any] = load_plain(path, mmap=True, map_location="cpu")
+        assert self.model is not None
+        own = dict(self.model.state_dict())
+        state = checkpoint.pop("state_dict")
+        self.model.load_state_dict({name: _shared(value, own.get(name)) for name, value in state.items()})
+        for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            optimizer.load_state_dict(_shared_state(saved, optimizer))
+        return checkpoint
+
+
+def _shared(value: Any, like: Any) -> Any:
+    """Return a whole tensor as another one is spread over the ranks, if it is."""
+    if not isinstance(like, DTensor) or value.shape != like.shape:
+        return value
+    return distribute_tensor(value.to(like.device, like.dtype), like.device_mesh, like.placements)
+
+
+def _shared_state(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Return an optimizer's saved state with its moments spread as their parameters are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {
+            name: _shared(value, parameters[number]) if _is_moment(value) else value for name, value in entry.items()
+        }
+        for number, entry in saved["state"].items()
+    }
+    return {**saved, "state": state}
+
+
+def _is_moment(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace(path: Path, finished: Path) -> None:
+    """Move a directory to where another one is; the other is there, or whole under another name, at any time."""
+    previous = path.with_name(f".{path.name}.previous")
+    _remove(previous)
+    if path.exists():
+        path.rename(previous)
+    finished.rename(path)
+    _remove(previous)

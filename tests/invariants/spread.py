@@ -1,0 +1,120 @@
+"""Every algorithm on its own samples, under any strategy; run as a script, on two gloo processes, saved by rank 0."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import lightning.pytorch as pl
+import torch
+
+from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, RFT, SFT, OptimizerOptions, RewardModel
+from rl_lightning.callbacks import DynamicSampling, GroupNormalize, RejectionSampling, RNGState
+from rl_lightning.data import ChainSum, DemonstrationDataModule, Evaluation, RewardDataModule, RolloutDataModule
+from rl_lightning.generation import Sampling
+from rl_lightning.models import LoadOptions
+from rl_lightning.rewards import RewardSpec
+from rl_lightning.strategies import FSDP2Strategy, full_state_dict
+from rl_lightning.strategies.sharding import whole
+from tests.support import trainer
+
+STRATEGIES: dict[str, Any] = {
+    "ddp": lambda: "ddp",
+    "fsdp2": FSDP2Strategy,
+    "fsdp2, shares": lambda: FSDP2Strategy(save_distributed_checkpoint=True),
+}
+
+REWARDS = [RewardSpec("rl_lightning.rewards.functions.response_length")]
+COMMON: dict[str, Any] = {"sampling": Sampling(max_new_tokens=7), "rewards": REWARDS, "seed": 3}
+BATCHES: dict[str, Any] = {"batch_size": 8, "microbatch_size": 2}
+
+
+def prompts() -> ChainSum:
+    return ChainSum(train_size=24, val_size=5)
+
+
+def rollouts(**sizes: Any) -> RolloutDataModule:
+    sizes = {"prompts_per_rollout": 4, "group_size": 4, "microbatch_size": 4, "minibatch_size": 8} | sizes
+    return RolloutDataModule(prompts=prompts(), evaluation=Evaluation(2, prompts_per_batch=2), **COMMON, **sizes)
+
+
+def offline(samples: int) -> RewardDataModule:
+    return RewardDataModule(prompts=prompts(), samples_per_prompt=samples, **COMMON, **BATCHES)
+
+
+#: Name → module class, its options, data, callbacks.
+RUNS: dict[str, Any] = {
+    "sft": lambda: (SFT, {}, DemonstrationDataModule(prompts=prompts(), rewards=REWARDS, **BATCHES), []),
+    "rft": lambda: (RFT, {}, offline(1), [RejectionSampling()]),
+    "rft online": lambda: (RFT, {"online": True}, rollouts(), [RejectionSampling()]),
+    "dpo": lambda: (DPO, {"beta": 1.0}, offline(4), []),
+    "reward model": lambda: (RewardModel, {"margin": 0.5}, offline(4), []),
+    "ppo": lambda: (PPO, {"whiten_advantages": True, "critic_lr": 0.02}, rollouts(epochs_per_rollout=2), []),
+    "ppo, shared critic": lambda: (PPO, {"critic": "shared"}, rollouts(), []),
+    "grpo": lambda: (GRPO, {"kl_coef": 0.5}, rollouts(), [GroupNormalize()]),
+    "dapo": lambda: (
+        DAPO,
+        {},
+        rollouts(epochs_per_rollout=2),
+        [GroupNormalize(), DynamicSampling(prompts_per_chunk=6, max_chunks=6)],
+    ),
+}
+
+
+class Watch(pl.Callback):
+    """Keeps every optimizer step's gradient, whole."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+        self.shares: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
+        self.steps.append({name: whole(parameter.grad).clone() for name, parameter in named})
+        self.shares = [getattr(p, "to_local", lambda p=p: p)().numel() / p.numel() for _, p in named]
+
+
+def fit(
+    name: str,
+    policy: str,
+    directory: Any,
+    dtype: str = "float64",
+    callbacks: Any = (),
+    options: Any = None,
+    **settings: Any,
+) -> Any:
+    """Train for three epochs; return the trainer, the module and what was seen."""
+    pl.seed_everything(0, verbose=False)
+    algorithm, own, data, needed = RUNS[name]()
+    optimizer = OptimizerOptions(lr=1e-2, schedule="linear")
+    module = algorithm(policy=policy, load=LoadOptions(dtype=dtype, **(options or {})), optimizer=optimizer, **own)
+    watch = Watch()
+    settings = {"max_epochs": 3, "gradient_clip_val": 0.5, "limit_val_batches": 1.0} | settings
+    ckpt = {"ckpt_path": settings.pop("ckpt_path"), "weights_only": True} if "ckpt_path" in settings else {}
+    run = trainer(directory, [RNGState(), *needed, watch, *callbacks], online=False, **settings)
+    run.fit(module, datamodule=data, **ckpt)
+    return run, module, watch
+
+
+def result(run: Any, module: Any, watch: Watch) -> dict[str, Any]:
+    """Return what two runs must agree on; every rank must call it."""
+    metrics = {
+        name: float(value) for name, value in run.callback_metrics.items() if not name.startswith(("time/", "speed/"))
+    }
+    return {"steps": watch.steps, "weights": full_state_dict(module), "logged": metrics, "shares": watch.shares}
+
+
+def main(strategy: str, policy: str, directory: str) -> None:
+    torch.set_num_threads(1)
+    for name in RUNS:
+        seen = fit(name, policy, Path(directory) / name, devices=2, strategy=STRATEGIES[strategy]())
+        saved = result(*seen)
+        if seen[0].is_global_zero:
+            torch.save(saved, Path(directory) / f"{name}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
