@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rl_lightning.strategies import full_state_dict
+
 log = logging.getLogger(__name__)
 
 
@@ -23,12 +25,15 @@ class HFExport(Callback):
         self.dirpath = dirpath
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, once, from rank 0."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Save, once, from rank 0; a sharded model is put together by all of them."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         target = Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "hf"
         module: Any = pl_module
         model, tokenizer = module.hf_parts()
-        model.save_pretrained(target)
+        weights = full_state_dict(model, trainer)
+        if not trainer.is_global_zero:
+            return
+        model.save_pretrained(target, state_dict=weights)
         tokenizer.save_pretrained(target)
         log.info("The trained model is in %s", target)

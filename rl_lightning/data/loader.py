@@ -16,6 +16,9 @@ from rl_lightning.functional import BatchTotals, Reduction, batch_totals, token_
 from rl_lightning.strategies import data_parallel_size, from_every_rank, sum_over_ranks
 from rl_lightning.types import Minibatch, Sealed
 
+#: The position after the last microbatch of an epoch.
+_END = -1
+
 
 @dataclass(frozen=True)
 class StepSizes:
@@ -153,6 +156,9 @@ class EpochSource(Protocol):
     def epoch(self, number: int, state: dict[str, Any] | None) -> Epoch:
         """Make an epoch, or restore one from its state."""
 
+    def check_position(self, position: int) -> None:
+        """Refuse to begin where the Trainer is not; it counts batches too."""
+
 
 class EpochLoader:
     """A sized, lazy iterable over the microbatches of one epoch after another, which can be resumed.
@@ -175,11 +181,10 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Sealed]:
         self._source.on_boundary(True)
         saved, self._restored = self._restored, None
-        if saved is None or self._number < 0 or self._position >= len(self):
-            self._number, self._position = self._number + 1, 0
-            self._epoch = self._source.epoch(self._number, None)
-        else:
-            self._epoch = self._source.epoch(self._number, saved["epoch"])
+        if saved is None or self._number < 0 or self._position == _END:
+            self._number, self._position, saved = self._number + 1, 0, None
+        self._source.check_position(self._position)
+        self._epoch = self._source.epoch(self._number, None if saved is None else saved["epoch"])
         ended = False
         for batch in self._epoch.microbatches(self._position):
             if ended:
@@ -189,13 +194,17 @@ class EpochLoader:
             yield Sealed(batch)
 
     def progress(self) -> dict[str, Any]:
-        """Return the epoch's number, the position in it, and, in its middle, the epoch itself as every rank has it."""
-        inside = 0 < self._position < len(self)
+        """Return the epoch's number, the position in it, and, in its middle, the epoch itself as every rank has it.
+
+        The end is not given as a number of microbatches: whoever goes on from there may have another number of ranks.
+        """
+        position = _END if self._position >= len(self) else self._position
+        inside = position > 0
         if self._restored is not None:  # nothing was asked for since
             own = self._restored["epoch"]
         else:
             own = self._epoch.state_dict() if inside and self._epoch is not None else None
-        return {"number": self._number, "position": self._position, "ranks": from_every_rank(own) if inside else []}
+        return {"number": self._number, "position": position, "ranks": from_every_rank(own) if inside else []}
 
     def restore(self, progress: dict[str, Any], rank: int, ranks: int) -> None:
         """Go on where `progress` was taken.

@@ -131,6 +131,20 @@ class SamplingDataModule(pl.LightningDataModule):
         assert self.trainer is not None
         self.loader.restore(state_dict, data_parallel_rank(self.trainer), data_parallel_size(self.trainer))
 
+    def check_position(self, position: int) -> None:
+        """Refuse to begin an epoch where the Trainer goes on in the middle of one: it would cut the epoch short.
+
+        Raises:
+            UserError: for a checkpoint from the last step of an epoch, on another number of ranks or of microbatches.
+        """
+        assert self.trainer is not None
+        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready != position:
+            raise UserError(
+                "the checkpoint is from the last step of an epoch, before the epoch had ended, and epochs have another number of "
+                "microbatches now: go on from a checkpoint that was written at the end of an epoch (ModelCheckpoint's "
+                "save_on_train_epoch_end: true), or with as many devices and the same microbatch_size as then"
+            )
+
     @property
     def module(self) -> Any:
         """The algorithm that this data serves."""

@@ -35,6 +35,9 @@ class Numbers:
     def microbatches_per_epoch(self):
         return 3
 
+    def check_position(self, position):
+        assert 0 <= position < self.microbatches_per_epoch()
+
     def epoch(self, number, state):
         self.made.append((number, state))
         return NumberedEpoch(number)
