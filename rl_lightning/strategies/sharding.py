@@ -88,6 +88,7 @@ def gathered(trainer: Trainer, *models: nn.Module) -> Iterator[None]:
             if isinstance(whole, FullyShardedDataParallel) and not getattr(whole, "_gathered", False):
                 stack.enter_context(_flag(whole))
                 stack.enter_context(FullyShardedDataParallel.summon_full_params(whole, writeback=False))
+                stack.enter_context(_unwrapped(whole))
         else:
             for model in models:
                 if isinstance(model, FSDPModule) and not getattr(model, "_gathered", False):
@@ -103,6 +104,24 @@ def _flag(module: Any) -> Iterator[None]:
         yield
     finally:
         module._gathered = False
+
+
+@contextlib.contextmanager
+def _unwrapped(model: nn.Module) -> Iterator[None]:
+    """Take the wrappers of `FSDPStrategy` away, which gather and let go in each forward pass, even of what is whole."""
+    wrapped = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, FullyShardedDataParallel)
+    ]
+    for parent, name, child in wrapped:
+        parent._modules[name] = child.module
+    try:
+        yield
+    finally:
+        for parent, name, child in wrapped:
+            parent._modules[name] = child
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, RFT, SFT, OptimizerOptions, RewardModel
 from rl_lightning.callbacks import DynamicSampling, GroupNormalize, RejectionSampling, RNGState
@@ -21,9 +24,19 @@ from rl_lightning.strategies import FSDP2Strategy, full_state_dict
 from rl_lightning.strategies.sharding import whole
 from tests.support import trainer
 
+
+class FSDP1OnCPU(FSDPStrategy):
+    """Lightning's strategy, which takes GPUs only, on the CPU: but for the device it is the same."""
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        kwargs = {"sharding_strategy": self.sharding_strategy, "mixed_precision": self.mixed_precision_config}
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), **kwargs, **self.kwargs)
+
+
 STRATEGIES: dict[str, Any] = {
     "ddp": lambda: "ddp",
     "fsdp2": FSDP2Strategy,
+    "fsdp1": lambda: FSDP1OnCPU(state_dict_type="sharded"),
     "fsdp2, shares": lambda: FSDP2Strategy(save_distributed_checkpoint=True),
 }
 
@@ -72,9 +85,14 @@ class Watch(pl.Callback):
         self.shares: list[float] = []
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
-        self.steps.append({name: whole(parameter.grad).clone() for name, parameter in named})
+        named = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad and p.grad is not None]
         self.shares = [getattr(p, "to_local", lambda p=p: p)().numel() / p.numel() for _, p in named]
+        model, context = trainer.strategy.model, contextlib.nullcontext()
+        if isinstance(model, FullyShardedDataParallel):
+            context = FullyShardedDataParallel.summon_full_params(model, with_grads=True, writeback=False)
+        with context:
+            named = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad and p.grad is not None]
+            self.steps.append({name.replace("_fsdp_wrapped_module.", ""): whole(p.grad).clone() for name, p in named})
 
 
 def fit(
@@ -104,12 +122,12 @@ def result(run: Any, module: Any, watch: Watch) -> dict[str, Any]:
     metrics = {
         name: float(value) for name, value in run.callback_metrics.items() if not name.startswith(("time/", "speed/"))
     }
-    return {"steps": watch.steps, "weights": full_state_dict(module), "logged": metrics, "shares": watch.shares}
+    return {"steps": watch.steps, "weights": full_state_dict(module, run), "logged": metrics, "shares": watch.shares}
 
 
-def main(strategy: str, policy: str, directory: str) -> None:
+def main(strategy: str, policy: str, directory: str, *names: str) -> None:
     torch.set_num_threads(1)
-    for name in RUNS:
+    for name in names or RUNS:
         seen = fit(name, policy, Path(directory) / name, devices=2, strategy=STRATEGIES[strategy]())
         saved = result(*seen)
         if seen[0].is_global_zero:

@@ -13,7 +13,7 @@ from rl_lightning.strategies import AtomicCheckpointIO
 from tests.invariants.spread import STRATEGIES, fit, result
 
 #: Name of the run → optimizer steps after which it is stopped: within an epoch, between epochs over one rollout, at an end.
-STOPS = {"ppo": (3, 6, 8), "grpo": (1, 2), "dapo": (3, 4), "dpo": (1, 2)}
+STOPS = {"ppo": (3, 6), "dapo": (4,), "dpo": (1,)}
 
 
 def main(strategy: str, policy: str, directory: str) -> None:

@@ -9,6 +9,7 @@ from rl_lightning.algorithms import DPO, GRPO, PPO, RFT, SFT, OptimizerOptions
 from rl_lightning.callbacks import RejectionSampling, RNGState
 from rl_lightning.data import ChainSum, DemonstrationDataModule, RewardDataModule, RolloutDataModule
 from rl_lightning.generation import Sampling
+from rl_lightning.models import LoraOptions
 from rl_lightning.rewards import RewardSpec
 from tests.support import trainer
 
@@ -68,9 +69,10 @@ def rft(policy):
     return RFT(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER)), data
 
 
-def fit(make, policy, directory, callbacks=(), ckpt_path=None):
+def fit(make, policy, directory, callbacks=(), ckpt_path=None, lora=None):
     """Return the module and the record of its steps."""
     module, data = make(policy)
+    module.lora = lora
     record = Record()
     callbacks = [*callbacks, RejectionSampling()] if make is rft else callbacks
     run = trainer(
@@ -94,6 +96,22 @@ def test_resumed_is_uninterrupted(make, by, tiny_policy, tmp_path):
         assert steps == expected[2 * stop :], stop
         for name, value in whole.state_dict().items():
             assert torch.equal(module.state_dict()[name], value), (name, stop)
+
+
+@pytest.mark.parametrize("make", [dpo, grpo, ppo, rft, sft])
+def test_resumed_is_uninterrupted_with_an_adapter(make, tiny_policy, tmp_path):
+    """The frozen weights come from their files and the adapter's from the checkpoint, whatever the seed is by then."""
+    keep = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", every_n_train_steps=1)
+    lora = LoraOptions(rank=2)
+    whole, expected = fit(make, tiny_policy, tmp_path, [keep], lora=lora)
+    for stop in (4, 6):
+        torch.manual_seed(12345)
+        checkpoint = tmp_path / "checkpoints" / f"step={stop}.ckpt"
+        module, steps = fit(make, tiny_policy, tmp_path, ckpt_path=checkpoint, lora=lora)
+        assert steps == expected[2 * stop :], stop
+        for name, value in whole.named_parameters():
+            assert torch.equal(module.get_parameter(name), value), (name, stop)
+        assert all(".lora_" in name or name.startswith("critic.head.") for name in module.state_dict())
 
 
 def test_another_seed_is_another_run(tiny_policy, tmp_path):
