@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -34,7 +34,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         save_distributed_checkpoint: whether a checkpoint is a directory of shares.
         gather_dtype: parameters are gathered, and layers computed, in this precision, and gradients reduced in float32; in
             that of the parameters if null. `bfloat16` halves what is sent, beside `precision: bf16-mixed`.
-        cpu_offload: keep the shares in the CPU's memory between uses; slow, the last resort.
         **options: process_group_backend, timeout: see `ModelParallelStrategy`.
     """
 
@@ -42,7 +41,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         self,
         save_distributed_checkpoint: bool = False,
         gather_dtype: Literal["bfloat16", "float16"] | None = None,
-        cpu_offload: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
@@ -51,8 +49,6 @@ class FSDP2Strategy(ModelParallelStrategy):
         if gather_dtype is not None:
             dtype = getattr(torch, gather_dtype)
             self.shard_options["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-        if cpu_offload:
-            self.shard_options["offload_policy"] = CPUOffloadPolicy()
 
     def setup_environment(self) -> None:
         """Shard over all devices of all nodes."""

@@ -16,7 +16,6 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.fsdp import fully_shard as shard_module
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import DTensor
 
 from rl_lightning.errors import UserError
@@ -43,9 +42,9 @@ def place(model: ModelT, trainer: Trainer | None) -> ModelT:
     if isinstance(strategy, FSDPStrategy):
         # It wraps the whole module later, by one policy for all of its models.
         classes = {type(layer) for layer in decoder_layers(model)}
-        policy = strategy.kwargs.setdefault("auto_wrap_policy", ModuleWrapPolicy(classes))
-        if isinstance(policy, ModuleWrapPolicy):
-            policy._module_classes.update(classes)
+        policy = strategy.kwargs.setdefault("auto_wrap_policy", _WrapLayers(classes))
+        if isinstance(policy, _WrapLayers):
+            policy.classes |= classes
     elif isinstance(strategy, ModelParallelStrategy):
         if strategy.device_mesh["tensor_parallel"].size() > 1:
             raise UserError(
@@ -59,6 +58,17 @@ def place(model: ModelT, trainer: Trainer | None) -> ModelT:
         # Everything that a forward pass begins and ends with is needed again at once in the backward pass.
         shard_module(model, mesh=mesh, **{**options, "reshard_after_forward": False})
     return model
+
+
+class _WrapLayers:
+    """A wrap policy of torch that knows more classes with every model that is loaded."""
+
+    def __init__(self, classes: set[type[nn.Module]]) -> None:
+        self.classes = classes
+
+    def __call__(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+        """Tell whether to look inside a module, or, if not `recurse`, whether to wrap it."""
+        return recurse or isinstance(module, tuple(self.classes))
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from rl_lightning.errors import UserError
 from tests.checks import gradient_difference
 from tests.invariants.spread import RUNS, STRATEGIES, fit, result
+from tests.invariants.spread_precision import VARIANTS
 from tests.invariants.spread_resume import STOPS
 
 #: Strategy → largest relative difference of the first gradient, and of what comes after it. `FSDPStrategy` computes in
@@ -19,10 +20,10 @@ from tests.invariants.spread_resume import STOPS
 TOLERANCES = {"ddp": (1e-12, 1e-12), "fsdp2": (1e-12, 1e-12), "fsdp1": (1e-6, 1e-3)}
 
 
-def on_two_ranks(script, strategy, policy, directory):
+def on_two_ranks(script, *arguments):
     """Run a script, and fail with what it said."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script)), strategy, policy, str(directory)],
+        [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -114,3 +115,18 @@ def test_one_process_goes_on_with_a_sharded_run(name, stopped, one, tiny_policy,
     if name != "dpo":  # its epochs have as many steps, with as many microbatches
         with pytest.raises(UserError, match="before the epoch had ended"):
             fit(name, tiny_policy, tmp_path, ckpt_path=kept / f"step={last}.ckpt")
+
+
+def test_a_sharded_run_in_other_precisions(tiny_policy, tmp_path):
+    """The first ratio of each rollout is 1 in all of them; what is recomputed is the same to the last bit."""
+    on_two_ranks("spread_precision.py", tiny_policy, tmp_path)
+    runs = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in VARIANTS}
+    exact = runs["float32"]
+    for name, run in runs.items():
+        assert [bool((ratios == 1).all()) for ratios in run["ratios"]] == [True, False, True, False], name
+        assert run["dtype"] == ("torch.bfloat16" if name == "bf16-true" else "torch.float32")
+        difference = gradient_difference(run["steps"][0], exact["steps"][0])
+        if name in ("float32", "recomputed"):
+            assert difference == 0 == gradient_difference(run["weights"], exact["weights"])
+        else:
+            assert 1e-4 < difference < 0.2, name
