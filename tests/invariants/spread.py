@@ -18,7 +18,7 @@ from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, RFT, SFT, OptimizerOpt
 from rl_lightning.callbacks import DynamicSampling, GroupNormalize, RejectionSampling, RNGState
 from rl_lightning.data import ChainSum, DemonstrationDataModule, Evaluation, RewardDataModule, RolloutDataModule
 from rl_lightning.generation import Sampling
-from rl_lightning.models import LoadOptions
+from rl_lightning.models import LoadOptions, LoraOptions
 from rl_lightning.rewards import RewardSpec
 from rl_lightning.strategies import FSDP2Strategy, full_state_dict
 from rl_lightning.strategies.sharding import whole
@@ -68,6 +68,7 @@ RUNS: dict[str, Any] = {
     "ppo": lambda: (PPO, {"whiten_advantages": True, "critic_lr": 0.02}, rollouts(epochs_per_rollout=2), []),
     "ppo, shared critic": lambda: (PPO, {"critic": "shared"}, rollouts(), []),
     "grpo": lambda: (GRPO, {"kl_coef": 0.5}, rollouts(), [GroupNormalize()]),
+    "grpo, adapter": lambda: (GRPO, {"lora": LoraOptions(rank=4)}, rollouts(), [GroupNormalize()]),
     "dapo": lambda: (
         DAPO,
         {},
