@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.metrics import Observations
+from rl_lightning.algorithms.state import TrainedState
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
-from rl_lightning.models import LoadOptions, PolicyFiles
+from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter
 from rl_lightning.strategies import clip_gradients, data_parallel_size, gradient_norm, place, sum_over_ranks
 from rl_lightning.types import Minibatch, Rows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,7 +55,7 @@ class OptimizerOptions:
             raise UserError(f"optimizer.betas must lie in [0, 1), not {list(self.betas)}")
 
 
-class ObjectiveModule(pl.LightningModule):
+class ObjectiveModule(TrainedState):
     """A model that is trained on an objective J, a number a token that is to be *maximised*.
 
     The loss of an optimizer step is −Σ w_{i,t} J_{i,t} over all its tokens; the weights come with the batch
@@ -61,6 +66,7 @@ class ObjectiveModule(pl.LightningModule):
         load: dtype, attention implementation, gradient checkpointing.
         optimizer: AdamW's settings.
         reduction: how tokens are averaged; see `rl_lightning.functional.token_weights`.
+        lora: train an adapter of each model instead of all its weights, which stay frozen; all of them if null.
     """
 
     #: The objective in one line, for the run card.
@@ -82,16 +88,27 @@ class ObjectiveModule(pl.LightningModule):
         load: LoadOptions | None = None,
         optimizer: OptimizerOptions | None = None,
         reduction: Reduction = "seq_mean",
+        lora: LoraOptions | None = None,
     ) -> None:
         super().__init__()
         self.policy_files = PolicyFiles(policy, load)
         self.optimizer_options = optimizer or OptimizerOptions()
         self.reduction: Reduction = reduction
+        self.lora = lora
         self.observations = Observations()
-        #: Whether the latest optimizer step had a finite gradient; the weights stay as they are in the others.
+        #: Whether the latest optimizer step had a finite loss and gradient; the weights stay as they are in the others.
         self.finite = True
         self._idle = False
+        self._loss_finite = True
         self._evaluation: dict[str, MetricCollection] = {}
+
+    def adapted(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return a loaded model that is to be trained, in place: with an adapter and the rest frozen, if that is wanted."""
+        if self.lora is None:
+            return model
+        if self._trainer is not None:
+            check_adapter_precision(self._trainer, model.dtype)
+        return add_adapter(model, self.lora)
 
     def placed(self, model: ModelT) -> ModelT:
         """Return a loaded model, spread over the ranks where the strategy shards; `configure_model` gives it every model."""
@@ -178,9 +195,11 @@ class ObjectiveModule(pl.LightningModule):
         nothing counts in this step."""
         norm = gradient_norm(self.trainer, self.parameters())
         self.log("train/grad_norm", norm)
-        # Float16 training expects overflows now and then: its scaler skips such steps and adapts.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        self.finite = scaled or bool(norm.isfinite())
+        finite = bool(norm.isfinite())
+        # Float16 training expects overflows now and then: its scaler skips such steps and halves its scale, to some end.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        overflow = scaler is not None and not finite and scaler.get_scale() >= 1
+        self.finite = overflow or (finite and self._loss_finite)
         if self._idle or not self.finite:
             # Without a gradient the optimizer passes a parameter over; with a zero, momentum and weight decay would move it.
             # Lightning cannot skip such a step itself: it refuses a training_step that returns None on several ranks.
@@ -200,6 +219,7 @@ class ObjectiveModule(pl.LightningModule):
 
     def _log_step(self) -> None:
         metrics = self.observations.flush(self.total)
+        self._loss_finite = math.isfinite(metrics["train/loss"])
         shown = [
             name for name in ("train/loss", "rollout/reward_mean", "rollout/length_mean", "kl/k3") if name in metrics
         ]
@@ -239,6 +259,26 @@ class ObjectiveModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
         self._log_evaluation("test")
+
+
+def check_adapter_precision(trainer: Trainer, dtype: torch.dtype) -> None:
+    """Warn, or refuse, where a float32 adapter cannot stand beside weights of another precision.
+
+    Raises:
+        UserError: under `FSDPStrategy`, which makes one flat tensor of both.
+    """
+    if str(trainer.precision).endswith("16-true"):
+        log.warning(
+            "precision %s rounds the adapter too, so small updates to it are lost: use model.load.dtype: bfloat16 with "
+            "trainer.precision: bf16-mixed",
+            trainer.precision,
+        )
+    flat = isinstance(trainer.precision_plugin, FSDPPrecision) and str(trainer.precision).endswith("mixed")
+    if flat and dtype in (torch.bfloat16, torch.float16):
+        raise UserError(
+            "FSDPStrategy cannot shard a float32 adapter together with half-precision weights: set model.load.dtype to float32, "
+            "or trainer.strategy to rl_lightning.strategies.FSDP2Strategy"
+        )
 
 
 def learning_rate_factor(options: OptimizerOptions, step: int, total: int) -> float:

@@ -25,14 +25,14 @@ class CriticModule(OnlineModule):
     Args:
         critic: `own` is a backbone as the policy began, without its language-model head, beside the policy; `shared` is
             a value head on the policy's own last hidden states; anything else names the files of a backbone, as `policy`
-            does.
+            does. With `lora` a backbone beside the policy has an adapter of its own; the head is trained in full.
         critic_lr: peak learning rate of the critic (of its head, where it is `shared`); the policy's if null. Warm-up and
             schedule are the policy's.
         value_coef: c_1 > 0, the weight of the value loss beside the objective.
         value_clip: the value loss sees no move of V by more than this from where it was at rollout time; off if null.
         value_warmup_rollouts: for so many rollouts only the critic learns; the policy does not move at all.
-        **online_options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, policy, load, optimizer, reduction: see
-            `OnlineModule` and `ObjectiveModule`.
+        **online_options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, policy, load, optimizer,
+            reduction, lora: see `OnlineModule` and `ObjectiveModule`.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class CriticModule(OnlineModule):
             self.critic = self.placed(head_for(policy))
         else:
             self.critic_files.check_vocabulary(self.policy_files)
-            self.critic = self.placed(Critic(self.critic_files.load_backbone()))
+            self.critic = self.placed(Critic(self.adapted(self.critic_files.load_backbone())))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups: the critic's parameters, last, and the others."""
         assert self.critic is not None
-        critic = list(self.critic.parameters())
+        critic = [parameter for parameter in self.critic.parameters() if parameter.requires_grad]
         (rest,) = super().parameter_groups()
         rest["params"] = [parameter for parameter in rest["params"] if parameter not in set(critic)]
         return [rest, {"params": critic} | ({} if self.critic_lr is None else {"lr": self.critic_lr})]

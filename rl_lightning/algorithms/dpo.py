@@ -42,7 +42,7 @@ class DPO(PolicyModule):
         beta: β > 0, how dear it is to move away from the reference; if null, 5 for means and 0.1 for sums.
         length_normalize: m is the mean over a response's tokens, not the sum.
         label_smoothing: ε in [0, 0.5).
-        **policy_options: policy, load, optimizer, reduction: see `ObjectiveModule`.
+        **policy_options: policy, load, optimizer, reduction, lora: see `ObjectiveModule`.
     """
 
     formula = "J = E log σ( β/|y⁺| Σ_t log π_θ/π_ref(y⁺_t) − β/|y⁻| Σ_t log π_θ/π_ref(y⁻_t) )"

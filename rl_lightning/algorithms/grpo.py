@@ -32,8 +32,8 @@ class GRPO(OnlineModule):
         kl_coef: β ≥ 0; at 0 no reference is loaded.
         clip_low: ε below 1, in [0, 1].
         clip_high: ε above 1; the same as `clip_low` if null.
-        **online_options: kl_in, kl_estimator, reference, entropy_coef, policy, load, optimizer, reduction: see
-            `OnlineModule` and `ObjectiveModule`.
+        **online_options: kl_in, kl_estimator, reference, entropy_coef, sampler_correction, policy, load, optimizer, reduction,
+            lora: see `OnlineModule` and `ObjectiveModule`.
     """
 
     formula = "J = E 1/G Σ_i 1/|y_i| Σ_t [ min(ρA, clip(ρ, 1−ε, 1+ε)A) − β(π_ref/π_θ − log π_ref/π_θ − 1) ]"

@@ -53,9 +53,10 @@ class Observations:
         loss, *rest = sum_over_ranks(torch.stack(parts)).tolist()
         sums, counts = rest[: len(names)], rest[len(names) :]
         means = {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
-        if "policy/ratio_square" in means:
+        for square in [name for name in means if name.endswith("/ratio_square")]:
+            kind = square.removesuffix("/ratio_square")
             # The effective sample size of the importance weights, as a share of the tokens.
-            means["policy/ess"] = means["policy/ratio_mean"] ** 2 / means.pop("policy/ratio_square")
+            means[f"{kind}/ess"] = means[f"{kind}/ratio_mean"] ** 2 / means.pop(square)
         result = {"train/loss": loss, **means, **self._extra}
         self._sums, self._counts, self._loss, self._extra = {}, {}, None, {}
         return result

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from rl_lightning.algorithms.correction import SamplerCorrection
 from rl_lightning.algorithms.policy import PolicyModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import KLEstimator, clipped_surrogate, kl_k1, kl_k3, kl_penalty, masked_mean
-from rl_lightning.models import PolicyFiles
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.models import PolicyFiles, adapter_off
+from rl_lightning.types import Minibatch, Rollout, Rows
 
 log = logging.getLogger(__name__)
-
-_REFERENCE = "reference."
 
 
 class OnlineModule(PolicyModule):
@@ -29,9 +29,12 @@ class OnlineModule(PolicyModule):
         kl_estimator: how it is estimated; see `rl_lightning.functional.kl_penalty` for what each one's gradient is. If
             null, `k3` in the loss, which is the notebook's, and `k1` in the reward, where it is exact. In the loss
             `rho_k3` follows the divergence itself, on and off policy.
-        reference: the frozen policy π_ref that the divergence is measured from; by default the policy as it began.
+        reference: the frozen policy π_ref that the divergence is measured from; by default the policy as it began, which
+            with `lora` is the policy itself with its adapter off.
         entropy_coef: weight ≥ 0 of the entropy of the token distributions, which is maximised too.
-        **policy_options: policy, load, optimizer, reduction: see `ObjectiveModule`.
+        sampler_correction: importance weights for a generator that samples a copy of the policy, such as vLLM; with one that
+            samples the policy itself there is nothing to correct.
+        **policy_options: policy, load, optimizer, reduction, lora: see `ObjectiveModule`.
     """
 
     learns_from = "rollouts"
@@ -43,6 +46,7 @@ class OnlineModule(PolicyModule):
         kl_estimator: KLEstimator | None = None,
         reference: str | None = None,
         entropy_coef: float = 0.0,
+        sampler_correction: SamplerCorrection | None = None,
         **policy_options: Any,
     ) -> None:
         super().__init__(**policy_options)
@@ -60,6 +64,7 @@ class OnlineModule(PolicyModule):
         self.kl_in = kl_in
         self.kl_estimator: KLEstimator = kl_estimator or ("k3" if kl_in == "loss" else "k1")
         self.entropy_coef = entropy_coef
+        self.sampler_correction = sampler_correction or SamplerCorrection()
         if kl_coef:
             _warn_of_estimator(self.kl_estimator, kl_in)
         self.reference_files = PolicyFiles(reference, self.policy_files.options) if reference else self.policy_files
@@ -73,9 +78,10 @@ class OnlineModule(PolicyModule):
         return f"{self.kl_estimator} in the {self.kl_in}, kl_coef {self.kl_coef:g}"
 
     def configure_model(self) -> None:
-        """Load the policy, and the reference if the objective has a use for it."""
+        """Load the policy, and the reference if the objective has a use for it and the policy does not hold it."""
         super().configure_model()
-        if not self.kl_coef or self.reference is not None or self._is_evaluating():
+        within = self.lora is not None and self.reference_files is self.policy_files
+        if not self.kl_coef or within or self.reference is not None or self._is_evaluating():
             return
         own, other = self.policy_files.config.vocab_size, self.reference_files.config.vocab_size
         if own != other:
@@ -101,11 +107,20 @@ class OnlineModule(PolicyModule):
         Returns:
             Names of `Rollout` fields → (B, R) or (B,).
         """
-        penalised = self.reference is not None and self.kl_in == "reward"
+        penalised = self.kl_coef > 0 and self.kl_in == "reward"
         scores = self.score_policy(batch, old_logprobs=not single_update or penalised)
-        if self.reference is not None:
-            scores["ref_logprobs"] = self.logprobs(batch, self.reference)
+        if self.kl_coef:
+            scores["ref_logprobs"] = self.reference_logprobs(batch)
         return scores
+
+    def reference_logprobs(self, batch: Rows) -> Tensor:
+        """Return log π_ref of the response tokens, (B, R) in nats, without gradient."""
+        with torch.no_grad():
+            if self.reference is not None:
+                return self.logprobs(batch, self.reference)
+            assert self.lora is not None
+            with adapter_off(self.policy):
+                return self.logprobs(batch)
 
     def score_policy(self, batch: Minibatch, old_logprobs: bool) -> dict[str, Tensor]:
         """Return what is read off the policy itself: its log-probabilities, if they are wanted."""
@@ -128,6 +143,24 @@ class OnlineModule(PolicyModule):
             rollout.metrics[name] = float(masked_mean(estimate, mask, self.total))
         estimate = kl_penalty(old, ref, self.kl_estimator, torch.zeros_like(old))
         return torch.where(mask, self.kl_coef * estimate, 0)
+
+    def loss(self, batch: Minibatch) -> Tensor:
+        """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
+        outputs = self.outputs(batch)
+        objective = self.objective(self.corrected(batch, outputs.logprobs), outputs.logprobs)
+        return self.weigh(batch, objective + self.auxiliary(batch, outputs))
+
+    def corrected(self, batch: Minibatch, logprobs: Tensor) -> Minibatch:
+        """Return a microbatch with its advantages weighed by how much likelier the trainer's policy found each token than the
+        sampler that drew it, and observe how far the two are apart; the same batch where they are one."""
+        if batch.rollout_logprobs is None:
+            return batch
+        policy = old_logprobs(batch, logprobs)
+        weights, seen = self.sampler_correction.weights(policy, batch.rollout_logprobs, batch.response_mask)
+        self.observe(seen, batch)
+        if self.sampler_correction.kind == "none" or batch.advantages is None:
+            return batch
+        return replace(batch, advantages=batch.advantages * weights.to(batch.advantages))
 
     def ratio(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
         """Return ρ = π_θ/π_old per token, and observe how far it is from 1."""
@@ -171,7 +204,7 @@ class OnlineModule(PolicyModule):
         log_ratio = logprobs - old_logprobs(batch, logprobs)
         return self.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, log_ratio)
 
-    # The reference moves and shards with the module, but it never changes, so checkpoints leave it out.
+    # The reference moves and shards with the module, but it never changes.
 
     def train(self, mode: bool = True) -> OnlineModule:
         """Set the mode of everything but the reference."""
@@ -179,28 +212,6 @@ class OnlineModule(PolicyModule):
         if self.reference is not None:
             self.reference.eval()
         return self
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return the state without the reference."""
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if not name.startswith(_REFERENCE)}
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load a state without a reference."""
-        try:
-            result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"the checkpoint does not fit the policy {self.policy_files.policy!r}: {reason[:300]}"
-            ) from error
-        missing = [name for name in result.missing_keys if not name.startswith(_REFERENCE)]
-        if strict and (missing or result.unexpected_keys):
-            raise UserError(
-                f"the checkpoint does not fit {type(self).__name__}: it lacks {missing[:5]} and has in excess "
-                f"{result.unexpected_keys[:5]}; was it made with another policy?"
-            )
-        return torch.nn.modules.module._IncompatibleKeys(missing, result.unexpected_keys)
 
 
 def old_logprobs(batch: Minibatch, logprobs: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class PolicyModule(ObjectiveModule):
 
     Args:
         policy: `embedded`, a local model directory, a `.gguf` file, or a name on the hub.
-        **options: load, optimizer, reduction: see `ObjectiveModule`.
+        **options: load, optimizer, reduction, lora: see `ObjectiveModule`.
     """
 
     policy: nn.Module
@@ -53,7 +53,7 @@ class PolicyModule(ObjectiveModule):
     def configure_model(self) -> None:
         """Load the policy; Lightning calls this once the strategy is ready, possibly more than once."""
         if "policy" not in self._modules:
-            self.policy = self.placed(self.policy_files.load())
+            self.policy = self.placed(self.adapted(self.policy_files.load()))
 
     def hf_parts(self) -> tuple[Any, PreTrainedTokenizerBase]:
         """Return the policy and its tokenizer."""

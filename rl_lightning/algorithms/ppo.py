@@ -56,7 +56,8 @@ class PPO(CriticModule):
         kl_coef: β ≥ 0; at 0 no reference is loaded.
         kl_in: `reward` is the notebook's; see `OnlineModule`.
         **critic_options: critic, critic_lr, value_coef, value_clip, value_warmup_rollouts, kl_estimator, reference,
-            entropy_coef, policy, load, optimizer, reduction: see `CriticModule`, `OnlineModule` and `ObjectiveModule`.
+            entropy_coef, sampler_correction, policy, load, optimizer, reduction, lora: see `CriticModule`, `OnlineModule` and
+            `ObjectiveModule`.
     """
 
     formula = "J = E 1/|y| Σ_t min(ρA, clip(ρ, 1−ε, 1+ε)A),  A = GAE of r − β log π_old/π_ref"

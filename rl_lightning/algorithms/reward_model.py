@@ -31,7 +31,7 @@ class RewardModel(ObjectiveModule):
             one label.
         margin: c ≥ 0, the share of a pair's known margin that r⁺ must exceed r⁻ by; 1 is Llama 2's.
         centring: λ ≥ 0.
-        **options: load, optimizer, reduction: see `ObjectiveModule`.
+        **options: load, optimizer, reduction, lora: see `ObjectiveModule`.
     """
 
     formula = "J = E [ log σ(r(x, y⁺) − r(x, y⁻) − c Δ) − λ (r(x, y⁺) + r(x, y⁻))² ]"
@@ -52,7 +52,7 @@ class RewardModel(ObjectiveModule):
     def configure_model(self) -> None:
         """Load the classifier; Lightning calls this once the strategy is ready, possibly more than once."""
         if "classifier" not in self._modules:
-            self.classifier = self.placed(self.classifier_files.load_scorer())
+            self.classifier = self.placed(self.adapted(self.classifier_files.load_scorer()))
 
     def hf_parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return the classifier and its tokenizer."""

@@ -32,7 +32,7 @@ class RFT(PolicyModule):
     Args:
         online: learn from rollouts of the present policy (`RolloutDataModule`) instead of samples of a frozen one
             (`RewardDataModule`).
-        **policy_options: policy, load, optimizer, reduction: see `ObjectiveModule`.
+        **policy_options: policy, load, optimizer, reduction, lora: see `ObjectiveModule`.
     """
 
     formula = "J = E[ 𝕀(x, y) · 1/|y| Σ_t log π_θ(y_t | x, y_<t) ]"

@@ -16,7 +16,7 @@ class SFT(PolicyModule):
     The gradient is that of the mean log-likelihood: every token has coefficient 1. Prompt tokens are not trained on.
 
     Args:
-        policy, load, optimizer: see `PolicyModule`.
+        policy, load, optimizer, lora: see `PolicyModule`.
         reduction: `seq_mean` is the formula above (DeepSeekMath, arXiv 2402.03300, A.1.1); `token_mean` is the usual
             cross-entropy over the tokens of the batch, in which long answers weigh more.
     """

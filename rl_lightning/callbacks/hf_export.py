@@ -8,6 +8,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rl_lightning.errors import UserError
+from rl_lightning.models import is_adapted, merged_weights, save_adapter
 from rl_lightning.strategies import full_state_dict
 
 log = logging.getLogger(__name__)
@@ -15,14 +17,28 @@ log = logging.getLogger(__name__)
 
 class HFExport(Callback):
     """Save model and tokenizer at the end of `fit`, as `from_pretrained` reads them: `AutoModelForCausalLM`'s for a policy,
-    `AutoModelForSequenceClassification`'s for a reward model.
+    `AutoModelForSequenceClassification`'s for a reward model, `peft.PeftModel`'s for an adapter that is not merged.
 
     Args:
         dirpath: where to; `hf` under the trainer's `default_root_dir` if null.
+        merge: whether an adapter is added to the weights, so that whoever loads the model needs no peft; the sum is rounded
+            to their precision. If not, the adapter is saved alone, beside the name of the model that it was trained on.
     """
 
-    def __init__(self, dirpath: str | None = None) -> None:
+    def __init__(self, dirpath: str | None = None, merge: bool = True) -> None:
         self.dirpath = dirpath
+        self.merge = merge
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse, before anything is trained, what could not be saved."""
+        module: Any = pl_module
+        if self.merge or stage != "fit":
+            return
+        if module.lora is None:
+            raise UserError(
+                "HFExport: merge: false is about adapters, and there is none: set model.lora, or leave merge out"
+            )
+        _ = module.policy_files.base
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, once, from rank 0; a sharded model is put together by all of them."""
@@ -34,6 +50,10 @@ class HFExport(Callback):
         weights = full_state_dict(model, trainer)
         if not trainer.is_global_zero:
             return
-        model.save_pretrained(target, state_dict=weights)
+        if self.merge:
+            weights = merged_weights(model, weights) if is_adapted(model) else weights
+            model.save_pretrained(target, state_dict=weights)
+        else:
+            save_adapter(model, weights, module.policy_files.base, target)
         tokenizer.save_pretrained(target)
         log.info("The trained model is in %s", target)

@@ -24,6 +24,7 @@ def run_card(trainer: Trainer, module: Any) -> str:
     facts = {
         "algorithm": f"{type(module).__name__}   {module.formula}",
         "policy": f"{module.policy_files.policy}, {_parameters(held(module)[0].parameters)} parameters, {module.policy_files.options.dtype}",
+        "adapter": _adapter(module),
         **data.describe(),
         "estimator": getattr(module, "estimator", None),
         "optimizer": f"{trainer.estimated_stepping_batches:,} steps, lr {module.optimizer_options.lr:g} "
@@ -43,7 +44,14 @@ def _parameters(count: int) -> str:
     return in_units(count, "").rstrip().replace("G", "B")
 
 
+def _adapter(module: Any) -> str | None:
+    if module.lora is None:
+        return None
+    return f"LoRA, {module.lora}; {_parameters(sum(model.trained for model in held(module)))} parameters are trained in all"
+
+
 def _memory(module: Any) -> str:
     models = held(module)
     parts = [f"{model.name} {in_units(model.total)}" for model in models]
-    return f"{in_units(sum(model.total for model in models))} of weights, gradients and optimizer: {', '.join(parts)}"
+    each = " on each device" if module.trainer.world_size > 1 else ""
+    return f"{in_units(sum(model.total for model in models))} of weights, gradients and optimizer{each}: {', '.join(parts)}"

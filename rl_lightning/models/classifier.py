@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from rl_lightning.errors import UserError
 from rl_lightning.models.forward import accepts
 from rl_lightning.models.loading import PolicyFiles, without_load_report
+from rl_lightning.models.seeding import seeded
 
 log = logging.getLogger(__name__)
 
@@ -82,8 +83,7 @@ class ClassifierFiles(PolicyFiles):
                 f"{self.role} {self.policy!r} tells {len(self.labels)} labels apart ({', '.join(self.labels[:5])}): start "
                 "from a classifier of one label, or from a causal language model, which gets a new head"
             )
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), without_load_report():
-            torch.manual_seed(torch.initial_seed())
+        with seeded(), without_load_report():
             model, missing = self._read_weights(AutoModelForSequenceClassification, num_labels=1)
         self._refuse_missing([n for n in missing if self.is_classifier or n.startswith(f"{model.base_model_prefix}.")])
         self._tell_padding(model)

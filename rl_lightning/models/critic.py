@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoModel, PreTrainedModel
 
 from rl_lightning.errors import UserError
+from rl_lightning.models.adapters import is_adapted
 from rl_lightning.models.forward import accepts, position_ids
 from rl_lightning.models.loading import PolicyFiles, without_load_report
 
@@ -100,6 +101,7 @@ class Critic(nn.Module):
 
 def head_for(model: PreTrainedModel) -> ValueHead:
     """Return a value head for a model's last hidden states, which are as wide as its embeddings (in OPT narrower than its
-    layers)."""
-    embeddings: Any = model.get_input_embeddings()
-    return ValueHead(embeddings.weight.shape[1], embeddings.weight.dtype)
+    layers); in float32 at least beside an adapter, whose precision it shares."""
+    weight: Any = model.get_input_embeddings().weight
+    dtype = torch.promote_types(weight.dtype, torch.float32) if is_adapted(model) else weight.dtype
+    return ValueHead(weight.shape[1], dtype)

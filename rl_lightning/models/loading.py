@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from rl_lightning.errors import UserError
+from rl_lightning.models.adapter_files import AdapterFiles
 
 #: Files of a policy that do not say what it is: they hold state of training, or are for people.
 _NO_PART_OF_IT = ("*.md", "*.pt", "*.ckpt", "training_args*", "optimizer*", "trainer_state*", ".*")
@@ -58,7 +59,8 @@ class PolicyFiles:
     """Where a policy's configuration, tokenizer and weights come from; each is read when first asked for.
 
     Args:
-        policy: `embedded`, a local directory in Hugging Face format, a `.gguf` file, or a name on the hub.
+        policy: `embedded`, a local directory in Hugging Face format, a `.gguf` file, or a name on the hub. A directory with
+            a LoRA adapter and nothing else is the model that it was trained on with the adapter merged into its weights.
         options: how to load it.
 
     Raises:
@@ -76,9 +78,15 @@ class PolicyFiles:
     def _location(self) -> dict[str, Any]:
         """Return the arguments that tell transformers where the files are."""
         trust = {"trust_remote_code": self.options.trust_remote_code}
+        if self.options.trust_remote_code:
+            log.warning(
+                "%s %r: trust_remote_code is on, so Python code that comes with it may run", self.role, self.policy
+            )
         if self.policy == EMBEDDED:
             return {"pretrained_model_name_or_path": str(files("rl_lightning") / "assets" / "chain_sum"), **trust}
         path = Path(self.policy).expanduser()
+        if self.adapter is not None:
+            return {"pretrained_model_name_or_path": self.adapter.config()["base_model_name_or_path"], **trust}
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise UserError(f"{self.role}: there is no file {path}{_near_misses(path)}")
@@ -90,6 +98,26 @@ class PolicyFiles:
         if not path.is_dir() and (path.is_absolute() or self.policy.startswith((".", "~"))):
             raise UserError(f"{self.role}: there is no directory {path}{_near_misses(path)}")
         return {"pretrained_model_name_or_path": str(path) if path.is_dir() else self.policy, **trust}
+
+    @cached_property
+    def adapter(self) -> AdapterFiles | None:
+        """The adapter, if the policy is one beside the model that it was trained on."""
+        path = Path(self.policy).expanduser()
+        return AdapterFiles(path, self.role) if AdapterFiles.are_in(path) else None
+
+    @property
+    def base(self) -> str:
+        """Where others find the model without an adapter: a whole path, or a name on the hub.
+
+        Raises:
+            UserError: for a `.gguf` file, and for an adapter that was merged while loading.
+        """
+        place = str(self._location["pretrained_model_name_or_path"])
+        if "gguf_file" in self._location or self.adapter is not None:
+            raise UserError(
+                f"{self.role} {self.policy!r} is no model directory that an adapter could name as its base: export with merge: true"
+            )
+        return str(Path(place).resolve()) if Path(place).is_dir() else place
 
     @cached_property
     def config(self) -> PretrainedConfig:
@@ -115,11 +143,15 @@ class PolicyFiles:
     def fingerprint(self) -> str:
         """A hash of the contents of configuration, tokenizer and weights; for a name on the hub, the name and its revision."""
         place = Path(self._location["pretrained_model_name_or_path"])
-        if not place.is_dir():
-            return f"{self.policy}@{getattr(self.config, '_commit_hash', None)}"
-        only = self._location.get("gguf_file")
-        paths = [place / only] if only else sorted(path for path in place.iterdir() if path.is_file())
         whole = hashlib.sha256()
+        if not place.is_dir():
+            name = f"{place}@{getattr(self.config, '_commit_hash', None)}"
+            if self.adapter is None:
+                return name
+            whole.update(name.encode())
+        only = self._location.get("gguf_file")
+        places = ([place] if place.is_dir() else []) + ([] if self.adapter is None else [self.adapter.directory])
+        paths = [place / only] if only else sorted(path for one in places for path in one.iterdir() if path.is_file())
         for path in paths:
             if not any(path.match(pattern) for pattern in _NO_PART_OF_IT):
                 with path.open("rb") as file:
@@ -172,6 +204,8 @@ class PolicyFiles:
             extra["attn_implementation"] = self.options.attn_implementation
         with self._reading("the weights"):
             model, report = kind.from_pretrained(**self._location, **extra, output_loading_info=True)
+        if self.adapter is not None:
+            self.adapter.merge_into(model)
         return model, sorted(report["missing_keys"])
 
     def _ready(self, model: PreTrainedModel, trainable: bool) -> PreTrainedModel:

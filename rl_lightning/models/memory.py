@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 #: AdamW keeps its step count as one float32 number a parameter tensor.
 _STEP_BYTES = 4
@@ -17,11 +18,13 @@ class Held:
     Args:
         name: what the module calls it: `policy`, `reference`, `critic` and so on.
         parameters: how many numbers.
+        trained: how many of them are trained; those of an adapter alone, where there is one.
         weights, gradients, optimizer: bytes. Gradients and AdamW's two moments exist for trainable parameters only.
     """
 
     name: str
     parameters: int
+    trained: int
     weights: int
     gradients: int
     optimizer: int
@@ -33,7 +36,8 @@ class Held:
 
 
 def held(module: nn.Module) -> list[Held]:
-    """Return what every model of a module holds, in the order in which they were loaded; shared parameters count once.
+    """Return what every model of a module holds on this rank, in the order in which they were loaded; shared parameters count
+    once, and of sharded ones this rank's share.
 
     Activations, caches and the data are not in it; they depend on the sizes of microbatches, not on the algorithm.
     """
@@ -45,17 +49,22 @@ def held(module: nn.Module) -> list[Held]:
         if not own:
             continue
         trained = [parameter for parameter in own if parameter.requires_grad]
-        gradients = sum(parameter.nbytes for parameter in trained)
+        gradients = sum(map(_own_bytes, trained))
         result.append(
             Held(
                 name,
                 parameters=sum(parameter.numel() for parameter in own),
-                weights=sum(parameter.nbytes for parameter in own),
+                trained=sum(parameter.numel() for parameter in trained),
+                weights=sum(map(_own_bytes, own)),
                 gradients=gradients,
                 optimizer=2 * gradients + _STEP_BYTES * len(trained),
             )
         )
     return result
+
+
+def _own_bytes(parameter: Tensor) -> int:
+    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).nbytes
 
 
 def in_units(count: float, unit: str = "B") -> str:

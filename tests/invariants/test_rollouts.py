@@ -49,9 +49,11 @@ def test_the_first_minibatch_of_a_rollout_has_ratio_one_exactly(precision, tiny_
 
 
 def test_the_sampler_and_the_trainer_agree_on_log_probabilities(tiny_policy, tmp_path):
-    for batch in run(tiny_policy, tmp_path).batches:
-        difference = (batch.rollout_logprobs - batch.old_logprobs)[batch.response_mask]
+    watch = run(tiny_policy, tmp_path)
+    for rollout in watch.rollouts:
+        difference = (rollout.rollout_logprobs - rollout.old_logprobs)[rollout.response_mask]
         assert float(difference.abs().max()) < 1e-5
+    assert all(batch.rollout_logprobs is None for batch in watch.batches), "there is nothing to correct"
 
 
 def test_every_epoch_goes_through_the_whole_rollout_group_by_group(tiny_policy, tmp_path):

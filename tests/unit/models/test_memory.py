@@ -23,17 +23,17 @@ class Pair(nn.Module):
 def test_by_hand():
     """20 numbers of 4 bytes, as many for the gradient, twice as many and two step counts for AdamW; 20 of 8 bytes."""
     assert held(Pair()) == [
-        Held("policy", parameters=20, weights=80, gradients=80, optimizer=160 + 8),
-        Held("reference", parameters=20, weights=160, gradients=0, optimizer=0),
+        Held("policy", parameters=20, trained=20, weights=80, gradients=80, optimizer=160 + 8),
+        Held("reference", parameters=20, trained=0, weights=160, gradients=0, optimizer=0),
     ]
 
 
 def without_steps(module):
-    return [Held(h.name, h.parameters, h.weights, h.gradients, 2 * h.gradients) for h in held(module)]
+    return [Held(h.name, h.parameters, h.trained, h.weights, h.gradients, 2 * h.gradients) for h in held(module)]
 
 
 def frozen_too(module):
-    return [Held(h.name, h.parameters, h.weights, h.weights, 2 * h.weights) for h in held(module)]
+    return [Held(h.name, h.parameters, h.trained, h.weights, h.weights, 2 * h.weights) for h in held(module)]
 
 
 @holds_only_for(held, without_steps=without_steps, frozen_too=frozen_too)

@@ -1,0 +1,152 @@
+"""The peak memory of training a LoRA adapter, next to that of training all weights.
+
+Usage: python -m examples.bench_lora_memory [--policy DIRECTORY] [--answers 8] [--tokens 128] [--microbatch 2] [--rank 16]
+
+Each row is a process of its own that takes two GRPO steps, the first of which makes AdamW's moments, on rollouts of its own
+samples: loading, sampling, scoring by the reference, forward, backward and update are all in its peak, the largest resident
+size that the kernel saw. Activations are the same for both, and grow with the microbatch; an optimizer step is the same for any.
+Without `--policy` the model has the shape of SmolLM2-135M and random weights.
+
+glibc is told to hand back what is freed: by default it keeps pieces below 32 MB, and more of them for activations than are ever
+in use at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rl_lightning.algorithms import GRPO
+from rl_lightning.callbacks import GroupNormalize
+from rl_lightning.data import ChainSum, RolloutDataModule
+from rl_lightning.generation import Sampling
+from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles
+from rl_lightning.models.memory import held, in_units
+from rl_lightning.rewards import RewardSpec
+
+ROOT = Path(__file__).parents[1]
+#: SmolLM2-135M, as its config.json says.
+SHAPE = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+KINDS = ("full", "lora")
+#: Has glibc take and hand back each larger piece of memory by itself.
+RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+def random_policy(directory: str) -> str:
+    """Save a model of this shape with random weights, and the embedded policy's tokenizer beside it."""
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory)
+    PolicyFiles("embedded").tokenizer.save_pretrained(directory)
+    return directory
+
+
+def peak() -> int:
+    """Return the largest resident size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Widest(pl.Callback):
+    """Keeps the size of the largest microbatch, in tokens with padding."""
+
+    tokens = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at a microbatch."""
+        self.tokens = max(self.tokens, batch.input_ids.numel())
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Take two optimizer steps in this process and return what they held."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    pl.seed_everything(0, verbose=False)
+    before = peak()
+    module = GRPO(
+        policy=options.policy,
+        load=LoadOptions(dtype=options.dtype, gradient_checkpointing=options.checkpointing),
+        lora=LoraOptions(rank=options.rank, alpha=2 * options.rank) if options.run == "lora" else None,
+    )
+    data = RolloutDataModule(
+        prompts=ChainSum(train_size=64, val_size=4),
+        prompts_per_rollout=1,
+        group_size=options.answers,
+        microbatch_size=options.microbatch,
+        sampling=Sampling(max_new_tokens=options.tokens),
+        rewards=[RewardSpec("rl_lightning.rewards.functions.response_length")],
+    )
+    widest = Widest()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = pl.Trainer(
+            accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, limit_val_batches=0, default_root_dir=scratch, callbacks=[GroupNormalize(), widest],
+        )  # fmt: skip
+        trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 2
+    return {"peak": peak(), "before": before, "held": sum(one.total for one in held(module)), "tokens": widest.tokens}
+
+
+def in_own_process(policy: str, kind: str, checkpointing: bool, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the numbers of one configuration."""
+    command = [sys.executable, "-m", "examples.bench_lora_memory", f"--run={kind}", f"--policy={policy}"]
+    command += [f"--{name}={getattr(options, name)}" for name in ("answers", "tokens", "microbatch", "rank", "dtype")]
+    command += ["--checkpointing"] if checkpointing else []
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | RETURN_FREED, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    numbers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return numbers
+
+
+def main() -> None:
+    """Measure one configuration, if told which, or all of them, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--policy")
+    parser.add_argument("--answers", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--microbatch", type=int, default=2)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--checkpointing", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=KINDS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.run:
+        print(json.dumps(measure(options)))
+        return
+    print(f"{options.answers} answers of up to {options.tokens} tokens a step, {options.microbatch} in a microbatch\n")
+    print("| activations | trained | weights, gradients, optimizer, reference | largest microbatch | peak | of full |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as scratch:
+        policy = options.policy or random_policy(scratch)
+        for checkpointing in (False, True):
+            numbers = {kind: in_own_process(policy, kind, checkpointing, options) for kind in KINDS}
+            for kind, found in numbers.items():
+                ratio = found["peak"] / numbers["full"]["peak"]
+                kept = "recomputed" if checkpointing else "kept"
+                name = "all weights" if kind == "full" else f"LoRA of rank {options.rank}"
+                print(
+                    f"| {kept} | {name} | {in_units(found['held'])} | {found['tokens']} tokens | {in_units(found['peak'])} | "
+                    f"{ratio:.2f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Adapters on disk, in the format of peft."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rl_lightning.errors import UserError
+from rl_lightning.models.adapters import ADAPTER, is_adapter_weight, merge
+
+_CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model.safetensors"
+#: Where peft thinks of the model as being.
+_PREFIX = "base_model.model."
+
+#: Settings of peft that make an adapter something else than s B A, beside what such an adapter has there.
+_PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora"), (False, None)),
+    **dict.fromkeys(
+        ("modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication", "trainable_token_indices"),
+        (None, {}, []),
+    ),
+    "target_parameters": (None, []),
+}
+
+
+def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], base: str, target: Path) -> None:
+    """Write the adapter of a model alone, and the head of a classifier, as `peft.PeftModel.from_pretrained` reads them.
+
+    Args:
+        model: has an adapter.
+        weights: all of its weights, whole.
+        base: the directory or hub name that the model was loaded from, for the one who loads the adapter.
+        target: a directory.
+    """
+    # peft keeps its settings on the model, under an attribute that a plain model does not have.
+    config: Any = copy.copy(model.peft_config[ADAPTER])
+    adapted = [name for name in weights if is_adapter_weight(name)]
+    trained = [name for name, value in model.named_parameters() if value.requires_grad and not is_adapter_weight(name)]
+    config.base_model_name_or_path = base
+    config.modules_to_save = sorted({name.split(".")[0] for name in trained}) or None
+    config.inference_mode = True
+    target.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(target))
+    state = {name.replace(f".{ADAPTER}.", "."): weights[name] for name in [*adapted, *trained]}
+    save_file({f"{_PREFIX}{name}": value.contiguous() for name, value in state.items()}, target / _WEIGHTS)
+
+
+class AdapterFiles:
+    """An adapter in the format of peft, as an exported run or another tool wrote it.
+
+    Args:
+        directory: has an `adapter_config.json`.
+        role: what messages call it.
+    """
+
+    def __init__(self, directory: Path, role: str) -> None:
+        self.directory = directory
+        self._said = f"{role} {str(directory)!r} is an adapter"
+
+    @staticmethod
+    def are_in(directory: Path) -> bool:
+        """Tell whether a directory holds an adapter and no whole model."""
+        return (directory / _CONFIG).is_file() and not (directory / "config.json").is_file()
+
+    def config(self) -> dict[str, Any]:
+        """Return peft's settings.
+
+        Raises:
+            UserError: if they cannot be read, or are not those of a plain LoRA adapter.
+        """
+        try:
+            config: dict[str, Any] = json.loads((self.directory / _CONFIG).read_text())
+        except ValueError as error:
+            raise UserError(f"{self._said} whose {_CONFIG} cannot be read: {error}") from error
+        for name, plain in _PLAIN.items():
+            if name in config and config[name] not in plain:
+                raise UserError(
+                    f"{self._said} with {name}: {config[name]}, and only plain LoRA can be merged while loading: merge it yourself "
+                    "(peft's merge_and_unload, or HFExport with merge: true) and name the result"
+                )
+        if not config.get("base_model_name_or_path"):
+            raise UserError(
+                f"{self._said} whose {_CONFIG} does not say of which model: set base_model_name_or_path in it"
+            )
+        return config
+
+    def merge_into(self, model: PreTrainedModel) -> None:
+        """Add the adapter to the weights of its base model, in place.
+
+        Raises:
+            UserError: if it cannot be read, or belongs to another model.
+        """
+        config = self.config()
+        scaling = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
+        transposed = bool(config.get("fan_in_fan_out"))
+        # A backbone lacks the name under which the whole model has it.
+        backbone = f"{model.base_model_prefix}." if model.base_model is model else ""
+        own = dict(model.named_parameters())
+        state = self._weights()
+        first = {name for name in state if name.endswith(".lora_A.weight")}
+        with torch.no_grad():
+            for name in first:
+                path = name.removesuffix(".lora_A.weight")
+                target = f"{path.removeprefix(_PREFIX).removeprefix(backbone)}.weight"
+                a, b = state.pop(name), state.pop(f"{path}.lora_B.weight", None)
+                if target not in own or b is None:
+                    raise UserError(
+                        f"{self._said} of another model: this {type(model).__name__} has no {target} to add it to"
+                    )
+                try:
+                    own[target].copy_(merge(own[target], a, b, scaling, transposed))
+                except RuntimeError as error:
+                    raise UserError(
+                        f"{self._said} of another model: {tuple(b.shape)} and {tuple(a.shape)} do not fit {target}, "
+                        f"{tuple(own[target].shape)}"
+                    ) from error
+        if state or not first:
+            left = next(iter(state), "nothing")
+            raise UserError(f"{self._said} with {left} in it, which is no part of plain LoRA: merge it yourself")
+
+    def _weights(self) -> dict[str, Tensor]:
+        try:
+            with safe_open(self.directory / _WEIGHTS, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self._said} whose {_WEIGHTS} cannot be read: {error}") from error

@@ -1,0 +1,219 @@
+"""LoRA: a frozen model, and a small trained addition to each of its linear layers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rl_lightning.errors import UserError
+from rl_lightning.models.seeding import seeded
+
+#: What peft calls an adapter that is the only one.
+ADAPTER = "default"
+#: What `FSDPStrategy` puts between the names of a layer and of its parts.
+_WRAPPED = "_fsdp_wrapped_module"
+#: What peft calls the layer that an adapter is added to.
+_BASE = "base_layer"
+
+
+@dataclass
+class LoraOptions:
+    """Train y = W x + s B A x with W frozen, for A of r rows and B of r columns; s = α/r.
+
+    A begins random, as a function of the run's seed alone, and B at 0, so that the model begins as it was loaded.
+
+    Source: Hu et al. (arXiv 2106.09685) Eq. 3; `rank_stabilized`: Kalajdzievski (2312.03732). Departure: there is no dropout,
+    since a policy that drops units at random is not the one that sampled. Adapters of a model in half precision are float32.
+
+    Args:
+        rank: r ≥ 1.
+        alpha: α > 0.
+        rank_stabilized: s = α/√r, under which the size of updates does not shrink as the rank grows.
+        target_modules: `all-linear`, which leaves out the language-model head; or the last parts of the names of linear
+            layers, such as [q_proj, v_proj]; or a regular expression for whole names.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    rank_stabilized: bool = False
+    target_modules: list[str] | str = "all-linear"
+
+    def __post_init__(self) -> None:
+        """Refuse what trains nothing."""
+        if self.rank < 1:
+            raise UserError(f"lora.rank must be at least 1, not {self.rank}")
+        if self.alpha <= 0:
+            raise UserError(f"lora.alpha must be above 0, not {self.alpha:g}")
+        if not self.target_modules:
+            raise UserError(
+                "lora.target_modules is empty, so nothing would be trained: leave it out for all linear layers"
+            )
+
+    @property
+    def scaling(self) -> float:
+        """s, what B A x is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}, alpha {self.alpha:g}{', rank-stabilized' if self.rank_stabilized else ''}"
+
+
+def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel:
+    """Freeze a loaded model and give its linear layers an adapter, in place; the head of a classifier stays trained in full.
+
+    The model keeps its class: whatever could be done with it before can be done with it still.
+
+    Raises:
+        UserError: if peft is missing or does not know how, or `target_modules` names what is no linear layer.
+    """
+    try:
+        from peft import LoraConfig, TaskType, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("lora needs peft: pip install 'rl_lightning[lora]'") from error
+    heads = _heads(model)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM,
+        r=options.rank,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        use_rslora=options.rank_stabilized,
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
+        target_modules=options.target_modules,
+        exclude_modules=rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
+    )
+    _check_targets(model, options)
+    try:
+        with seeded():
+            inject_adapter_in_model(config, model, ADAPTER)
+    except ValueError as error:
+        raise UserError(
+            f"lora: peft cannot adapt this {type(model).__name__}: {' '.join(str(error).split())}"
+        ) from error
+    for layer in adapter_layers(model).values():
+        for part in (layer.lora_A, layer.lora_B):
+            part.to(_wide(layer.base_layer.weight.dtype))
+    for name in heads:
+        head: nn.Module = model.get_submodule(name).requires_grad_(True)
+        dtype = next(head.parameters()).dtype
+        if dtype != _wide(dtype):
+            head.to(_wide(dtype)).register_forward_pre_hook(_to_own_dtype)
+    return model
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which what is trained beside weights of another one is kept: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _to_own_dtype(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hand a head what it reads in the precision that it computes in, which is no longer its backbone's."""
+    dtype = next(head.parameters()).dtype
+    return tuple(value.to(dtype) if isinstance(value, Tensor) else value for value in inputs)
+
+
+def _heads(model: PreTrainedModel) -> list[str]:
+    """Return the names of what a classifier has besides its backbone; nothing for other models."""
+    backbone = model.base_model
+    if backbone is model or model.get_output_embeddings() is not None:
+        return []
+    return [name for name, child in model.named_children() if child is not backbone]
+
+
+def _check_targets(model: PreTrainedModel, options: LoraOptions) -> None:
+    """Refuse names that fit no layer, and layers that an adapter could not be merged into.
+
+    Raises:
+        UserError: naming them.
+    """
+    wanted = options.target_modules
+    if wanted == "all-linear":
+        return
+    names = [wanted] if isinstance(wanted, str) else wanted
+    layers = {name: layer for name, layer in model.named_modules() if name}
+    for name in names:
+        pattern = name if isinstance(wanted, str) else rf"(.*\.)?{re.escape(name)}"
+        found = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
+        linear = sorted(
+            {path.split(".")[-1] for path, layer in layers.items() if isinstance(layer, (nn.Linear, Conv1D))}
+        )
+        other = [path for path, layer in found.items() if not isinstance(layer, (nn.Linear, Conv1D))]
+        if not found or other:
+            what = f"is {other[0]}, which is no linear layer" if other else "is no layer"
+            raise UserError(
+                f"lora.target_modules: {name!r} {what} of this {type(model).__name__}: its linear layers are {', '.join(linear)}"
+            )
+        embeddings: Any = model.get_input_embeddings()
+        tied = [path for path, layer in found.items() if layer.weight is embeddings.weight]
+        if tied:
+            raise UserError(
+                f"lora.target_modules: {tied[0]} shares its weights with the embeddings, so an adapter could not be merged into "
+                "it: leave it out"
+            )
+
+
+def adapter_layers(model: nn.Module) -> dict[str, Any]:
+    """Return the layers that have an adapter, by name; none for a model that is trained in full."""
+    inside = f".lora_A.{ADAPTER}."
+    names = dict.fromkeys(name.split(inside)[0] for name, _ in model.named_parameters() if inside in name)
+    return {name: model.get_submodule(name) for name in names}
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Tell whether a model has an adapter."""
+    return bool(adapter_layers(model))
+
+
+def is_adapter_weight(name: str) -> bool:
+    """Tell whether a weight belongs to an adapter, by its name."""
+    return f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name
+
+
+@contextlib.contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Inside, an adapted model is the one that was loaded, to the last bit; nothing may be trained there."""
+    layers = list(adapter_layers(model).values())
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merge(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: bool) -> Tensor:
+    """Return W + s B A, computed in at least float32 and rounded once to the precision of W.
+
+    Args:
+        weight: W, (out, in); (in, out) if `transposed`, as GPT-2 keeps it.
+        a, b: (r, in) and (out, r).
+        scaling: s.
+        transposed: how W is kept.
+    """
+    dtype = _wide(weight.dtype)
+    addition = scaling * (b.to(dtype) @ a.to(dtype))
+    return (weight.to(dtype) + (addition.T if transposed else addition)).to(weight.dtype)
+
+
+def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of an adapted model as those of a plain one of its class that does the same.
+
+    Args:
+        model: its layers say which are adapted, and by how much.
+        weights: all of its weights, whole, under the names that they have in a model that is not sharded.
+    """
+    plain = {name.replace(f".{_BASE}.", "."): value for name, value in weights.items() if not is_adapter_weight(name)}
+    for path, layer in adapter_layers(model).items():
+        name = path.replace(f"{_WRAPPED}.", "")
+        a, b = (weights[f"{name}.lora_{letter}.{ADAPTER}.weight"] for letter in "AB")
+        target = f"{name}.weight"
+        plain[target] = merge(plain[target], a, b, layer.scaling[ADAPTER], layer.fan_in_fan_out)
+    return plain

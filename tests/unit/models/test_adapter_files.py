@@ -1,0 +1,146 @@
+"""Adapters on disk: merged and alone, ours and those of peft, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rl_lightning.errors import UserError
+from rl_lightning.models import (
+    ClassifierFiles,
+    CriticFiles,
+    LoraOptions,
+    PolicyFiles,
+    add_adapter,
+    is_adapted,
+    merged_weights,
+    save_adapter,
+)
+from rl_lightning.strategies import full_state_dict
+from tests.adapted import IDS, adapted, logits, moved, save_gpt2
+from tests.checks import assert_same
+from tests.tiny import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def gpt2_policy(tmp_path_factory):
+    return save_gpt2(tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.mark.parametrize("kind", ["tiny_policy", "gpt2_policy"])
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_merged_and_alone_on_disk(kind, stabilized, request, tmp_path):
+    """Merged, transformers reads it; alone, peft and we do; all say the same."""
+    policy = request.getfixturevalue(kind)
+    model = moved(adapted(policy, rank_stabilized=stabilized), 0.05)
+    expected = logits(model)
+    weights = full_state_dict(model)
+    model.save_pretrained(tmp_path / "merged", state_dict=merged_weights(model, weights))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not is_adapted(merged) and {p.name for p in (tmp_path / "merged").glob("adapter*")} == set()
+    assert_same(logits(merged), expected, 1e-5)
+    assert float((logits(merged) - logits(PolicyFiles(policy).load())).abs().max()) > 1e-2
+
+    save_adapter(model, full_state_dict(model), PolicyFiles(policy).base, tmp_path / "alone")
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy), tmp_path / "alone")
+    assert torch.equal(logits(theirs), expected)
+    ours = PolicyFiles(str(tmp_path / "alone")).load()
+    assert torch.equal(logits(ours), logits(merged)) and not is_adapted(ours)
+    assert all(parameter.requires_grad for parameter in ours.parameters())
+
+
+def test_an_adapter_that_peft_made_is_a_policy_a_backbone_and_the_beginning_of_a_reward_model(tiny_policy, tmp_path):
+    settings = LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "down_proj"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy), settings)
+    moved(model).save_pretrained(tmp_path)
+    files = PolicyFiles(str(tmp_path))
+    assert_same(logits(files.load()), logits(model), 1e-5)
+    assert files.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+
+    hidden = model.base_model.model.model(IDS).last_hidden_state
+    assert_same(CriticFiles(str(tmp_path)).load_backbone().eval()(IDS).last_hidden_state, hidden, 1e-5)
+    scorer = ClassifierFiles(str(tmp_path)).load_scorer().eval()
+    assert_same(scorer.model(IDS).last_hidden_state, hidden, 1e-5)
+
+
+def test_a_reward_models_adapter_goes_with_its_head(tiny_policy, tmp_path):
+    files = ClassifierFiles(tiny_policy)
+    model = moved(add_adapter(files.load_scorer(), LoraOptions(rank=2)))
+    torch.nn.init.normal_(model.score.weight)
+    save_adapter(model, full_state_dict(model), files.base, tmp_path)
+    fresh = AutoModelForSequenceClassification.from_pretrained(tiny_policy, num_labels=1)
+    fresh.config.pad_token_id = files.tokenizer.pad_token_id
+    theirs = PeftModel.from_pretrained(fresh, tmp_path)
+    assert_same(logits(theirs), logits(model), 1e-6)
+    with pytest.raises(UserError, match=r"modules_to_save.*HFExport with merge: true"):
+        ClassifierFiles(str(tmp_path)).load_scorer()
+
+
+def test_an_adapter_is_part_of_the_fingerprint(tiny_policy, tmp_path):
+    prints = set()
+    for std in (0.1, 0.2):
+        model = moved(adapted(tiny_policy), std)
+        save_adapter(model, full_state_dict(model), tiny_policy, tmp_path / str(std))
+        prints.add(PolicyFiles(str(tmp_path / str(std))).fingerprint)
+        assert PolicyFiles(str(tmp_path / str(std))).fingerprint in prints
+    assert len(prints | {PolicyFiles(tiny_policy).fingerprint}) == 3
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def changed(name, value):
+    def change(directory):
+        config = json.loads((directory / "adapter_config.json").read_text())
+        (directory / "adapter_config.json").write_text(json.dumps(config | {name: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (changed("use_dora", True), "with use_dora: True, and only plain LoRA can be merged while loading"),
+        (changed("peft_type", "IA3"), "with peft_type: IA3"),
+        (changed("rank_pattern", {"q_proj": 2}), "with rank_pattern"),
+        (changed("base_model_name_or_path", None), "does not say of which model"),
+        (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json cannot be read"),
+        (lambda directory: (directory / "adapter_model.safetensors").write_bytes(b"x"), "safetensors cannot be read"),
+        (lambda directory: (directory / "adapter_model.safetensors").unlink(), "safetensors cannot be read"),
+    ],
+)
+def test_an_adapter_that_cannot_be_merged_is_refused(change, said, tiny_policy, tmp_path):
+    model = adapted(tiny_policy)
+    save_adapter(model, full_state_dict(model), tiny_policy, tmp_path)
+    change(tmp_path)
+    with pytest.raises(UserError, match=said):
+        PolicyFiles(str(tmp_path)).load()
+
+
+def test_an_adapter_of_another_model_is_refused(tiny_policy, gpt2_policy, tmp_path):
+    model = adapted(tiny_policy)
+    save_adapter(model, full_state_dict(model), gpt2_policy, tmp_path)
+    with pytest.raises(UserError, match=r"is an adapter of another model: this GPT2LMHeadModel has no model\.layers"):
+        PolicyFiles(str(tmp_path)).load()
+    changed("base_model_name_or_path", "embedded-but-wider")(tmp_path)
+    with pytest.raises(UserError, match="cannot read"):
+        PolicyFiles(str(tmp_path)).load()
+    changed("base_model_name_or_path", PolicyFiles("embedded").base)(tmp_path)
+    with pytest.raises(UserError, match="do not fit model"):
+        PolicyFiles(str(tmp_path)).load()
+
+
+def test_what_cannot_be_named_as_a_base(tiny_policy, tmp_path):
+    model = adapted(tiny_policy)
+    save_adapter(model, full_state_dict(model), tiny_policy, tmp_path)
+    with pytest.raises(UserError, match="export with merge: true"):
+        _ = PolicyFiles(str(tmp_path)).base
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(UserError, match="export with merge: true"):
+        _ = PolicyFiles(str(tmp_path / "model.gguf")).base
