@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import inspect
 import logging
 import os
@@ -20,22 +21,25 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from rl_lightning.algorithms import ObjectiveModule, OptimizerOptions
 from rl_lightning.callbacks import (
     CollapseWarning,
+    DurableLogs,
     GracefulStop,
     NonFiniteGuard,
     RNGState,
     RolloutProgressBar,
     RunCard,
+    RunLock,
     Speed,
 )
 from rl_lightning.data import Evaluation, ExampleSource, PairOptions, PromptOptions, SamplingDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, Sampling
 from rl_lightning.hooks import RolloutCallback
-from rl_lightning.models import LoadOptions
+from rl_lightning.models import LoadOptions, LoraOptions
 from rl_lightning.rewards import RewardLimits, RewardSpec
 from rl_lightning.strategies import AtomicCheckpointIO
 
@@ -62,16 +66,27 @@ class CLI(LightningCLI):
         bar = [] if own_bar or settings.enable_progress_bar is False else [RolloutProgressBar()]
         own = {type(callback) for callback in listed}
         always: list[Callback] = [
-            kind() for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning) if kind not in own
+            kind()
+            for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning, DurableLogs)
+            if kind not in own
         ]
         # Lightning's own timer stops between microbatches too, where a gradient would be lost, and saves nothing.
         always += [] if GracefulStop in own else [GracefulStop(settings.max_time)]
+        # After whatever saves at an exception.
+        always += [] if RunLock in own else [RunLock()]
         kwargs["max_time"] = None
         self.trainer_defaults["callbacks"] = [*always, *bar]
         plugins = {} if settings.plugins else {"plugins": [AtomicCheckpointIO()]}
         return super().instantiate_trainer(**plugins, **kwargs)
 
     def before_fit(self) -> None:
+        """Refuse a checkpoint that is not there, and a directory that another run writes to, before anything is written."""
+        self.check_checkpoint()
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for lock in [callback for callback in callbacks if isinstance(callback, RunLock)]:
+            lock.acquire(self.trainer)
+
+    def check_checkpoint(self) -> None:
         """Refuse a checkpoint that is not there; for `last` Lightning would begin anew and only warn."""
         path = self.config[self.subcommand].get("ckpt_path")
         if path not in (None, "last", "best", "hpc", "registry") and not Path(path).exists():
@@ -86,10 +101,19 @@ class CLI(LightningCLI):
                 "--ckpt_path to begin, or set dirpath and save_last on ModelCheckpoint"
             )
 
-    before_validate = before_test = before_predict = before_fit
+    before_validate = before_test = before_predict = check_checkpoint
 
     def _parse_ckpt_path(self) -> None:
         """Leave a checkpoint's hyper-parameters alone: the command line and the YAML decide, here as elsewhere."""
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Writes down what a run was fitted with; evaluating it later, with other settings, leaves that alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save before a fit."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 def mistake_behind(error: BaseException | None) -> str | None:
@@ -99,8 +123,18 @@ def mistake_behind(error: BaseException | None) -> str | None:
             return str(error)
         if isinstance(error, (MisconfigurationException, OmegaConfBaseException)):
             return " ".join(str(error).split())
+        if is_full_disk(error):
+            place = getattr(error, "filename", None)
+            return f"cannot write{f' {place}' if place else ''}, the disk is full: make room or choose another place"
         error = error.__cause__ or error.__context__
     return None
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether an error says that there is no room left, or none for this user."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, SafetensorError) and os.strerror(errno.ENOSPC) in str(error)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -128,7 +162,7 @@ def run(args: Sequence[str] | None = None) -> CLI:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={"parser_mode": "omegaconf+"},
-        save_config_callback=SaveConfigCallback,
+        save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0},
         parser_class=Parser,
@@ -167,6 +201,7 @@ def known_options() -> set[str]:
     waiting += [
         OptimizerOptions,
         LoadOptions,
+        LoraOptions,
         Sampling,
         Evaluation,
         PairOptions,
@@ -187,6 +222,9 @@ def _calm() -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # its DataModule keeps its state
+    # Metrics are the same on every rank, but for times, of which rank 0's are shown; and nothing is changed in place.
+    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True")
+    warnings.filterwarnings("ignore", ".*returned a view tensor.*")
     # The reference is in evaluation mode, as it should be.
     warnings.filterwarnings("ignore", ".*module\\(s\\) in eval mode.*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

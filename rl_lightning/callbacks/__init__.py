@@ -1,6 +1,7 @@
 """What can be added to a run: stages of a rollout, tables and curves, exports."""
 
 from rl_lightning.callbacks.adaptive_kl import AdaptiveKL
+from rl_lightning.callbacks.durable_logs import DurableLogs
 from rl_lightning.callbacks.dynamic_sampling import DynamicSampling
 from rl_lightning.callbacks.graceful_stop import GracefulStop
 from rl_lightning.callbacks.group_normalize import GroupNormalize
@@ -15,13 +16,16 @@ from rl_lightning.callbacks.progress import RolloutProgressBar
 from rl_lightning.callbacks.rejection_sampling import RejectionSampling
 from rl_lightning.callbacks.rng_state import RNGState
 from rl_lightning.callbacks.run_card import RunCard
+from rl_lightning.callbacks.run_lock import RunLock
 from rl_lightning.callbacks.samples import SampleTable
 from rl_lightning.callbacks.speed import Speed
+from rl_lightning.callbacks.step_checkpoint import StepCheckpoint
 from rl_lightning.hooks import RolloutCallback
 
 __all__ = [
     "AdaptiveKL",
     "CollapseWarning",
+    "DurableLogs",
     "DynamicSampling",
     "GracefulStop",
     "GroupNormalize",
@@ -37,6 +41,8 @@ __all__ = [
     "RolloutCallback",
     "RolloutProgressBar",
     "RunCard",
+    "RunLock",
     "SampleTable",
     "Speed",
+    "StepCheckpoint",
 ]

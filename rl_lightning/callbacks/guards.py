@@ -12,18 +12,21 @@ from torch import Tensor
 
 from rl_lightning import types
 from rl_lightning.errors import UserError
-from rl_lightning.strategies import atomic_save, load_plain
+from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
+from rl_lightning.strategies.sharding import whole
 from rl_lightning.types import Rows
 
 log = logging.getLogger(__name__)
 
 
 class NonFiniteGuard(Callback):
-    """Count optimizer steps that were skipped because their gradient was infinite or not a number, and stop a run that
-    does nothing else.
+    """Count optimizer steps that were skipped because their loss or gradient was infinite or not a number, and stop a run
+    that does nothing else.
 
     The module itself leaves the weights alone in such a step. The first of them is written to a file with the weights and
-    all that the step was made of, from which `replay` computes the same loss again.
+    all that the step was made of, on every rank, from which `replay` computes the same loss again. In float16 training a
+    step that overflowed is the scaler's business, which skips it too and takes a smaller scale, and counts here only
+    once that is below 1.
 
     Args:
         max_in_a_row: the run ends with an error when so many steps in a row were skipped.
@@ -66,23 +69,28 @@ class NonFiniteGuard(Callback):
         self._skipped += 1
         self._in_a_row += 1
         module.log("guard/skipped_steps", float(self._skipped))
-        if self._dump is None and trainer.is_global_zero:
-            self._dump = self._write(trainer, module, batches)
-            log.warning(
-                "Optimizer step %d had a gradient that is not finite and was skipped; what it was made of is in %s",
-                trainer.global_step,
-                self._dump,
-            )
+        if self._dump is None:
+            self._dump = self._write(trainer, batches)
         if self._in_a_row >= self.max_in_a_row:
             raise UserError(
-                f"{self._in_a_row} optimizer steps in a row had gradients that are not finite: lower optimizer.lr, check the "
-                f"rewards, or train in a wider precision; the first is in {self._dump}"
+                f"{self._in_a_row} optimizer steps in a row had losses or gradients that are not finite: lower optimizer.lr, "
+                f"check the rewards, or train in a wider precision; the first is in {self._dump}"
             )
 
-    def _write(self, trainer: Trainer, module: Any, batches: list[Rows]) -> Path:
+    def _write(self, trainer: Trainer, batches: list[Rows]) -> Path:
+        """Write a step down and say so, on rank 0; every rank has a part of it."""
         path = Path(self.dirpath or trainer.default_root_dir) / f"not_finite-step{trainer.global_step}.pt"
-        contents = [{"kind": type(batch).__name__, **vars(batch)} for batch in batches]
-        atomic_save({"state_dict": module.state_dict(), "batches": contents}, path)
+        own = [{"kind": type(batch).__name__, **vars(batch.to("cpu"))} for batch in batches]
+        ranks = from_every_rank(own)
+        state = {name: whole(value) for name, value in trainer.strategy.lightning_module_state_dict().items()}
+        if not trainer.is_global_zero:
+            return path
+        said = f"Optimizer step {trainer.global_step} had a loss or gradient that is not finite and was skipped"
+        try:
+            atomic_save({"state_dict": state, "batches": [batch for rank in ranks for batch in rank]}, path)
+            log.warning("%s; what it was made of is in %s", said, path)
+        except UserError as error:  # the run itself can go on
+            log.warning("%s; what it was made of is lost: %s", said, error)
         return path
 
 
@@ -93,10 +101,10 @@ def replay(path: str | Path, module: Any) -> Tensor:
         path: the file.
         module: made with the settings of that run; its models must be loaded (`configure_model`).
     """
-    dump = load_plain(path)
+    dump = load_plain(path, map_location="cpu")
     module.load_state_dict(dump["state_dict"])
     batches = [getattr(types, contents.pop("kind"))(**contents) for contents in dump["batches"]]
-    return torch.stack([module.loss(batch) for batch in batches]).sum()
+    return torch.stack([module.loss(batch.to(module.device)) for batch in batches]).sum()
 
 
 class CollapseWarning(Callback):
@@ -132,6 +140,8 @@ class CollapseWarning(Callback):
         for name, seen in self._seen.items():
             if name not in trainer.callback_metrics or name in self._warned:
                 continue
+            if name == "rollout/length_mean" and pl_module.learns_from != "rollouts":
+                continue  # of a table that was made before training, and logged once
             value = float(trainer.callback_metrics[name])
             if len(seen) < self.first:
                 seen.append(value)
@@ -139,7 +149,8 @@ class CollapseWarning(Callback):
             complaint = self._complaint(name, value, sum(seen) / len(seen))
             if complaint:
                 self._warned.append(name)
-                log.warning("%s (rollout %d; said once)", complaint, trainer.current_epoch)
+                if trainer.is_global_zero:
+                    log.warning("%s (rollout %d; said once)", complaint, trainer.current_epoch)
 
     def _complaint(self, name: str, value: float, began: float) -> str | None:
         if name == "policy/entropy":

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rl_lightning.data.offline import OfflineDataModule
+from rl_lightning.data.record import digest
 from rl_lightning.data.stages import refuse_stages
 from rl_lightning.data.written import encode_written, stack
 from rl_lightning.types import Minibatch
@@ -50,6 +51,10 @@ class DemonstrationDataModule(OfflineDataModule):
     def count(self) -> int:
         """Return the number of demonstrations."""
         return len(self._responses)
+
+    def table_digest(self) -> str:
+        """Return a hash of the demonstrations."""
+        return digest(self._responses)
 
     def longest(self) -> int:
         """Return the length of the longest demonstration in tokens."""

@@ -73,6 +73,17 @@ class OfflineDataModule(SamplingDataModule):
         """Return what is to be logged, once, with the first step of the run."""
         return {}
 
+    def table_digest(self) -> str:
+        """Return a hash of what is trained on."""
+        raise TypeError(f"{type(self).__name__} must define table_digest()")
+
+    def record(self) -> dict[str, Any]:
+        """Return what may not change between a checkpoint and a run that goes on from it."""
+        known, own = self._digests is not None, super().record()
+        if not known and self._digests is not None:
+            self._digests[f"what the {self.units} are made of"] = self.table_digest()
+        return own | (self._digests or {}) | {"data.init_args.batch_size": self.batch_size}
+
     def setup(self, stage: str) -> None:
         """Check sizes, then set up prompts and rewards."""
         assert self.trainer is not None

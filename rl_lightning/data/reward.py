@@ -16,6 +16,7 @@ from rl_lightning.data.evaluation import EvaluationLoader
 from rl_lightning.data.loader import EpochLoader
 from rl_lightning.data.offline import OfflineDataModule
 from rl_lightning.data.pairs import PairLoader, PairOptions, PairTable
+from rl_lightning.data.record import digest
 from rl_lightning.data.responses import scored
 from rl_lightning.data.samples import SampleTable, with_demonstrations
 from rl_lightning.data.scoring import rollout_metrics
@@ -257,6 +258,11 @@ class RewardDataModule(OfflineDataModule):
     def units(self) -> str:
         """What the units are."""
         return "pairs" if self.serves_pairs else "samples"
+
+    def table_digest(self) -> str:
+        """Return a hash of the pairs or samples: the policy's answers, and whatever they came out of."""
+        rows = self.table.rows
+        return digest([rows.input_ids.tolist(), rows.response_mask.tolist()])
 
     def longest(self) -> int:
         """Return L_max in tokens."""

@@ -127,6 +127,11 @@ class RolloutDataModule(SamplingDataModule):
         """Return how far training and sampling have come."""
         return super().state_dict() | {"supply": self.supply.state_dict()}
 
+    def record(self) -> dict[str, Any]:
+        """Return what may not change between a checkpoint and a run that goes on from it."""
+        sizes = ("prompts_per_rollout", "group_size", "epochs_per_rollout", "minibatch_size")
+        return super().record() | {f"data.init_args.{name}": getattr(self, name) for name in sizes}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         super().load_state_dict(state_dict)
@@ -274,13 +279,15 @@ class RolloutEpoch:
         for number in range(start, len(steps) * self.sizes.accumulate):
             step, part = divmod(number, self.sizes.accumulate)
             cut = slice(part * size, (part + 1) * size)
-            yield self.rollout.microbatch(
+            microbatch = self.rollout.microbatch(
                 steps[step][cut],
                 weights[step][cut],
                 ends_step=part + 1 == self.sizes.accumulate,
                 idle=idle[step],
                 metrics=self.rollout.metrics if number == 0 else {},
             )
+            # Where the policy itself samples, its own numbers have nothing to add to the trainer's.
+            yield microbatch if data.generator.samples_from_copy else replace(microbatch, rollout_logprobs=None)
 
     def _order(self, epoch: int) -> torch.Tensor:
         """Return all row numbers in the order of an epoch, groups whole.

@@ -12,11 +12,13 @@ from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.loader import Epoch, EpochLoader
 from rl_lightning.data.prompts import EncodedPrompt, encode_prompts
+from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
 from rl_lightning.data.responses import scored, unscored
 from rl_lightning.data.reward_models import with_models
 from rl_lightning.data.sources import ChainSum, ExampleSource
@@ -102,6 +104,7 @@ class SamplingDataModule(pl.LightningDataModule):
         if self.seed < 0:
             raise UserError(f"seed must be at least 0, not {self.seed}")
         self._encoded: dict[Split, list[EncodedPrompt]] = {}
+        self._digests: dict[str, str] | None = None
         #: Told how many responses are finished; a progress bar puts itself here.
         self.on_generation_progress: Callable[[int, int], None] | None = None
         #: Asked before every epoch and optimizer step (True: every rank is there) and while sampling (False) whether to go on;
@@ -123,12 +126,35 @@ class SamplingDataModule(pl.LightningDataModule):
         return self.loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far training has come."""
-        return self.loader.progress()
+        """Return how far training has come, and in what."""
+        return self.loader.progress() | {"record": self.record()}
+
+    def record(self) -> dict[str, Any]:
+        """Return what may not change between a checkpoint and a run that goes on from it: option or thing → plain value."""
+        if self._digests is None:
+            prompts = self._encoded.get("train", [])
+            self._digests = {
+                "the training prompts or their answers (data.init_args.prompts, prompt_options)": digest(
+                    (prompt.input_ids, prompt.example.answer) for prompt in prompts
+                ),
+                "the tokenizer": tokenizer_digest(self.module.policy_files.tokenizer),
+            }
+        return {
+            "model.class_path": type(self.module).__name__,
+            "data.class_path": type(self).__name__,
+            "data.init_args.seed": self.seed,
+            **self._digests,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            UserError: if this run's data are others.
+        """
         assert self.trainer is not None
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            refuse_changes(state_dict["record"], self.record())
         self.loader.restore(state_dict, data_parallel_rank(self.trainer), data_parallel_size(self.trainer))
 
     def check_position(self, position: int) -> None:
@@ -162,6 +188,7 @@ class SamplingDataModule(pl.LightningDataModule):
                 f"{type(self.module).__name__} learns from {self.module.learns_from}, but {type(self).__name__} serves "
                 f"{' and '.join(self.serves) or 'nothing'}: change data.class_path or model.class_path"
             )
+        self._digests = None
         self.evaluation.sampling(self.sampling).check(training=False)
         if self.rewarder is not None:
             self.rewarder.start()
@@ -218,7 +245,8 @@ class SamplingDataModule(pl.LightningDataModule):
         )
 
     def teardown(self, stage: str) -> None:
-        """Stop the reward workers, and let go of reward models."""
+        """Stop the reward workers, and let go of reward models and of what the generator holds."""
+        self.generator.close()
         if self.rewarder is not None:
             self.rewarder.close()
         for reward in self._reward_models:
@@ -255,10 +283,11 @@ class SamplingDataModule(pl.LightningDataModule):
         Returns:
             A rollout on the policy's device, its metrics holding what generation and rewards cost.
         """
-        assert self.rewarder is not None
+        assert self.rewarder is not None and self.trainer is not None
         started = time.perf_counter()
         model, files = sampler or (self.module.policy, self.module.policy_files)
         with self.frozen_mode() if sampler else self.module.rollout_mode():
+            self.generator.update(model, files, files.policy if sampler else self.trainer.global_step)
             sampled = self.generator.generate(
                 model,
                 [prompt.input_ids for prompt in prompts],

@@ -2,10 +2,14 @@
 
 import copy
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from rl_lightning.algorithms import GRPO, OptimizerOptions
 from rl_lightning.callbacks import CollapseWarning, NonFiniteGuard
@@ -38,12 +42,12 @@ class Weights(NonFiniteGuard):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
-def fit(policy, directory, kind=Breaks, **settings):
+def fit(policy, directory, kind=Breaks, plugins=None, **settings):
     """Four optimizer steps of two microbatches each."""
     module = kind(policy=policy, kl_coef=0.0, optimizer=OptimizerOptions(lr=1e-2, weight_decay=0.1))
     data = StoredRollouts(random_rollout(dtype=torch.float32), group_size=4, minibatch_size=4, microbatch_size=2)
     guard = Weights(**settings)
-    run = trainer(directory, [guard], gradient_clip_val=1.0)
+    run = trainer(directory, [guard], gradient_clip_val=1.0, plugins=plugins)
     run.fit(module, datamodule=data)
     return run, module, guard
 
@@ -58,7 +62,7 @@ def test_a_step_that_is_not_finite_moves_nothing_and_the_next_one_does(
     assert torch.equal(guard.weights[0], guard.weights[1])  # neither momentum nor weight decay
     assert not torch.equal(guard.weights[1], guard.weights[2])
     assert run.callback_metrics["guard/skipped_steps"] == 1
-    assert "Optimizer step 2 had a gradient that is not finite" in caplog.text
+    assert "Optimizer step 2 had a loss or gradient that is not finite" in caplog.text
     assert [path.name for path in tmp_path.glob("not_finite*")] == ["not_finite-step2.pt"]
 
 
@@ -68,6 +72,59 @@ def test_the_file_reproduces_the_step(tiny_policy, tmp_path):
     loss = replay(kept, loaded(Always, tiny_policy))
     assert loss.isnan()
     assert replay(kept, loaded(GRPO, tiny_policy)).isfinite()  # what broke it was the objective, not the data
+
+
+class BreaksTheLossAlone(Breaks):
+    """The loss is not finite, and every gradient is."""
+
+    def loss(self, batch):
+        loss = GRPO.loss(self, batch)
+        return loss + self.value if self.global_step in self.broken else loss
+
+    objective = GRPO.objective
+
+
+def test_a_loss_that_is_not_finite_is_enough(tiny_policy, tmp_path):
+    run, _, guard = fit(tiny_policy, tmp_path, BreaksTheLossAlone)
+    assert torch.equal(guard.weights[0], guard.weights[1]) and not torch.equal(guard.weights[1], guard.weights[2])
+    assert run.callback_metrics["guard/skipped_steps"] == 1
+    # The loss of the step was written down as it was.
+    assert replay(tmp_path / "not_finite-step2.pt", loaded(GRPO, tiny_policy)).isfinite()
+
+
+def test_in_float16_what_overflows_is_the_scalers_until_it_has_no_scale_left(tiny_policy, tmp_path, monkeypatch):
+    """From a scale of 2 on: halved to 1 and to 1/2 by two steps that overflow; only the third such step counts."""
+    monkeypatch.setattr(Breaks, "broken", (0, 1, 2))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    run, _, guard = fit(tiny_policy, tmp_path, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    assert run.callback_metrics["guard/skipped_steps"] == 1
+    assert torch.equal(guard.weights[0], guard.weights[2]) and not torch.equal(guard.weights[2], guard.weights[3])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_file_holds_every_ranks_part(strategy, tiny_policy, tmp_path):
+    script = str(Path(__file__).with_name("guard_ranks.py"))
+    done = subprocess.run(
+        [sys.executable, script, strategy, tiny_policy, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("had a loss or gradient that is not finite") == 1
+    (kept,) = tmp_path.glob("not_finite*")
+    assert replay(kept, loaded(GRPO, tiny_policy)).isnan()
+    dump = torch.load(kept, weights_only=True)
+    assert [bool(batch["advantages"].isnan().any()) for batch in dump["batches"]] == [False, False, False, True]
+    start = loaded(GRPO, tiny_policy).state_dict()
+    assert all(torch.equal(dump["state_dict"][name], value) for name, value in start.items())
+
+
+def test_a_full_disk_does_not_end_a_run_that_could_go_on(tiny_policy, tmp_path, monkeypatch, caplog):
+    def full(value, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    run, _, _ = fit(tiny_policy, tmp_path)
+    assert run.global_step == 4
+    assert "what it was made of is lost: cannot write" in caplog.text
 
 
 class Always(Breaks):
@@ -82,7 +139,9 @@ def loaded(kind, policy):
 
 def test_too_many_in_a_row_end_the_run_with_one_line(tiny_policy, tmp_path, monkeypatch):
     monkeypatch.setattr(Breaks, "broken", (0, 1, 2, 3))
-    with pytest.raises(UserError, match="3 optimizer steps in a row had gradients that are not finite") as error:
+    with pytest.raises(
+        UserError, match="3 optimizer steps in a row had losses or gradients that are not finite"
+    ) as error:
         fit(tiny_policy, tmp_path, max_in_a_row=3)
     assert "\n" not in str(error.value)
     monkeypatch.setattr(Breaks, "broken", (0, 2))
@@ -98,13 +157,16 @@ def test_counts_survive_a_checkpoint():
         NonFiniteGuard(max_in_a_row=0)
 
 
-def warnings_of(callback, caplog, **series):
+def warnings_of(callback, caplog, learns_from="rollouts", **series):
     """Let a callback see what rollouts log, and return what it says."""
+    module = SimpleNamespace(learns_from=learns_from)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         for number, values in enumerate(zip(*series.values(), strict=True)):
             names = {name.replace("_", "/", 1): torch.tensor(value) for name, value in zip(series, values, strict=True)}
-            callback.on_train_epoch_end(SimpleNamespace(callback_metrics=names, current_epoch=number), None)
+            callback.on_train_epoch_end(
+                SimpleNamespace(callback_metrics=names, current_epoch=number, is_global_zero=True), module
+            )
     return [record.getMessage() for record in caplog.records]
 
 
@@ -115,6 +177,13 @@ def test_a_collapse_is_said_once(caplog):
     again = CollapseWarning(first=2)
     again.load_state_dict(copy.deepcopy(callback.state_dict()))
     assert warnings_of(again, caplog, policy_entropy=[0.01]) == []
+
+
+def test_lengths_of_a_table_cannot_run_away(caplog):
+    """It is logged once, and a run that goes on does not log it again."""
+    callback = CollapseWarning(first=1)
+    assert warnings_of(callback, caplog, "samples", rollout_length_mean=[10.0, 90.0]) == []
+    assert callback.state_dict()["seen"]["rollout/length_mean"] == []
 
 
 @pytest.mark.parametrize(("length", "warns"), [(29.0, False), (31.0, True), (3.4, False), (3.3, True)])

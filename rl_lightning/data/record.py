@@ -1,0 +1,49 @@
+"""What a stream of training data is a function of; kept with how far it has come, since its position means nothing in another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rl_lightning.errors import UserError
+
+#: What marks a value as a hash, of which nobody wants to see the digits.
+_HASH = "sha256:"
+
+
+def digest(parts: Iterable[object]) -> str:
+    """Return a hash of some values that have a faithful `repr`, such as numbers, texts, lists and tuples of them."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(repr(part).encode("utf-8", "surrogatepass"))
+    return _HASH + whole.hexdigest()[:32]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a hash of a tokenizer's vocabulary, special tokens and chat template."""
+    return digest([sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), tokenizer.chat_template])
+
+
+def refuse_changes(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data than a checkpoint was made with.
+
+    Args:
+        saved: the checkpoint's record; names of options or things, and numbers, texts or hashes.
+        own: this run's.
+
+    Raises:
+        UserError: naming all that has changed.
+    """
+    changes = [_change(name, saved[name], own[name]) for name in own if name in saved and saved[name] != own[name]]
+    if changes:
+        raise UserError(
+            f"the checkpoint cannot go on, for the run is another one: {'; '.join(changes)}. Set that back; or begin a new run from the "
+            "trained weights, with the exported model as model.policy and without --ckpt_path"
+        )
+
+
+def _change(name: str, was: Any, now: Any) -> str:
+    return f"{name} changed" if str(was).startswith(_HASH) else f"{name} was {was} and is {now}"
