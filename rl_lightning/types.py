@@ -227,7 +227,8 @@ class Minibatch(Rows):
     Args:
         weights: (B, R) float; see `rl_lightning.functional.weights`.
         rollout_logprobs, old_logprobs, ref_logprobs, values, advantages, returns: (B, R), as in `Rollout`; absent where
-            an algorithm has no use for them.
+            an algorithm has no use for them. In training, `rollout_logprobs` are there only if another sampler than the
+            policy itself reported them.
         ends_step: True on the last microbatch of an optimizer step.
         idle: no token of the optimizer step counts, in none of its microbatches and on no rank: the step must not move
             the policy, for an optimizer with momentum moves without a gradient.

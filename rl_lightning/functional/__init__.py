@@ -1,6 +1,7 @@
 """The mathematics: pure functions of tensors, without state, Lightning or transformers."""
 
 from rl_lightning.functional.advantages import gae, group_normalize
+from rl_lightning.functional.importance import RatioBound, RatioLevel, bounded_ratio, sampler_ratio
 from rl_lightning.functional.kl import KLEstimator, best_of_n_kl, kl_k1, kl_k2, kl_k3, kl_penalty
 from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_logits
 from rl_lightning.functional.masking import masked_mean, masked_variance, masked_whiten, response_mask_from_ids
@@ -13,9 +14,12 @@ from rl_lightning.functional.weights import BatchTotals, Reduction, batch_totals
 __all__ = [
     "BatchTotals",
     "KLEstimator",
+    "RatioBound",
+    "RatioLevel",
     "Reduction",
     "batch_totals",
     "best_of_n_kl",
+    "bounded_ratio",
     "bradley_terry",
     "clipped_surrogate",
     "dpo_objective",
@@ -32,6 +36,7 @@ __all__ = [
     "masked_whiten",
     "overlong_penalty",
     "response_mask_from_ids",
+    "sampler_ratio",
     "token_weights",
     "value_loss",
 ]

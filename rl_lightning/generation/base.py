@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
+from rl_lightning.models import PolicyFiles
 
 #: Names the random numbers of one response: (seed, number of the response in the run). The same stream gives the same
 #: numbers whatever else is in the batch, on whichever rank, before or after a restart.
@@ -77,6 +79,24 @@ class Responses:
 
 class Generator(ABC):
     """Samples responses. Rows come back in the order of the prompts, the samples of a prompt side by side."""
+
+    #: Whether it samples a copy of the policy, with kernels of its own: then its log-probabilities are not quite the
+    #: trainer's, and algorithms correct for it.
+    samples_from_copy: ClassVar[bool] = False
+
+    def update(self, model: nn.Module, files: PolicyFiles, version: Hashable) -> None:  # noqa: B027
+        """Take over the weights of a model; nothing to do for a generator that samples the model itself.
+
+        Every rank calls this before `generate`, with the model whole, and as often as the others.
+
+        Args:
+            model: the policy.
+            files: where it came from.
+            version: names the weights: they are those of the last call if this is.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of what `update` has built; a later `update` builds it again."""
 
     @abstractmethod
     def generate(

@@ -207,7 +207,9 @@ def _judged(outcome: Outcome) -> Outcome:
         number = math.nan
     if math.isfinite(number):
         return replace(outcome, value=number)
-    return replace(outcome, value=math.nan, error=f"It returned {str(outcome.value)[:80]!r}, not a finite number")
+    # Python refuses to print an integer that is too large for a float.
+    shown = "an integer without end" if isinstance(outcome.value, int) else repr(str(outcome.value)[:80])
+    return replace(outcome, value=math.nan, error=f"It returned {shown}, not a finite number")
 
 
 def _kind(outcome: Outcome) -> str:

@@ -46,14 +46,14 @@ class RewardLimits:
         workers: number of processes that compute rewards.
         max_failed_fraction: the run stops if more than this fraction of the samples, in [0, 1], gets no reward: in one
             call of at least 4 samples, or of all samples so far once there are 64.
-        memory_limit_gb: address space of each worker in units of 2^30 bytes, or null for no limit. A function that
-            imports torch needs several.
+        memory_limit_gb: address space of each worker in units of 2^30 bytes, or null for no limit: a function that
+            uses a GPU reserves far more than it uses.
     """
 
     timeout_s: float = 10.0
     workers: int = 1
     max_failed_fraction: float = 0.5
-    memory_limit_gb: float | None = None
+    memory_limit_gb: float | None = 16.0
 
 
 @dataclass(frozen=True)

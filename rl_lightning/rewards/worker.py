@@ -8,7 +8,8 @@ Started and spoken to by :class:`rl_lightning.rewards.workers.WorkerPool`; not f
 - ``("run", [(index, key, pickled arguments), ...])``: calls, answered one by one, in order.
 
 Messages to the parent: ``("ready", setup error or None)`` once, then ``(index, kind, pickled value,
-error, counts)`` a call.
+error, counts)`` a call. After the kind ``memory`` the parent should end this process, which may keep what it ran out of
+memory with.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, SupportsFloat
 
 from rl_lightning.rewards import frames, tally
 from rl_lightning.rewards.resolve import resolve
+
+_PLAIN = (bool, int, float, str, bytes, type(None))
+_LARGEST_VALUE, _LONGEST_ERROR = 1 << 16, 1 << 14  # bytes, characters; the parent holds one of each a sample
 
 
 def main(lifeline: int) -> None:
@@ -100,14 +104,32 @@ def _call(
     functions: dict[int, bytes | Callable[..., Any]], key: int, arguments: bytes
 ) -> tuple[str, bytes, str | None]:
     """Call a function and pickle its value; what it raises, ``SystemExit`` included, is that one call's failure."""
+    kind = "raised"
     try:
         function = functions[key]
         if isinstance(function, bytes):
             loaded = pickle.loads(function)
             function = functions[key] = resolve(loaded) if isinstance(loaded, str) else loaded
-        return "ok", pickle.dumps(function(**pickle.loads(arguments))), None
+        value = pickle.dumps(_plain(function(**pickle.loads(arguments))))
+        if len(value) > _LARGEST_VALUE:
+            raise ValueError(f"it returned {len(value)} bytes, more than {_LARGEST_VALUE}")
+        return "ok", value, None
+    except MemoryError:
+        kind, error = "memory", traceback.format_exc()
     except BaseException:
-        return "raised", b"", traceback.format_exc()
+        error = traceback.format_exc()
+    return kind, b"", error[-_LONGEST_ERROR:]
+
+
+def _plain(value: Any) -> Any:
+    """Return a number for what can be one: to unpickle an object of any other class would run its code in the parent."""
+    if type(value) is int:
+        float(value)  # raises where the parent could not print it either
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, SupportsFloat):
+        return float(value)
+    raise TypeError(f"it returned an object of class {type(value).__name__}, not a number")
 
 
 def _send(responses: int, message: Any) -> None:

@@ -32,7 +32,7 @@ class Outcome:
     """How one call went.
 
     Args:
-        kind: ``ok``; ``raised`` an exception; ``timeout``: it was killed for taking too long; ``died``: the process
+        kind: ``ok``; ``raised`` an exception, or returned neither a number nor a short text; ``timeout``: it was killed for taking too long; ``died``: the process
             ended during the call (a crash, ``os._exit``, killed for its memory).
         value: what the call returned, if it did.
         error: the traceback, or one line about the timeout or death.
@@ -55,7 +55,8 @@ class WorkerPool:
     Args:
         workers: number of processes.
         timeout_s: longest time for one call, in seconds; the time to start a worker isn't counted.
-        memory_limit_gb: address space of a worker, in units of 2^30 bytes (RLIMIT_AS); None is no limit.
+        memory_limit_gb: address space of a worker, in units of 2^30 bytes (RLIMIT_AS); None is no limit. A worker that
+            ran into it is replaced.
         setup: calls (dotted path, arguments) that each worker makes once, before its first call and untimed.
     """
 
@@ -218,6 +219,10 @@ class _Dispatch:
                 continue
             worker.owed.popleft()
             self.outcomes[message[0]] = _outcome(*message[1:])
+            if message[1] == "memory":
+                # What a call leaves behind must not count against the next one.
+                self._exchange(worker, selector)
+                return
         if messages:
             worker.deadline = time.monotonic() + self.pool.timeout_s
         if not alive:
@@ -234,27 +239,38 @@ class _Dispatch:
         """Kill a worker, charge the one call that it was at, and start another for the rest."""
         if self.pool._closing:
             raise RuntimeError("The worker pool was closed during a call")
-        selector.unregister(worker.responses)
-        self.pool._running.remove(worker)
-        status = worker.kill()
+        status = self._end(worker, selector)
         if not worker.ready:
             what = f"was not ready after {STARTUP_S:g} s" if kind == "timeout" else f"exited with status {status}"
             raise UserError(f"A reward worker {what} while starting; what it printed on stderr says why")
         if worker.owed:
             how = f"took longer than {self.pool.timeout_s:g} s" if kind == "timeout" else _death(status)
             self.outcomes[worker.owed.popleft()] = Outcome(kind, error=f"The call {how}")
-            self.waiting.extendleft(reversed(worker.owed))
+        self._succeed(worker, selector)
+
+    def _exchange(self, worker: Worker, selector: selectors.BaseSelector) -> None:
+        """Kill a worker between two calls, and start another for the rest."""
+        self._end(worker, selector)
+        self._succeed(worker, selector)
+
+    def _end(self, worker: Worker, selector: selectors.BaseSelector) -> int:
+        selector.unregister(worker.responses)
+        self.pool._running.remove(worker)
+        return worker.kill()
+
+    def _succeed(self, worker: Worker, selector: selectors.BaseSelector) -> None:
+        """Start a worker in the place of one that has ended, and let it do what that one still owed."""
+        self.waiting.extendleft(reversed(worker.owed))
         self.pool._start()
         for started in self.pool._running:
             if started.responses not in selector.get_map():
                 selector.register(started.responses, selectors.EVENT_READ, started)
 
 
-def _outcome(kind: Kind, value: bytes, error: str | None, counts: dict[str, int]) -> Outcome:
-    try:
-        return Outcome(kind, pickle.loads(value) if kind == "ok" else None, error, counts)
-    except Exception:  # a value of a class that only the worker has
-        return Outcome("raised", None, traceback.format_exc(), counts)
+def _outcome(kind: str, value: bytes, error: str | None, counts: dict[str, int]) -> Outcome:
+    if kind == "ok":
+        return Outcome("ok", pickle.loads(value), error, counts)
+    return Outcome("raised", None, error, counts)
 
 
 def _death(status: int) -> str:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from fractions import Fraction
 
 NOT_A_FUNCTION = 3
 
@@ -59,7 +60,33 @@ def by_response(response, default: float = 1.0):
         return lambda: 0
     if response == "memory":
         return len(bytearray(2 << 30))
+    if response == "fraction":
+        return Fraction(1, 4)
+    if response == "bomb":
+        return Bomb()
+    if response == "long":
+        return "x" * 100_000
+    if response == "huge":
+        return 10**5000
+    if response == "long error":
+        raise ValueError("x" * 100_000)
     return default
+
+
+class Bomb:
+    """Ends whatever process unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (9,)
+
+
+LEAKED = []
+
+
+def leak(size):
+    """Keep some memory for good."""
+    LEAKED.append(bytearray(size))
+    return float(len(LEAKED))
 
 
 def pid():

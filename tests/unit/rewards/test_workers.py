@@ -145,6 +145,26 @@ def test_the_memory_limit_makes_a_memory_error():
     pool.close()
 
 
+def test_a_worker_that_ran_out_of_memory_is_replaced():
+    """A call that leaks 0.3 GB: the third would always fail, were it not for a new process."""
+    pool = WorkerPool(timeout_s=5.0, memory_limit_gb=1.0)
+    outcomes = pool.map([(f"{MODULE}.leak", {"size": 300 << 20})] * 10)
+    assert kinds(outcomes) == ["ok", "ok", "ok", "raised"] * 2 + ["ok", "ok"]
+    assert "MemoryError" in outcomes[3].error
+    pool.close()
+
+
+def test_only_numbers_and_short_texts_come_back(pool):
+    """Whatever else a class does when it is unpickled would happen in this process."""
+    outcomes = pool.map(respond("fraction", "bomb", "long", "huge", "long error", ""))
+    assert kinds(outcomes) == ["ok", "raised", "raised", "raised", "raised", "ok"]
+    assert type(outcomes[0].value) is float and outcomes[0].value == 0.25
+    assert "an object of class Bomb, not a number" in outcomes[1].error
+    assert "returned 100009 bytes, more than 65536" in outcomes[2].error
+    assert "OverflowError" in outcomes[3].error
+    assert len(outcomes[4].error) == 1 << 14
+
+
 def test_setup_runs_first_untimed_and_its_failure_is_one_line():
     pool = WorkerPool(timeout_s=0.2, setup=[("time.sleep", {})])
     with pytest.raises(UserError, match="setup failed: TypeError"):

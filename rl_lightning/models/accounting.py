@@ -1,0 +1,280 @@
+"""What a run needs of one device's memory, computed from the shape of its models before there is a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from rl_lightning.models.memory import _STEP_BYTES, Held
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
+Size = tuple[int, ...]
+
+#: What is loaded: algorithm → models that are trained, and models that are frozen beside them.
+MODELS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "SFT": (("policy",), ()),
+    "RFT": (("policy",), ()),
+    "DPO": (("policy",), ()),  # the reference has said all it has to say before training
+    "PPO": (("policy", "critic"), ("reference",)),
+    "GRPO": (("policy",), ("reference",)),
+    "DAPO": (("policy",), ()),
+    "RewardModel": (("scorer",), ()),
+}
+#: Algorithms that sample while their optimizer holds its moments.
+ONLINE = ("PPO", "GRPO", "DAPO")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder of the Llama kind: RMS norms, rotary positions, grouped queries, a gated feed-forward layer.
+
+    Args:
+        layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary: as in a model's `config.json`.
+        tied: the language-model head is the embedding.
+        qkv_bias: queries, keys and values have a bias, as in Qwen2.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool = False
+    qkv_bias: bool = False
+
+    @classmethod
+    def of(cls, config: Any) -> Shape:
+        """Return the shape that a configuration of transformers describes."""
+        return cls(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            vocabulary=config.vocab_size,
+            tied=config.tie_word_embeddings,
+            qkv_bias=config.model_type == "qwen2",
+        )
+
+    def linears(self) -> list[Size]:
+        """Return the sizes (out, in) of the linear layers of one decoder layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention: list[Size] = [(queries, self.hidden), *[(keys, self.hidden)] * 2, (self.hidden, queries)]
+        return [*attention, *[(self.intermediate, self.hidden)] * 2, (self.hidden, self.intermediate)]
+
+    def layer(self) -> list[Size]:
+        """Return the sizes of the parameters of one decoder layer."""
+        biases: list[Size] = [(out,) for out, _ in self.linears()[:3]] if self.qkv_bias else []
+        return [*self.linears(), *biases, (self.hidden,), (self.hidden,)]
+
+    def ends(self, kind: str) -> list[Size]:
+        """Return the sizes of what is before and after the layers, in a `policy` or `reference`, a `critic` or a `scorer`."""
+        embedding, norm = (self.vocabulary, self.hidden), (self.hidden,)
+        if kind == "critic":
+            return [embedding, norm, (1, self.hidden), (1,)]
+        if kind == "scorer":
+            return [embedding, norm, (1, self.hidden)]
+        return [embedding, norm] if self.tied else [embedding, norm, embedding]
+
+    def sizes(self, kind: str = "policy") -> list[Size]:
+        """Return the sizes of all parameters of a model of this shape."""
+        return self.layer() * self.layers + self.ends(kind)
+
+    def adapter(self, rank: int) -> list[Size]:
+        """Return the sizes of an adapter of all linear layers but the head: A and B of each."""
+        pairs: list[list[Size]] = [[(rank, into), (out, rank)] for out, into in self.linears()]
+        return [size for pair in pairs for size in pair] * self.layers
+
+
+def numbers(sizes: list[Size], ranks: int = 1) -> int:
+    """Return how many numbers tensors have, or the first of several ranks of each, which are cut along the first dimension."""
+    return sum(-(-size[0] // ranks) * math.prod(size[1:]) for size in sizes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model is trained.
+
+    Args:
+        shape: of the policy, and of every other model.
+        algorithm: a key of `MODELS`.
+        gpus: how many devices, all of them data-parallel.
+        sharded: FSDP2 (parameters gathered in bfloat16 unless the precision is 32-true), else DDP.
+        precision: of the trainer. Weights are bfloat16 under bf16-true, and those that an adapter is added to under
+            bf16-mixed too; else float32.
+        lora: rank of an adapter; all weights are trained if null.
+        checkpointing: activations are computed again in the backward pass.
+        rows: responses in one forward pass of one device; a pair has two.
+        sampled: responses that one device samples side by side.
+        prompt, response: tokens of each.
+    """
+
+    shape: Shape
+    algorithm: str = "GRPO"
+    gpus: int = 1
+    sharded: bool = False
+    precision: Precision = "bf16-mixed"
+    lora: int | None = None
+    checkpointing: bool = True
+    rows: int = 1
+    sampled: int = 64
+    prompt: int = 512
+    response: int = 1536
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a number in matrix products."""
+        return 4 if self.precision == "32-true" else 2
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a number of the weights."""
+        return 2 if self.precision == "bf16-true" or (self.lora and self.precision == "bf16-mixed") else 4
+
+    @property
+    def ranks(self) -> int:
+        """How many devices share a model."""
+        return self.gpus if self.sharded else 1
+
+    # ------------------------------------------------------------- from step to step
+
+    def held(self) -> list[Held]:
+        """Return what one device keeps of every model, as `rl_lightning.models.memory.held` counts it in a run."""
+        trained, frozen = MODELS[self.algorithm]
+        # With an adapter the reference is the policy without it.
+        frozen = () if self.lora else frozen
+        return [self._trained(name) for name in trained] + [self._frozen(name) for name in frozen]
+
+    def _trained(self, name: str) -> Held:
+        sizes = self.shape.sizes(name)
+        if self.lora is None:
+            return self._model(name, sizes, sizes, numbers(sizes, self.ranks) * self.stored, self.stored)
+        # An adapter, and the head of a critic or a classifier, are float32 beside weights of any precision.
+        heads = [size for size in self.shape.ends(name) if size[0] == 1]
+        trained = self.shape.adapter(self.lora) + heads
+        base = [size for size in sizes if size[0] != 1]
+        weights = numbers(base, self.ranks) * self.stored + numbers(trained, self.ranks) * 4
+        return self._model(name, base + trained, trained, weights, 4)
+
+    def _model(self, name: str, sizes: list[Size], trained: list[Size], weights: int, each: int) -> Held:
+        gradients = numbers(trained, self.ranks) * each
+        return Held(
+            name,
+            parameters=numbers(sizes),
+            trained=numbers(trained),
+            weights=weights,
+            gradients=gradients,
+            optimizer=2 * gradients + _STEP_BYTES * len(trained),
+        )
+
+    def _frozen(self, name: str) -> Held:
+        sizes = self.shape.sizes(name)
+        return Held(name, numbers(sizes), 0, numbers(sizes, self.ranks) * self.stored, 0, 0)
+
+    # ---------------------------------------------------------------- for some time
+
+    @property
+    def gathered(self) -> int:
+        """Bytes of a number of gathered parameters."""
+        return min(self.stored, self.compute)
+
+    def passing(self) -> dict[str, int]:
+        """Return what a forward and backward pass needs beside: bytes by name.
+
+        Replicas: copies of the weights in the precision of the products, which autocast keeps to the end of the pass; the
+        buckets in which DDP sums gradients. Shards: the parameters and gradients of two layers (one at work, one on its way)
+        and of embedding and head, whole.
+        """
+        trained = MODELS[self.algorithm][0]
+        sizes = [size for name in trained for size in self.shape.sizes(name)]
+        needs: dict[str, int] = {}
+        if self.sharded:
+            units = numbers(self.shape.layer()) * 2 + numbers(self.shape.ends(trained[0]))
+            needs["gathered"] = units * self.gathered
+            if self.lora is None:
+                # In the precision of the products, and in float32 on their way to their ranks.
+                needs["gradients"] = units * (self.gathered + 4)
+        else:
+            if self.stored > self.compute:
+                needs["casts"] = numbers(sizes) * self.compute
+            if self.gpus > 1:
+                needs["buckets"] = sum(model.gradients for model in self.held())
+        return needs | {"activations": self.activations(), "logits": self.logits()}
+
+    def activations(self) -> int:
+        """Return the bytes that the layers keep for the backward pass of `rows` sequences; PPO's two models follow each other.
+
+        A token of a layer keeps: two norms, each its input, the input normalised, and the output; queries, keys and values
+        (repeated to as many heads as there are queries, as a mask makes them), and what attention makes of them, twice;
+        gate, its activation, up, and their product. An adapter keeps its input in float32, and its own r numbers.
+        """
+        shape, a = self.shape, self.compute
+        residual = 2 if self.precision == "bf16-true" else 4
+        # The norms compute in float32, whatever they are given; autocast casts their output for each linear layer anew.
+        norms = shape.hidden * {"32-true": 24, "bf16-mixed": 26, "bf16-true": 16}[self.precision]
+        attention = 5 * shape.heads * shape.head_dim * a
+        layer = norms + attention + 4 * shape.intermediate * a
+        if self.lora:
+            layer += sum(self.lora * 4 for _ in shape.linears())
+        tokens = self.rows * (self.prompt + self.response)
+        kept = shape.layers * (shape.hidden * residual if self.checkpointing else layer)
+        # The layer that the backward pass is at, which checkpointing makes anew, and gradients of a third of its size.
+        kept += layer * 4 // 3 if self.checkpointing else layer // 3
+        return tokens * kept * len(MODELS[self.algorithm][0])
+
+    def logits(self) -> int:
+        """Return the bytes around the language-model head: the logits, in float32 too, and two more float32 tensors of their size:
+        the terms of the entropy in the forward pass, gradients in the backward pass."""
+        if self.algorithm == "RewardModel":
+            return 0
+        positions = self.rows * (self.response + 1)
+        # In half precision the logits and their gradient as such come on top.
+        return positions * self.shape.vocabulary * (3 * 4 + (2 * self.compute if self.compute < 4 else 0))
+
+    def stepping(self) -> dict[str, int]:
+        """Return what AdamW's step needs beside: one more tensor for each parameter, where it is not fused, as under mixed
+        precision."""
+        trained = sum(model.gradients for model in self.held())
+        return {"step": trained if self.precision == "bf16-mixed" else 0}
+
+    def sampling(self) -> dict[str, int]:
+        """Return what sampling needs beside: bytes by name. The policy is whole on every device."""
+        shape = self.shape
+        whole = numbers(shape.sizes())
+        token = 2 * shape.layers * shape.kv_heads * shape.head_dim * self.compute
+        needs = {
+            "cache": self.sampled * (self.prompt + self.response) * token,
+            # Of one column: as they come, in float32, divided, as probabilities, and as blocks of them.
+            "logits": self.sampled * shape.vocabulary * (self.compute + 4 * 4),
+        }
+        if self.sharded:
+            needs["gathered"] = whole * self.gathered
+        elif self.stored > self.compute:
+            needs["casts"] = whole * self.compute
+        return needs
+
+    def phases(self) -> dict[str, int]:
+        """Return the bytes that a device has in use in each phase of a run."""
+        held = sum(model.total for model in self.held())
+        phases = {"pass": held + sum(self.passing().values()), "step": held + sum(self.stepping().values())}
+        if self.algorithm in ONLINE:
+            phases["sampling"] = held + sum(self.sampling().values())
+        return phases
+
+    def peak(self) -> int:
+        """Return the bytes of the phase that needs most."""
+        return max(self.phases().values())
+
+    def most_rows(self, capacity: int, largest: int = 256) -> int:
+        """Return how many rows, a power of two, one forward pass may have within some bytes; 0 if not even one, or one pair."""
+        least = 2 if self.algorithm in ("DPO", "RewardModel") else 1
+        fitting = 0
+        rows = least
+        while rows <= largest and replace(self, rows=rows).peak() <= capacity:
+            fitting, rows = rows, 2 * rows
+        return fitting
