@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 SEEDS ?= 0
 ROLLOUTS ?= 100
 DIRECTORY ?= runs/demo
+N ?= 50
+SEED ?= 0
 
-.PHONY: demo test lint check slow tensorboard embedded bench clean
+.PHONY: demo test lint check slow tensorboard embedded drill bench clean
 
 demo: $(VENV)/core  ## GRPO on the embedded policy, and the evaluation before and after
 	$(BIN)/python examples/demo.py --seeds $(SEEDS) --rollouts $(ROLLOUTS) --directory $(DIRECTORY)
@@ -33,6 +35,9 @@ embedded: $(VENV)/core  ## rebuild the embedded policy from nothing
 	$(BIN)/python -m rl_lightning fit --config configs/sft.yaml --config examples/embedded_policy/sft.yaml
 	rm -rf rl_lightning/assets/chain_sum
 	cp -r runs/embedded/hf rl_lightning/assets/chain_sum
+
+drill: $(VENV)/core  ## kill N runs at random moments, go on with them, compare: all must be identical
+	$(BIN)/python -m examples.drill --kills $(N) --seed $(SEED)
 
 bench: $(VENV)/core  ## where the time of a training step goes
 	$(BIN)/python -m examples.bench_overhead

@@ -163,6 +163,13 @@ class ObjectiveModule(TrainedState):
         objective = torch.where(batch.response_mask, objective, 0)
         return -(batch.weights.to(objective.dtype) * objective).sum()
 
+    def on_train_batch_start(self, batch: Minibatch, batch_idx: int) -> None:
+        """Forget what earlier steps logged: Lightning would log it again with every later step of the epoch, though what is known
+        of a rollout, say, belongs to one."""
+        results: Any = self.trainer.fit_loop.epoch_loop._results
+        for name in [name for name, item in results.items() if item.meta.on_step]:
+            del results[name]
+
     def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
         """Return the loss such that Lightning's averages over microbatches and ranks come out as their sum."""
         self._idle = batch.idle

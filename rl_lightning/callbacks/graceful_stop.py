@@ -60,6 +60,10 @@ class GracefulStop(Callback):
         data.on_boundary = lambda together: self._check(trainer, together)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
+        # Lightning's handlers have listened since set-up began, and would end the run with status 0.
+        if trainer.received_sigterm:
+            trainer._signal_connector.received_sigterm = False
+            self._signal = "SIGTERM"
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let others listen again."""

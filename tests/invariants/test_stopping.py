@@ -29,6 +29,9 @@ class Tell(RolloutCallback):
             if self.count == self.when:
                 os.kill(os.getpid(), self.number)
 
+    def on_fit_start(self, trainer, pl_module):
+        self._at("set-up")
+
     def on_train_start(self, trainer, pl_module):
         trainer.datamodule.on_generation_progress = lambda done, total: self._at("sampling")
 
@@ -64,7 +67,7 @@ def fit(make, policy, directory, *callbacks, ckpt_path=None):
 
 
 MOMENTS = [
-    (grpo, "sampling", 1), (grpo, "sampling", 9), (grpo, "reward", 1), (grpo, "reward", 2), (grpo, "backward", 1),
+    (grpo, "set-up", 1), (grpo, "sampling", 1), (grpo, "sampling", 9), (grpo, "reward", 1), (grpo, "reward", 2), (grpo, "backward", 1),
     (grpo, "backward", 2), (grpo, "backward", 11), (grpo, "validation", 1), (sft, "backward", 3), (sft, "backward", 8),
 ]  # fmt: skip
 
