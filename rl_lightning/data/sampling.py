@@ -301,6 +301,7 @@ class SamplingDataModule(pl.LightningDataModule):
         rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer)
         owners = [prompt for prompt in prompts for _ in range(len(streams) // len(prompts))]
         rollout = scored(rollout, owners, self.rewarder, self.correct_threshold)
+        rollout.metrics |= self.generator.metrics()
         rollout.metrics["time/generate_s"] = generated - started
         rollout.metrics["time/reward_s"] = time.perf_counter() - generated
         return rollout

@@ -65,7 +65,7 @@ class Responses:
         response_ids: (B, R) long, padded right; exactly the ids that were sampled, the stop token included.
         response_mask: (B, R) bool; True on sampled tokens.
         logprobs: (B, R) float32, nats; of the sampled tokens at the sampling temperature over the whole vocabulary,
-            0 outside the mask.
+            0 outside the mask. NaN where a sampler cannot say them, which is so in evaluation only.
         truncated: (B,) bool; reached `max_new_tokens` without a stop token.
     """
 
@@ -94,6 +94,10 @@ class Generator(ABC):
             files: where it came from.
             version: names the weights: they are those of the last call if this is.
         """
+
+    def metrics(self) -> dict[str, float]:
+        """Return what there is to log of the calls since the last time this was asked."""
+        return {}
 
     def close(self) -> None:  # noqa: B027
         """Let go of what `update` has built; a later `update` builds it again."""

@@ -29,10 +29,8 @@ class Tell(RolloutCallback):
             if self.count == self.when:
                 os.kill(os.getpid(), self.number)
 
-    def on_fit_start(self, trainer, pl_module):
-        self._at("set-up")
-
     def on_train_start(self, trainer, pl_module):
+        self._at("set-up")  # before `GracefulStop` listens
         trainer.datamodule.on_generation_progress = lambda done, total: self._at("sampling")
 
     def on_rollout_rewards(self, trainer, module, rollout):
