@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rl_lightning import types
 from rl_lightning.errors import UserError
+from rl_lightning.hooks import RolloutCallback
 from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
 from rl_lightning.strategies.sharding import whole
-from rl_lightning.types import Rows
+from rl_lightning.types import Rollout, Rows
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ def replay(path: str | Path, module: Any) -> Tensor:
     return torch.stack([module.loss(batch.to(module.device)) for batch in batches]).sum()
 
 
-class CollapseWarning(Callback):
+class CollapseWarning(RolloutCallback):
     """Warn, once for each, when the entropy of the policy or the length of its responses has run away from where it was.
 
     Args:
@@ -135,22 +136,28 @@ class CollapseWarning(Callback):
         """Go on with the same measure."""
         self._seen, self._warned = state_dict["seen"], state_dict["warned"]
 
+    def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Compare the length of a rollout with the first ones'; of a table that was made before training there is no other."""
+        if module.learns_from == "rollouts":
+            self._compare(trainer, "rollout/length_mean", rollout.metrics.get("rollout/length_mean"))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare what this rollout logged with the first ones."""
-        for name, seen in self._seen.items():
-            if name not in trainer.callback_metrics or name in self._warned:
-                continue
-            if name == "rollout/length_mean" and pl_module.learns_from != "rollouts":
-                continue  # of a table that was made before training, and logged once
-            value = float(trainer.callback_metrics[name])
-            if len(seen) < self.first:
-                seen.append(value)
-                continue
-            complaint = self._complaint(name, value, sum(seen) / len(seen))
-            if complaint:
-                self._warned.append(name)
-                if trainer.is_global_zero:
-                    log.warning("%s (rollout %d; said once)", complaint, trainer.current_epoch)
+        """Compare the entropy in the epoch's last step with that of the first epochs."""
+        entropy = trainer.callback_metrics.get("policy/entropy")
+        self._compare(trainer, "policy/entropy", None if entropy is None else float(entropy))
+
+    def _compare(self, trainer: Trainer, name: str, value: float | None) -> None:
+        if value is None or name in self._warned:
+            return
+        seen = self._seen[name]
+        if len(seen) < self.first:
+            seen.append(value)
+            return
+        complaint = self._complaint(name, value, sum(seen) / len(seen))
+        if complaint:
+            self._warned.append(name)
+            if trainer.is_global_zero:
+                log.warning("%s (rollout %d; said once)", complaint, trainer.current_epoch)
 
     def _complaint(self, name: str, value: float, began: float) -> str | None:
         if name == "policy/entropy":

@@ -1,7 +1,20 @@
 """Sampling responses from a policy."""
 
 from rl_lightning.generation.base import Generator, Responses, Sampling, Stream
+from rl_lightning.generation.copies import CopyGenerator
 from rl_lightning.generation.native import NativeGenerator
 from rl_lightning.generation.transformers import TransformersGenerator
+from rl_lightning.generation.vllm import VLLMGenerator
+from rl_lightning.generation.vllm_server import VLLMServerGenerator
 
-__all__ = ["Generator", "NativeGenerator", "Responses", "Sampling", "Stream", "TransformersGenerator"]
+__all__ = [
+    "CopyGenerator",
+    "Generator",
+    "NativeGenerator",
+    "Responses",
+    "Sampling",
+    "Stream",
+    "TransformersGenerator",
+    "VLLMGenerator",
+    "VLLMServerGenerator",
+]

@@ -1,25 +1,23 @@
-"""The weights of a policy on their way to an engine: directories that are whole, one for each version.
-
-To make the directory that a server starts from: `python -m rl_lightning.generation.snapshots POLICY DIRECTORY`.
-"""
+"""The weights of a policy on their way to an engine: directories that are whole, one for each version."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import transformers
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles, is_adapted, merged_weights
 from rl_lightning.strategies import from_every_rank, full_state_dict
+
+ValueT = TypeVar("ValueT")
 
 
 def save_snapshot(model: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
@@ -73,16 +71,14 @@ class Snapshots:
         """
         weights = full_state_dict(model)
         hosts = from_every_rank("" if self.shared else socket.gethostname())
-        ranks = from_every_rank(None)
         writer = hosts.index(hosts[own_rank()])
         writes = writer == own_rank()
-        assert len(ranks) == len(hosts)
-        places = together(lambda: self._write(model, weights) if writes else None)
+        places = together(lambda: self._write(model, weights) if writes else "")
         return Path(places[writer]), writes
 
     def _write(self, model: nn.Module, weights: Mapping[str, Tensor]) -> str:
         if self._place is None:
-            self._place = _directory(self.directory)
+            self._place = _own_directory(self.directory)
         self._count += 1
         target = self._place / f"weights-{self._count}"
         save_snapshot(model, weights, target)
@@ -100,3 +96,40 @@ class Snapshots:
         if self._place is not None:
             shutil.rmtree(self._place, ignore_errors=True)
             self._place = None
+
+
+def _own_directory(parent: str | None) -> Path:
+    try:
+        if parent is not None:
+            Path(parent).mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="rl_lightning-", dir=parent))
+    except OSError as error:
+        raise UserError(f"generator.directory {parent}: cannot make a directory there: {error.strerror}") from error
+
+
+def own_rank() -> int:
+    """Return the number of this process among the ranks."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def number_of_ranks() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def together(action: Callable[[], ValueT]) -> list[ValueT]:
+    """Do something on every rank, and return what came of it, by rank; every rank must call this.
+
+    Raises:
+        UserError: on every rank, if it was raised on one: no rank waits for another that has given up.
+    """
+    value, failure = None, None
+    try:
+        value = action()
+    except UserError as error:
+        failure = str(error)
+    outcomes: list[tuple[Any, str | None]] = from_every_rank((value, failure))
+    for _, reason in outcomes:
+        if reason is not None:
+            raise UserError(reason)
+    return [outcome for outcome, _ in outcomes]

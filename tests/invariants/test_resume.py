@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rl_lightning.algorithms import DPO, GRPO, PPO, RFT, SFT, OptimizerOptions
+from rl_lightning.algorithms import DPO, GRPO, PPO, RFT, SFT, OptimizerOptions, RewardModel
 from rl_lightning.callbacks import RejectionSampling, RNGState
 from rl_lightning.data import ChainSum, DemonstrationDataModule, RewardDataModule, RolloutDataModule
 from rl_lightning.generation import Sampling
@@ -60,6 +60,11 @@ def dpo(policy):
     return module, data
 
 
+def reward_model(policy):
+    """On the same pairs."""
+    return RewardModel(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER)), dpo(policy)[1]
+
+
 def rft(policy):
     """Samples too; every response is accepted."""
     data = RewardDataModule(
@@ -82,7 +87,7 @@ def fit(make, policy, directory, callbacks=(), ckpt_path=None, lora=None):
     return module, record.steps
 
 
-@pytest.mark.parametrize("make", [dpo, grpo, ppo, rft, sft])
+@pytest.mark.parametrize("make", [dpo, grpo, ppo, reward_model, rft, sft])
 @pytest.mark.parametrize("by", ["steps", "epochs"])
 def test_resumed_is_uninterrupted(make, by, tiny_policy, tmp_path):
     """Four updates of two microbatches an epoch: from its end and its middle, between epochs over one rollout and within one."""

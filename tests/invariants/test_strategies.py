@@ -14,6 +14,7 @@ from tests.checks import gradient_difference
 from tests.invariants.spread import RUNS, STRATEGIES, fit, result
 from tests.invariants.spread_precision import VARIANTS
 from tests.invariants.spread_resume import STOPS
+from tests.invariants.spread_stop import CASES
 
 #: Strategy → largest relative difference of the first gradient, and of what comes after it. `FSDPStrategy` computes in
 #: float32, and AdamW divides small differences by small gradients.
@@ -130,3 +131,16 @@ def test_a_sharded_run_in_other_precisions(tiny_policy, tmp_path):
             assert difference == 0 == gradient_difference(run["weights"], exact["weights"])
         else:
             assert 1e-4 < difference < 0.2, name
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_signal_to_one_rank_stops_all_and_costs_nothing(strategy, tiny_policy, tmp_path):
+    """They agree on the end at the next boundary; none of them waits for the others forever."""
+    on_two_ranks("spread_stop.py", strategy, tiny_policy, tmp_path)
+    for name, *_ in CASES:
+        runs = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        whole, resumed = runs["whole"], runs["resumed"]
+        for actual, expected in zip(resumed["steps"], whole["steps"][-len(resumed["steps"]) :], strict=True):
+            assert all(torch.equal(actual[key], value) for key, value in expected.items())
+        assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
+        assert resumed["logged"] == whole["logged"]

