@@ -18,8 +18,11 @@ CLOCKS = ("time/", "speed/")
 
 
 def result(directory: Path) -> dict[str, Any]:
-    """Return the last checkpoint, all curves and tables, and the exported model of a finished run."""
-    checkpoint = load_plain(newest(directory, "last*.ckpt"))
+    """Return the last checkpoint, all curves and tables, and the exported model of a finished run.
+
+    The checkpoint is `StepCheckpoint`'s: Lightning's own callback writes a last one after the end if it has not yet in this process.
+    """
+    checkpoint = load_plain(newest(directory / "steps", "last*.ckpt"))
     # A run's own paths, and what Lightning's checkpoint callbacks know of them.
     checkpoint["callbacks"] = {
         name: state for name, state in checkpoint["callbacks"].items() if "Checkpoint" not in name

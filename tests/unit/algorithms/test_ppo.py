@@ -1,8 +1,9 @@
 """PPO: its objective, its rewards and advantages, and what its critic does to the policy."""
 
-from itertools import pairwise
+from itertools import dataclasses
 
 import lightning.pytorch as pl
+import pairwise
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -47,7 +48,8 @@ def loaded(policy, rollout=None, **options):
     rollout = with_values(rollout)
     module.on_rollout_scored(rollout)
     weights = rollout.response_mask.double() / rollout.response_mask.sum()
-    return module, rollout.microbatch(torch.arange(len(rollout)), weights)
+    minibatch = rollout.microbatch(torch.arange(len(rollout)), weights)
+    return module, dataclasses.replace(minibatch, rollout_logprobs=None)  # the policy itself has sampled
 
 
 def gradient(module, minibatch, of="policy"):
