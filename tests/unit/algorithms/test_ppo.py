@@ -1,9 +1,9 @@
 """PPO: its objective, its rewards and advantages, and what its critic does to the policy."""
 
-from itertools import dataclasses
+import dataclasses
+from itertools import pairwise
 
 import lightning.pytorch as pl
-import pairwise
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
