@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
-from rl_lightning.models import PolicyFiles, is_adapted, merged_weights
+from rl_lightning.models import is_adapted, merged_weights
 from rl_lightning.strategies import from_every_rank, full_state_dict
 
 ValueT = TypeVar("ValueT")

@@ -13,8 +13,8 @@ from torch import nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Progress, Sampling
-from rl_lightning.generation.copies import Answer, CopyGenerator, Request
 from rl_lightning.generation.connection import Connection, Refused
+from rl_lightning.generation.copies import Answer, CopyGenerator, Request
 from rl_lightning.generation.snapshots import Snapshots, together
 from rl_lightning.models import PolicyFiles
 
@@ -125,7 +125,12 @@ class VLLMServerGenerator(CopyGenerator):
 
     def _reload(self, snapshot: Path) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(snapshot)}}
-        self._ask("POST", "/collective_rpc", f"it could not load {snapshot}: does it see that directory?", body)
+        self._ask(
+            "POST",
+            "/collective_rpc",
+            f"it could not load {snapshot}: see that it finds that directory and serves this policy, and restart it, for it has lost its weights",
+            body,
+        )
         # Keys and values of prompts are those of the old weights.
         if not self._ask("POST", "/reset_prefix_cache")["success"]:
             raise UserError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from rl_lightning.errors import UserError
+
+#: Bytes; a file that could not be written left less than this free.
+_NO_ROOM = 1 << 16
 
 
 def atomic_save(value: Any, path: str | Path) -> None:
@@ -33,7 +38,10 @@ def atomic_save(value: Any, path: str | Path) -> None:
     except (OSError, RuntimeError) as error:
         # torch's archive writer turns a full disk into a RuntimeError.
         kept = "; the file that was there before is as it was" if path.exists() else ""
-        raise UserError(f"cannot write {path}: {_reason(error)}{kept}: make room or choose another place") from error
+        # Nor does torch's writer always say why it failed.
+        full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < _NO_ROOM
+        reason = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}" if full else _reason(error)
+        raise UserError(f"cannot write {path}: {reason}{kept}: make room or choose another place") from error
     finally:
         unfinished.unlink(missing_ok=True)
 
