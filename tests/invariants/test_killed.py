@@ -10,8 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from examples.drill.__main__ import SIGNALS, draw_kills
 from examples.drill.results import curves, first_difference
-from rl_lightning.callbacks import DurableLogs, StepCheckpoint
+from rl_lightning.callbacks import DurableLogs, GracefulStop, StepCheckpoint
 from tests.invariants.spread import fit
+from tests.invariants.spread_stop import Tell
 
 
 def run(policy, directory, *callbacks, **settings):
@@ -49,6 +50,15 @@ def test_without_care_points_are_lost(tiny_policy, tmp_path):
         tiny_policy, tmp_path / "2", ModelCheckpoint(tmp_path / "third"), ckpt_path=tmp_path / "kept" / "step=2.ckpt"
     )
     assert 1 in whole["val/pass@1"] and 1 not in end["val/pass@1"]
+
+
+@pytest.mark.parametrize("moment", ["sampling", "backward"])
+def test_a_run_that_was_stopped_goes_on_under_the_same_steps(moment, tiny_policy, tmp_path):
+    whole = run(tiny_policy, tmp_path / "whole", DurableLogs())
+    with pytest.raises(SystemExit):
+        run(tiny_policy, tmp_path / "stopped", DurableLogs(), Tell(moment, rank=0), GracefulStop())
+    (last,) = (tmp_path / "stopped").rglob("last.ckpt")
+    assert run(tiny_policy, tmp_path / "stopped", DurableLogs(), ckpt_path=last) == whole
 
 
 def test_two_values_at_one_step_are_seen(tmp_path):

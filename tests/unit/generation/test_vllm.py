@@ -10,7 +10,6 @@ import time
 import urllib.error
 import urllib.request
 
-import psutil
 import pytest
 import torch
 
@@ -200,23 +199,42 @@ def test_settings_that_vllm_does_not_know_are_refused_on_one_line(policy, files)
     generator.close()
 
 
-def test_an_engine_that_died_is_told_of_and_stopping_comes_first(policy, files):
+@pytest.mark.parametrize("at", ["sampling", "updating"])
+def test_an_engine_that_was_killed_is_told_of_and_the_next_one_works(at, policy, files):
+    """vLLM's own call would not return."""
     generator = VLLMGenerator(kv_cache_gib=0.25)
     generator.update(policy, files, 0)
-    for child in psutil.Process().children(recursive=True):
-        if "VLLM" in " ".join(child.cmdline()):
-            child.send_signal(signal.SIGKILL)
+    (process,) = generator._processes
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="vLLM's process has died") as error:
+        if at == "sampling":
+            sample(generator, policy, files.stop_ids)
+        else:
+            generator.update(policy, files, 1)
+    assert "\n" not in str(error.value)
+    generator.close()
+    if at == "sampling":
+        generator.update(policy, files, 0)
+        assert gap(policy, sample(generator, policy, files.stop_ids)) < 1e-4
+        generator.close()
+
+
+def test_where_the_engine_was_stopped_by_the_same_signal_the_run_ends_in_good_order(
+    generator, policy, files, monkeypatch
+):
+    """Ctrl-C reaches both processes."""
+
+    def died(action):
+        raise UserError("vLLM's process has died")
 
     def stop(done, total):
         raise Enough
 
-    with pytest.raises(UserError, match="vLLM's process has died") as error:
-        sample(generator, policy, files.stop_ids)
-    assert "\n" not in str(error.value)
-    generator.close()
-    generator.update(policy, files, 0)
-    assert gap(policy, sample(generator, policy, files.stop_ids)) < 1e-4
-    generator.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(generator, "_call", died)
+        with pytest.raises(Enough):
+            sample(generator, policy, files.stop_ids, progress=stop)
+    generator._llm.llm_engine.abort_request([str(generator._asked - 1 - number) for number in range(len(STREAMS))])
 
 
 class Stale(VLLMGenerator):
