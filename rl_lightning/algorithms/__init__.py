@@ -1,6 +1,7 @@
 """The objectives, one LightningModule a file."""
 
 from rl_lightning.algorithms.base import ObjectiveModule, OptimizerOptions
+from rl_lightning.algorithms.correction import SamplerCorrection
 from rl_lightning.algorithms.critic import CriticModule
 from rl_lightning.algorithms.dapo import DAPO
 from rl_lightning.algorithms.dpo import DPO
@@ -25,4 +26,5 @@ __all__ = [
     "OptimizerOptions",
     "PolicyModule",
     "RewardModel",
+    "SamplerCorrection",
 ]

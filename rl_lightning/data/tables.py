@@ -87,6 +87,8 @@ def _sample(data: RewardDataModule, split: Split) -> list[Rollout]:
         frozen(data, data.sampler_files) as model,
         tqdm(total=total, desc="Sampling", unit="response", leave=False, dynamic_ncols=True, disable=not shown) as bar,
     ):
+        # Every rank takes part in this, also one that has nothing to sample.
+        data.generator.update(model, data.sampler_files, data.sampler_files.policy)
         for number, chunk in enumerate(own):
             positions = chunk.tolist()
             before = sum(map(len, own[:number])) * samples

@@ -57,7 +57,7 @@ class Snapshots:
     def __init__(self, directory: str | None, shared: bool) -> None:
         self.directory = directory
         self.shared = shared
-        self._place: Path | None = None
+        self._place: tempfile.TemporaryDirectory[str] | None = None
         self._count = 0
 
     def write(self, model: nn.Module) -> tuple[Path, bool]:
@@ -80,29 +80,31 @@ class Snapshots:
         if self._place is None:
             self._place = _own_directory(self.directory)
         self._count += 1
-        target = self._place / f"weights-{self._count}"
+        # A whole path: whoever reads there may have another working directory.
+        target = Path(self._place.name).resolve() / f"weights-{self._count}"
         save_snapshot(model, weights, target)
         return str(target)
 
     def forget(self, snapshot: Path) -> None:
         """Remove every other snapshot, once this one has been read everywhere."""
         if self._place is not None:
-            for other in self._place.glob("weights-*"):
+            for other in Path(self._place.name).resolve().glob("weights-*"):
                 if other != snapshot:
                     shutil.rmtree(other, ignore_errors=True)
 
     def close(self) -> None:
         """Remove what was written."""
         if self._place is not None:
-            shutil.rmtree(self._place, ignore_errors=True)
+            self._place.cleanup()
             self._place = None
 
 
-def _own_directory(parent: str | None) -> Path:
+def _own_directory(parent: str | None) -> tempfile.TemporaryDirectory[str]:
+    """Return a new directory, which goes with the process at the latest."""
     try:
         if parent is not None:
             Path(parent).mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="rl_lightning-", dir=parent))
+        return tempfile.TemporaryDirectory(prefix="rl_lightning-", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(f"generator.directory {parent}: cannot make a directory there: {error.strerror}") from error
 

