@@ -11,19 +11,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from rl_lightning.algorithms import GRPO, PPO, RewardModel
-from rl_lightning.callbacks import GroupNormalize, HFExport
-from rl_lightning.models import LoraOptions
+from rl_lightning.callbacks import HFExport
 from tests.invariants import spread
 
-LORA: dict[str, Any] = {"lora": LoraOptions(rank=2)}
-
-spread.RUNS |= {
-    "grpo, lora": lambda: (GRPO, {"kl_coef": 0.5, **LORA}, spread.rollouts(epochs_per_rollout=2), [GroupNormalize()]),
-    "ppo, lora": lambda: (PPO, {"critic_lr": 0.02, **LORA}, spread.rollouts(), []),
-    "reward model, lora": lambda: (RewardModel, {"margin": 0.5, **LORA}, spread.offline(4), []),
-}
-RUNS = [name for name in spread.RUNS if name.endswith(", lora")]
+RUNS = list(spread.ADAPTED)
 
 
 def fit(name: str, policy: str, directory: Path, **settings: Any) -> dict[str, Any]:

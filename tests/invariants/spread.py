@@ -42,6 +42,7 @@ STRATEGIES: dict[str, Any] = {
 
 REWARDS = [RewardSpec("rl_lightning.rewards.functions.response_length")]
 COMMON: dict[str, Any] = {"sampling": Sampling(max_new_tokens=7), "rewards": REWARDS, "seed": 3}
+LORA: dict[str, Any] = {"lora": LoraOptions(rank=2)}
 BATCHES: dict[str, Any] = {"batch_size": 8, "microbatch_size": 2}
 
 
@@ -68,13 +69,20 @@ RUNS: dict[str, Any] = {
     "ppo": lambda: (PPO, {"whiten_advantages": True, "critic_lr": 0.02}, rollouts(epochs_per_rollout=2), []),
     "ppo, shared critic": lambda: (PPO, {"critic": "shared"}, rollouts(), []),
     "grpo": lambda: (GRPO, {"kl_coef": 0.5}, rollouts(), [GroupNormalize()]),
-    "grpo, adapter": lambda: (GRPO, {"lora": LoraOptions(rank=4)}, rollouts(), [GroupNormalize()]),
     "dapo": lambda: (
         DAPO,
         {},
         rollouts(epochs_per_rollout=2),
         [GroupNormalize(), DynamicSampling(prompts_per_chunk=6, max_chunks=6)],
     ),
+}
+
+
+#: The same on an adapter, for `lora_ranks`.
+ADAPTED: dict[str, Any] = {
+    "grpo, lora": lambda: (GRPO, {"kl_coef": 0.5, **LORA}, rollouts(epochs_per_rollout=2), [GroupNormalize()]),
+    "ppo, lora": lambda: (PPO, {"critic_lr": 0.02, **LORA}, rollouts(), []),
+    "reward model, lora": lambda: (RewardModel, {"margin": 0.5, **LORA}, offline(4), []),
 }
 
 
@@ -107,7 +115,7 @@ def fit(
 ) -> Any:
     """Train for three epochs; return the trainer, the module and what was seen."""
     pl.seed_everything(0, verbose=False)
-    algorithm, own, data, needed = RUNS[name]()
+    algorithm, own, data, needed = (RUNS | ADAPTED)[name]()
     optimizer = OptimizerOptions(lr=1e-2, schedule="linear")
     module = algorithm(policy=policy, load=LoadOptions(dtype=dtype, **(options or {})), optimizer=optimizer, **own)
     watch = Watch()
