@@ -85,9 +85,10 @@ def test_stopped_and_resumed_is_uninterrupted(make, moment, when, tiny_policy, t
 
 
 def test_other_signals_and_the_end_of_time_do_the_same(tiny_policy, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     for number in (signal.SIGUSR1, signal.SIGINT):
         assert fit(grpo, tiny_policy, tmp_path, Tell("backward", 2, number))[2] == STOPPED_EARLY
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # and nobody listens afterwards
+    assert signal.getsignal(signal.SIGTERM) == before  # and nobody listens afterwards
     module, data = grpo(tiny_policy)
     run = trainer(tmp_path / "time", [GracefulStop(max_time={"seconds": 0})], max_epochs=3)
     with pytest.raises(SystemExit) as stopped:
