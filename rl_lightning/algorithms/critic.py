@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.algorithms.online import OnlineModule
-from rl_lightning.algorithms.policy import PolicyOutputs
 from rl_lightning.errors import UserError
 from rl_lightning.functional import value_loss
-from rl_lightning.models import Critic, CriticFiles, head_for
+from rl_lightning.models import Critic, CriticFiles, Reading, head_for, read_responses
 from rl_lightning.types import Minibatch
 
 _CRITIC = "critic."
@@ -103,7 +102,7 @@ class CriticModule(OnlineModule):
         """Return log-probabilities, if they are wanted, `values` (B, R), and `bootstrap_values` (B,) after the last token."""
         hidden = None
         if self.reads_hidden:
-            _, logprobs, hidden = self.read(batch, self.policy, hidden=True)
+            logprobs, _, hidden = read_responses(self.policy, batch, hidden=True)
             scores = {"old_logprobs": logprobs} if old_logprobs else {}
         else:
             scores = super().score_policy(batch, old_logprobs)
@@ -113,7 +112,7 @@ class CriticModule(OnlineModule):
 
     # ------------------------------------------------------------------ training
 
-    def auxiliary(self, batch: Minibatch, outputs: PolicyOutputs) -> Tensor | float:
+    def auxiliary(self, batch: Minibatch, outputs: Reading) -> Tensor | float:
         """Return what is maximised besides the objective: the entropy, and −c_1 times the value loss."""
         return super().auxiliary(batch, outputs) - self.weighted_value_loss(batch, outputs.hidden)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,24 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.base import ObjectiveModule
 from rl_lightning.algorithms.metrics import sampling_metrics
-from rl_lightning.functional import entropy_from_logits, logprobs_from_logits
-from rl_lightning.models import response_outputs
+from rl_lightning.models import Reading, read_responses
 from rl_lightning.strategies import gathered
 from rl_lightning.types import Minibatch, Rollout, Rows
-
-
-class PolicyOutputs(NamedTuple):
-    """What one forward pass of the policy says about a microbatch.
-
-    Args:
-        logprobs: (B, R) log π_θ of the response tokens at the sampling temperature, nats, 0 outside the response.
-        entropy: (B, R) of the distribution that each token was drawn from, nats; with gradient only where it is trained on.
-        hidden: (B, R + 1, H) last hidden states, before each response token and after the last; where asked for.
-    """
-
-    logprobs: Tensor
-    entropy: Tensor
-    hidden: Tensor | None = None
 
 
 class PolicyModule(ObjectiveModule):
@@ -73,17 +58,17 @@ class PolicyModule(ObjectiveModule):
         """
         raise TypeError(f"{type(self).__name__} must define objective(batch, logprobs)")
 
-    def auxiliary(self, batch: Minibatch, outputs: PolicyOutputs) -> Tensor | float:
+    def auxiliary(self, batch: Minibatch, outputs: Reading) -> Tensor | float:
         """Return what is maximised besides the objective, (B, R): the entropy, if it has a weight."""
         return self.entropy_coef * outputs.entropy if self.entropy_coef else 0.0
 
-    def outputs(self, batch: Rows) -> PolicyOutputs:
-        """Run the policy over a microbatch, and observe its entropy."""
-        logits, logprobs, hidden = self.read(batch, self.policy, hidden=self.reads_hidden)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_coef != 0):
-            entropy = entropy_from_logits(logits, batch.temperature)
-        self.observe({"policy/entropy": entropy}, batch)
-        return PolicyOutputs(logprobs, entropy, hidden)
+    def outputs(self, batch: Rows) -> Reading:
+        """Run the policy over a microbatch, and observe its entropy, which has a gradient only where it is trained on."""
+        reading = read_responses(
+            self.policy, batch, entropy="gradient" if self.entropy_coef else "value", hidden=self.reads_hidden
+        )
+        self.observe({"policy/entropy": reading.entropy}, batch)
+        return reading
 
     def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
         """Return the log-probabilities of the response tokens, at the sampling temperature.
@@ -95,21 +80,7 @@ class PolicyModule(ObjectiveModule):
         Returns:
             (B, R) in nats, 0 outside the response.
         """
-        return self.read(batch, model or self.policy)[1]
-
-    @staticmethod
-    def read(batch: Rows, model: nn.Module, hidden: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Run a model over some rows.
-
-        Returns:
-            logits (B, R, V); log-probabilities of the response tokens, (B, R) in nats, 0 outside the response; and, where
-            asked for, hidden states as in `PolicyOutputs`.
-        """
-        logits, states = response_outputs(
-            model, batch.input_ids, batch.attention_mask, batch.response_length, hidden=hidden
-        )
-        logprobs = logprobs_from_logits(logits, batch.response_ids, batch.temperature)
-        return logits, torch.where(batch.response_attention, logprobs, 0), states
+        return read_responses(model or self.policy, batch).logprobs
 
     def loss(self, batch: Minibatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from rl_lightning.functional import entropy_from_logits, kl_k3, logprobs_from_logits
-from rl_lightning.models import PolicyFiles, response_logits
+from rl_lightning.functional import kl_k3
+from rl_lightning.models import PolicyFiles, read_responses
 from rl_lightning.strategies import sum_over_ranks
 from rl_lightning.types import Rollout
 
@@ -52,13 +52,9 @@ class HeldOutDivergence(Callback):
             part = batch.microbatch(rows)
             mask = part.response_attention
             with module.rollout_mode(self._model):
-                logits = [
-                    response_logits(model, part.input_ids, part.attention_mask, part.response_length)
-                    for model in (module.policy, self._model)
-                ]
-                own, ref = (logprobs_from_logits(one, part.response_ids, part.temperature) for one in logits)
-                entropy = entropy_from_logits(logits[0], part.temperature)
-            sums = (kl_k3(own, ref)[mask].sum(), entropy[mask].sum(), mask.any(1).sum(), mask.sum())
+                own = read_responses(module.policy, part, entropy="value")
+                ref = read_responses(self._model, part).logprobs
+            sums = (kl_k3(own.logprobs, ref)[mask].sum(), own.entropy[mask].sum(), mask.any(1).sum(), mask.sum())
             self._sums += torch.stack([one.double() for one in sums])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

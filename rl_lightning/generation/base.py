@@ -19,6 +19,9 @@ Stream = tuple[int, int]
 #: Called with (responses finished, responses in all) while a generator works.
 Progress = Callable[[int, int], None]
 
+#: Called with (number of a response in the call, its token ids) as soon as it has ended.
+Finished = Callable[[int, list[int]], None]
+
 
 @dataclass
 class Sampling:
@@ -36,6 +39,11 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
 
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are ruled out."""
+        return self.top_k > 0 or self.top_p < 1
+
     def check(self, training: bool) -> None:
         """Refuse impossible settings, and in training those under which importance ratios would be wrong.
 
@@ -48,7 +56,7 @@ class Sampling:
             raise UserError(f"temperature must be above 0 in training and at least 0 elsewhere, not {self.temperature}")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"top_k must be at least 0 and top_p in (0, 1], not {self.top_k} and {self.top_p}")
-        if training and (self.top_k or self.top_p < 1):
+        if training and self.truncates:
             raise UserError(
                 "top_k and top_p must be off (0 and 1.0) in training: log-probabilities of the whole vocabulary are "
                 "not those of the truncated distribution, so every importance ratio would be biased. They are allowed "
@@ -113,6 +121,7 @@ class Generator(ABC):
         stop_ids: frozenset[int],
         pad_id: int,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> Responses:
         """Sample responses under `torch.no_grad`, with the model in evaluation mode.
 
@@ -124,4 +133,5 @@ class Generator(ABC):
             stop_ids: token ids that end a response.
             pad_id: fills the tensors where there is no token.
             progress: told how far it is.
+            finished: given each response once, as it ends; by a generator that does not know it earlier, not at all.
         """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation.base import Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.models import PolicyFiles
 from rl_lightning.types import pad_left, pad_right
 
@@ -115,6 +115,7 @@ class CopyGenerator(Generator):
         stop_ids: frozenset[int],
         pad_id: int,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> Responses:
         """See `Generator.generate`. The model is that of the last `update`; nothing but its device is asked of it here.
 

@@ -1,38 +1,78 @@
-"""Sampling through the unchanged forward pass of any causal language model of transformers that keeps a cache."""
+"""Sampling through the unchanged forward pass of a causal language model of transformers."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
+from transformers import DynamicCache
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation.base import Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.generation.blocked import blocked_weights
 from rl_lightning.generation.sampling import draw, uniforms
-from rl_lightning.models.forward import last_logits, position_ids
+from rl_lightning.generation.slots import Slots
+from rl_lightning.generation.transformers import TransformersGenerator
+from rl_lightning.models.families import accepts, unlike_plain_attention
+from rl_lightning.models.forward import padded
 from rl_lightning.types import pad_left
 
-#: Finished rows leave the batch when at most this share of its rows is still running: copying the cache costs about
-#: as much as a few steps of the rows that it drops.
-_COMPACT_BELOW = 0.75
+#: Prompt tokens read in one pass.
+_PREFILL_TOKENS = 8192
+
+#: Prompts wait until this share of the slots is free: reading few of them at a time costs nearly as much as reading many.
+_REFILL_AT = 1 / 8
+
+log = logging.getLogger(__name__)
 
 
 class NativeGenerator(Generator):
     """Samples with the policy itself: no copy of the weights, no second set of kernels.
 
-    The prompt of a group is read once and its cache repeated for every sample; rows that have stopped leave the batch.
+    The prompt of a group is read once and its cache repeated for every sample. A response that has stopped gives its place to
+    the next, so a long one keeps nothing waiting but itself. A model that is not plain causal attention in every layer
+    is sampled by `TransformersGenerator` instead, which is slower.
 
     Args:
-        max_rows: responses sampled side by side; more are done in turns. Bounds memory, changes no response.
+        max_tokens: prompt and response tokens that the cache has room for. Bounds memory, changes no response: as many are
+            sampled side by side as fit.
+        max_rows: responses sampled side by side; no bound but `max_tokens` if null.
     """
 
-    def __init__(self, max_rows: int = 512) -> None:
-        if max_rows < 1:
-            raise UserError(f"max_rows must be at least 1, not {max_rows}")
+    def __init__(self, max_tokens: int = 65536, max_rows: int | None = None) -> None:
+        for name, value in (("max_tokens", max_tokens), ("max_rows", max_rows)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        self.max_tokens = max_tokens
         self.max_rows = max_rows
+        self._work: dict[str, float] = {}
+        self._told: set[type] = set()
+
+    def metrics(self) -> dict[str, float]:
+        """Return the number of decoding steps, the rows in all of them together, and the prompt tokens read."""
+        work, self._work = self._work, {}
+        return work
+
+    def draw(
+        self, logits: Tensor, uniform: Tensor, sampling: Sampling, rows: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Draw the next token of some rows; for subclasses that constrain what is sampled.
+
+        Args:
+            logits: (n, V).
+            uniform: (n,) in [0, 1).
+            sampling: temperature and truncation.
+            rows: (n,) long; the number of each response in this call.
+            columns: (n,) long; the tokens that it has already.
+
+        Returns:
+            tokens (n,) long and their log-probabilities (n,) float32; see `rl_lightning.generation.sampling.draw`.
+        """
+        return draw(logits, uniform, sampling)
 
     @torch.no_grad()
     def generate(
@@ -45,44 +85,67 @@ class NativeGenerator(Generator):
         stop_ids: frozenset[int],
         pad_id: int,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> Responses:
         """See `Generator.generate`.
 
         Raises:
-            UserError: if the model keeps no cache of transformers' own kind.
+            UserError: if not even one response fits into `max_tokens`.
         """
-        device = next(model.parameters()).device
-        samples = len(streams) // len(prompts)
-        prompt_ids, prompt_mask = (part.to(device) for part in pad_left(prompts, pad_id))
-        numbers = uniforms(streams, sampling.max_new_tokens)
-        stops = torch.tensor(sorted(stop_ids), device=device)
-        batch = _Batch.empty(len(streams), sampling.max_new_tokens, pad_id, numbers, stops)
+        reason = _unlike_what_slots_hold(model)
+        if reason is not None:
+            return self._through_transformers(reason, model, prompts, streams, sampling, stop_ids, pad_id, progress)
+        capacity = max(map(len, prompts)) + sampling.max_new_tokens
+        if capacity > self.max_tokens:
+            raise UserError(
+                f"NativeGenerator.max_tokens={self.max_tokens} has no room for one response: the longest prompt and "
+                f"max_new_tokens={sampling.max_new_tokens} make {capacity} tokens"
+            )
+        most = min(self.max_tokens // capacity, self.max_rows or len(streams), len(streams))
+        run = _Run(self, model, prompts, len(streams) // len(prompts), sampling, capacity, most, pad_id)
+        batch = _Batch.empty(streams, sampling.max_new_tokens, stop_ids, pad_id, next(model.parameters()).device)
         done = 0
-        for rows in _turns(len(prompts), samples, self.max_rows):
-            first, last = rows.start // samples, -(-rows.stop // samples)
-            repeats = torch.arange(rows.start, rows.stop, device=device) // samples - first
-            for finished in batch.run(model, prompt_ids[first:last], prompt_mask[first:last], repeats, rows, sampling):
+        with blocked_weights(model, most):
+            for ended in run.to_the_end(batch):
+                done += len(ended)
+                for row in ended if finished is not None else ():
+                    finished(row, batch.ids[row, : int(batch.lengths[row])].tolist())  # type: ignore[misc]
                 if progress is not None:
-                    progress(done + finished, len(streams))
-            done += rows.stop - rows.start
-            if progress is not None:  # what the cap has ended is finished too
-                progress(done, len(streams))
-        return batch.responses(
-            prompt_ids.repeat_interleave(samples, 0), prompt_mask.repeat_interleave(samples, 0), pad_id
-        )
+                    progress(done, len(streams))
+        self._work = {f"generation/{name}": float(count) for name, count in run.work.items()}
+        return batch.responses(prompts, pad_id)
+
+    def _through_transformers(
+        self,
+        reason: str,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        streams: Sequence[Stream],
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        pad_id: int,
+        progress: Progress | None,
+    ) -> Responses:
+        """Sample a model that slots cannot hold, and say so once."""
+        if type(model) not in self._told:
+            self._told.add(type(model))
+            log.warning("%s %s: sampled by its own generate, which is slower", type(model).__name__, reason)
+        rows = max(1, self.max_tokens // (max(map(len, prompts)) + sampling.max_new_tokens))
+        other = TransformersGenerator(min(rows, self.max_rows or rows))
+        return other.generate(model, prompts, streams, sampling, stop_ids=stop_ids, pad_id=pad_id, progress=progress)
 
 
-def _turns(prompts: int, samples: int, max_rows: int) -> Iterator[slice]:
-    """Cut prompts × samples rows into turns of at most `max_rows`, keeping groups whole where they fit."""
-    total = prompts * samples
-    step = max(1, max_rows // samples) * samples if samples <= max_rows else max_rows
-    for start in range(0, total, step):
-        yield slice(start, min(total, start + step))
+def _unlike_what_slots_hold(model: Any) -> str | None:
+    """Return why a model cannot be sampled in slots; None if it can."""
+    reason = unlike_plain_attention(model)
+    if reason is None and str(model.config._attn_implementation).startswith("flash"):
+        return "takes no mask of its own under flash attention"
+    return reason
 
 
 @dataclass
 class _Batch:
-    """All responses of one call, filled in column by column."""
+    """All responses of one call, filled in token by token."""
 
     ids: Tensor
     logprobs: Tensor
@@ -92,64 +155,152 @@ class _Batch:
     stops: Tensor
 
     @classmethod
-    def empty(cls, rows: int, columns: int, pad_id: int, numbers: Tensor, stops: Tensor) -> _Batch:
-        device = stops.device
+    def empty(
+        cls, streams: Sequence[Stream], columns: int, stop_ids: frozenset[int], pad_id: int, device: torch.device
+    ) -> _Batch:
+        rows = len(streams)
         return cls(
             ids=torch.full((rows, columns), pad_id, device=device),
             logprobs=torch.zeros(rows, columns, dtype=torch.float32, device=device),
             lengths=torch.zeros(rows, dtype=torch.long, device=device),
             stopped=torch.zeros(rows, dtype=torch.bool, device=device),
-            uniforms=numbers.to(device),
-            stops=stops,
+            uniforms=uniforms(streams, columns).to(device),
+            stops=torch.tensor(sorted(stop_ids), device=device),
         )
 
-    def run(
-        self, model: nn.Module, ids: Tensor, mask: Tensor, repeats: Tensor, rows: slice, sampling: Sampling
-    ) -> Iterator[int]:
-        """Sample the given rows to their end; yields how many of them have finished, once a column."""
-        logits, cache = last_logits(model, ids, mask, position_ids(mask), 1, use_cache=True)
-        if not isinstance(cache, Cache):
-            raise UserError(
-                f"NativeGenerator cannot sample from {type(model).__name__}, which keeps no cache that rows could be "
-                "dropped from: set data.init_args.generator to TransformersGenerator"
-            )
-        logits, mask = logits[repeats, -1], mask[repeats]
-        # Unlike `batch_select_indices`, this one knows the states of recurrent and convolutional layers too.
-        cache.reorder_cache(repeats)  # type: ignore[arg-type]
-        active = torch.arange(rows.start, rows.stop, device=ids.device)
-        positions = mask.sum(1, keepdim=True)
-        for column in range(sampling.max_new_tokens):
-            tokens, logprobs = draw(logits, self.uniforms[active, column], sampling)
-            running = self._write(active, column, tokens, logprobs)
-            left = int(running.sum())
-            yield rows.stop - rows.start - left
-            if left == 0 or column + 1 == sampling.max_new_tokens:
-                return
-            if left <= _COMPACT_BELOW * len(active):
-                keep = running.nonzero()[:, 0]
-                active, tokens, mask, positions = active[keep], tokens[keep], mask[keep], positions[keep]
-                cache.reorder_cache(keep)  # type: ignore[arg-type]
-            mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-            step, cache = last_logits(model, tokens[:, None], mask, positions, 1, past_key_values=cache, use_cache=True)
-            logits, positions = step[:, -1], positions + 1
+    def write(self, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> list[bool]:
+        """Store the next token of some rows, and return which of them go on."""
+        columns = self.lengths[rows]
+        self.ids[rows, columns] = tokens
+        self.logprobs[rows, columns] = logprobs
+        self.lengths[rows] = columns + 1
+        stopped = torch.isin(tokens, self.stops)
+        self.stopped[rows] = stopped
+        going: list[bool] = (~stopped & (columns + 1 < self.ids.shape[1])).tolist()
+        return going
 
-    def _write(self, active: Tensor, column: int, tokens: Tensor, logprobs: Tensor) -> Tensor:
-        """Store a column for the rows that had not stopped, and return which of the active rows go on."""
-        live = ~self.stopped[active]
-        rows = active[live]
-        self.ids[rows, column] = tokens[live]
-        self.logprobs[rows, column] = logprobs[live]
-        self.lengths[rows] += 1
-        self.stopped[rows] = torch.isin(tokens[live], self.stops)
-        return ~self.stopped[active]
-
-    def responses(self, prompt_ids: Tensor, prompt_mask: Tensor, pad_id: int) -> Responses:
+    def responses(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Responses:
+        device, samples = self.ids.device, len(self.ids) // len(prompts)
+        prompt_ids, prompt_mask = (part.to(device).repeat_interleave(samples, 0) for part in pad_left(prompts, pad_id))
         width = int(self.lengths.max())
         return Responses(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
             response_ids=self.ids[:, :width],
-            response_mask=torch.arange(width, device=self.ids.device) < self.lengths[:, None],
+            response_mask=torch.arange(width, device=device) < self.lengths[:, None],
             logprobs=self.logprobs[:, :width],
             truncated=~self.stopped,
         )
+
+
+@dataclass
+class _Prefilled:
+    """Prompts that have been read, and responses to them that wait for a slot.
+
+    Args:
+        layers: keys and values, (G, heads, P, D) each, layer by layer.
+        mask: (G, P) bool.
+        logits: (G, V) after the last token of each prompt.
+        waiting: (response, prompt among these) in the order in which they are taken in.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    mask: Tensor
+    logits: Tensor
+    waiting: list[tuple[int, int]]
+
+
+@dataclass
+class _Run:
+    """Samples every response of one call; who is in which slot is known here.
+
+    Args:
+        generator: draws.
+        model, prompts, sampling: see `Generator.generate`.
+        samples: responses to each prompt.
+        capacity: tokens of a response and its prompt, at most.
+        most: responses side by side.
+        pad_id: fills prompts.
+    """
+
+    generator: NativeGenerator
+    model: Any
+    prompts: Sequence[Sequence[int]]
+    samples: int
+    sampling: Sampling
+    capacity: int
+    most: int
+    pad_id: int
+    work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "row_steps": 0, "prefill_tokens": 0})
+    _next: int = 0
+    _prefilled: _Prefilled | None = None
+
+    def to_the_end(self, batch: _Batch) -> Iterator[list[int]]:
+        """Sample until every response has ended; yields those that end, step by step."""
+        slots: Slots | None = None
+        active: list[int] = []
+        tokens = batch.lengths[:0]
+        while active or self._next < len(self.prompts) or self._prefilled is not None:
+            free = self.most - len(active)
+            if not active or (self._is_waiting and free >= max(1, self.most * _REFILL_AT)):
+                part = self._prefill(free)
+                chosen, part.waiting = part.waiting[:free], part.waiting[free:]
+                self._prefilled = part if part.waiting else None
+                owner = torch.tensor([prompt for _, prompt in chosen], device=batch.ids.device)
+                rows = [row for row, _ in chosen]
+                drawn, going = self._draw(batch, rows, part.logits[owner])
+                slots = slots or Slots(self.most, self.capacity, batch.ids.device, part.layers[0][0].dtype)
+                keep = torch.tensor(going, device=batch.ids.device)
+                slots.admit(part.layers, part.mask, owner[keep])
+                tokens = torch.cat([tokens, drawn[keep]])
+                active += [row for row, goes_on in zip(rows, going, strict=True) if goes_on]
+                yield [row for row, goes_on in zip(rows, going, strict=True) if not goes_on]
+                continue
+            assert slots is not None
+            logits = self.model(**slots.read(tokens)).logits[:, -1]
+            slots.advance()
+            self.work["steps"] += 1
+            self.work["row_steps"] += len(active)
+            tokens, going = self._draw(batch, active, logits)
+            yield [row for row, goes_on in zip(active, going, strict=True) if not goes_on]
+            if not all(going):
+                order = slots.keep(going)
+                active = [active[row] for row in order]
+                tokens = tokens[torch.tensor(order, dtype=torch.long, device=tokens.device)]
+
+    @property
+    def _is_waiting(self) -> bool:
+        return self._prefilled is not None or self._next < len(self.prompts)
+
+    def _draw(self, batch: _Batch, rows: list[int], logits: Tensor) -> tuple[Tensor, list[bool]]:
+        index = torch.tensor(rows, device=logits.device)
+        columns = batch.lengths[index]
+        uniform = batch.uniforms[index, columns]
+        tokens, logprobs = self.generator.draw(logits, uniform, self.sampling, index, columns)
+        return tokens, batch.write(index, tokens, logprobs)
+
+    def _prefill(self, free: int) -> _Prefilled:
+        """Return prompts that have been read: those that are still waited for, or the next ones for so many free slots."""
+        if self._prefilled is not None:
+            return self._prefilled
+        first, width = self._next, 0
+        while self._next < len(self.prompts) and (self._next - first) * self.samples < free:
+            width = max(width, len(self.prompts[self._next]))
+            if self._next > first and (self._next + 1 - first) * width > _PREFILL_TOKENS:
+                break
+            self._next += 1
+        chosen = self.prompts[first : self._next]
+        device = next(self.model.parameters()).device
+        ids, mask = (part.to(device) for part in pad_left(chosen, self.pad_id))
+        keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
+        cache = DynamicCache(config=self.model.config)
+        output = self.model(**padded(self.model, ids, mask), **keep, past_key_values=cache, use_cache=True)
+        read: Any = cache.layers
+        layers = [(layer.keys, layer.values) for layer in read]
+        self.work["prefill_tokens"] += int(mask.sum())
+        waiting = [
+            ((first + prompt) * self.samples + sample, prompt)
+            for prompt in range(len(chosen))
+            for sample in range(self.samples)
+        ]
+        return _Prefilled(layers, mask, output.logits[:, -1], waiting)

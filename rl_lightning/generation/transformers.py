@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from rl_lightning.functional import response_mask_from_ids
-from rl_lightning.generation.base import Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.generation.sampling import draw, uniforms
 from rl_lightning.types import pad_left, pad_right
 
@@ -40,6 +40,7 @@ class TransformersGenerator(Generator):
         stop_ids: frozenset[int],
         pad_id: int,
         progress: Progress | None = None,
+        finished: Finished | None = None,
     ) -> Responses:
         """See `Generator.generate`."""
         policy: Any = model

@@ -4,7 +4,7 @@ from rl_lightning.models.adapter_files import save_adapter
 from rl_lightning.models.adapters import LoraOptions, adapter_off, add_adapter, is_adapted, merged_weights
 from rl_lightning.models.classifier import ClassifierFiles, Judge, Text, classifier_logits
 from rl_lightning.models.critic import Critic, CriticFiles, ValueHead, head_for
-from rl_lightning.models.forward import response_logits, response_outputs
+from rl_lightning.models.forward import Entropy, Reading, read_responses, response_logits
 from rl_lightning.models.loading import EMBEDDED, LoadOptions, PolicyFiles
 
 __all__ = [
@@ -12,10 +12,12 @@ __all__ = [
     "ClassifierFiles",
     "Critic",
     "CriticFiles",
+    "Entropy",
     "Judge",
     "LoadOptions",
     "LoraOptions",
     "PolicyFiles",
+    "Reading",
     "Text",
     "ValueHead",
     "adapter_off",
@@ -24,7 +26,7 @@ __all__ = [
     "head_for",
     "is_adapted",
     "merged_weights",
+    "read_responses",
     "response_logits",
-    "response_outputs",
     "save_adapter",
 ]

@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapters import is_adapted
-from rl_lightning.models.forward import accepts, position_ids
+from rl_lightning.models.forward import layout
 from rl_lightning.models.loading import PolicyFiles, without_load_report
 
 
@@ -91,11 +91,9 @@ class Critic(nn.Module):
             input_ids, attention_mask: (B, T), prompts padded left and responses right.
             response_length: R, the number of response columns at the end.
         """
-        kwargs: dict[str, Any] = {"use_cache": False}
-        if accepts(self.backbone, "position_ids"):
-            kwargs["position_ids"] = position_ids(attention_mask)
-        output = self.backbone(input_ids=input_ids, attention_mask=attention_mask.long(), **kwargs)
-        values: Tensor = self.head(output.last_hidden_state[:, -(response_length + 1) :])
+        arguments, before = layout(self.backbone, input_ids, attention_mask, response_length)
+        output = self.backbone(**arguments, use_cache=False)
+        values: Tensor = self.head(output.last_hidden_state.flatten(0, 1))[before]
         return values
 
 

@@ -13,7 +13,7 @@ from rl_lightning.functional import clipped_surrogate
 from rl_lightning.generation import NativeGenerator
 from tests.checks import assert_same, holds_only_for
 from tests.language import LONGEST, RESPONSES, TabularPolicy, prefix_number, rows, token_logprobs
-from tests.support import KeepGradients, StoredRollouts, random_rollout, trainer
+from tests.support import GROUP, KeepGradients, StoredRollouts, random_rollout, trainer
 from tests.unit.algorithms.test_identities import ALL, REWARDS, every_response, gradient_of
 
 UNBOUNDED = {"cap": math.inf}
@@ -261,7 +261,7 @@ def test_a_generator_with_a_copy_of_the_policy_is_corrected_for(updates, tiny_po
             rollout.rollout_logprobs = rollout.rollout_logprobs + 0.4 * torch.linspace(-1, 1, 9)
             if updates == 1:
                 rollout.old_logprobs = None
-            data = StoredRollouts(rollout, generator=generator(), epochs_per_rollout=updates)
+            data = StoredRollouts(rollout, group_size=GROUP, generator=generator(), epochs_per_rollout=updates)
             keep = KeepGradients()
             module = GRPO(policy=tiny_policy, kl_coef=0.0, sampler_correction=SamplerCorrection(kind))
             fit = trainer(tmp_path, [keep], max_epochs=1)

@@ -271,12 +271,66 @@ def test_the_defaults_of_a_model_do_not_touch_the_distribution():
         model.generation_config = own
 
 
-def test_a_model_without_a_common_cache_is_pointed_to_the_other_generator():
-    with pytest.raises(UserError) as error:
-        sample(NativeGenerator, "mamba")
-    message = str(error.value)
-    assert "\n" not in message and "MambaForCausalLM" in message
-    assert "set data.init_args.generator to TransformersGenerator" in message
+@pytest.mark.parametrize(("name", "reason"), [("mamba", "attention of its own"), ("lfm2", "LinearAttentionLayer")])
+def test_a_model_that_is_not_plain_attention_is_sampled_by_its_own_generate(name, reason, caplog):
+    generator = NativeGenerator(max_tokens=3 * 16)
+    for _ in range(2):
+        found = generator.generate(family(name), PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids=STOPS, pad_id=PAD)
+    same(found, sample(TransformersGenerator, name))
+    assert caplog.text.count("slower") == 1 and reason in caplog.text
+    assert generator.metrics() == {}
+
+
+def test_the_cache_has_room_for_so_many_tokens():
+    whole = sample(NativeGenerator)
+    with pytest.raises(UserError, match="max_tokens=15"):
+        NativeGenerator(max_tokens=15).generate(
+            family("llama"), PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids=STOPS, pad_id=PAD
+        )
+    widest = []
+    hook = family("llama").register_forward_pre_hook(
+        lambda _, args, given: widest.append(given["input_ids"].shape[0]) if "past_key_values" in given else None,
+        with_kwargs=True,
+    )
+    generator = NativeGenerator(max_tokens=5 * 16 + 15)
+    try:
+        few = generator.generate(family("llama"), PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids=STOPS, pad_id=PAD)
+    finally:
+        hook.remove()
+    same(few, whole)
+    work = generator.metrics()
+    assert max(widest) == 5
+    assert work["generation/prefill_tokens"] == sum(map(len, PROMPTS))
+    # The first token of a response comes from its prompt's pass; every other one is a row of a step.
+    assert work["generation/row_steps"] == int(few.response_mask.sum()) - len(STREAMS)
+    # One after the other the longest of each five would take longer: the next begin where the shorter ones ended.
+    lengths = few.response_mask.sum(1).tolist()
+    in_turns = sum(max(lengths[start : start + 5]) - 1 for start in range(0, len(lengths), 5))
+    assert work["generation/steps"] < in_turns
+    assert generator.metrics() == {}
+
+
+def test_each_response_is_reported_as_it_ends():
+    reported = {}
+    responses = NativeGenerator(max_rows=6).generate(
+        family("llama"), PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids=STOPS, pad_id=PAD,
+        finished=lambda row, ids: reported.setdefault(row, []).append(ids),
+    )  # fmt: skip
+    assert reported == {row: [ids] for row, ids in enumerate(rows(responses))}
+    assert list(reported) != sorted(reported)
+
+
+def test_a_subclass_may_constrain_what_is_drawn():
+    class Counting(NativeGenerator):
+        def draw(self, logits, uniform, sampling, rows, columns):
+            _, logprobs = super().draw(logits, uniform, sampling, rows, columns)
+            return 6 + (rows + columns) % 5, logprobs
+
+    generator = Counting(max_rows=3)
+    found = generator.generate(family("gpt2"), PROMPTS, STREAMS, Sampling(4), stop_ids=frozenset({10}), pad_id=PAD)
+    for row, ids in enumerate(rows(found)):
+        expected = [6 + (row + column) % 5 for column in range(4)]
+        assert ids == expected[: expected.index(10) + 1 if 10 in expected else None]
 
 
 @both

@@ -7,7 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from rl_lightning.errors import UserError
-from rl_lightning.models import Critic, CriticFiles, LoadOptions, PolicyFiles, ValueHead, head_for, response_outputs
+from rl_lightning.models import Critic, CriticFiles, LoadOptions, PolicyFiles, ValueHead, head_for, read_responses
+from rl_lightning.types import Rows
 from tests.checks import assert_same, holds_only_for
 from tests.tiny import save_tiny_policy, tiny_model, tiny_tokenizer
 from tests.unit.generation.families import FAMILIES
@@ -18,6 +19,11 @@ from tests.unit.models.test_loading import IDS, complaint, incomplete, write_ggu
 @pytest.fixture
 def directory(tmp_path):
     return Path(save_tiny_policy(tmp_path / "critic"))
+
+
+def rows():
+    ids, mask = padded()
+    return Rows(ids, mask, mask[:, -4:], torch.arange(3), 1.0)
 
 
 def random_head(critic):
@@ -86,7 +92,7 @@ def test_a_head_on_the_policy_says_what_a_critic_with_its_weights_says(name):
     model = FAMILIES[name]().eval()
     critic = random_head(Critic(model.base_model))
     with torch.no_grad():
-        hidden = response_outputs(model, *padded(), 4, hidden=True)[1]
+        hidden = read_responses(model, rows(), hidden=True).hidden
         assert_same(critic.head(hidden), critic(*padded(), 4))
     assert head_for(model).weight.shape == critic.head.weight.shape
 
@@ -95,7 +101,7 @@ def test_a_model_that_narrows_its_last_hidden_states():
     sizes = {"hidden_size": 32, "word_embed_proj_dim": 16, "ffn_dim": 48, "max_position_embeddings": 64}
     model = OPTForCausalLM(OPTConfig(vocab_size=18, num_hidden_layers=1, num_attention_heads=4, **sizes))
     assert Critic(model.base_model)(*padded(), 4).shape == (3, 5)
-    assert head_for(model)(response_outputs(model, *padded(), 4, hidden=True)[1]).shape == (3, 5)
+    assert head_for(model)(read_responses(model, rows(), hidden=True).hidden).shape == (3, 5)
 
 
 # ------------------------------------------------------------------------------------------------------------- the head

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rl_lightning.models import response_logits
-from rl_lightning.models.forward import accepts, last_logits, position_ids
+from rl_lightning.models.families import accepts
+from rl_lightning.models.forward import position_ids
 from tests.checks import holds_only_for
 from tests.tiny import PAD
 from tests.unit.generation.families import family
@@ -41,7 +42,7 @@ def without_positions(model, ids, mask, length):
 
 def one_token_late(model, ids, mask, length):
     with torch.no_grad():
-        return last_logits(model, ids, mask, position_ids(mask), length)[0]
+        return model(ids, attention_mask=mask.long(), position_ids=position_ids(mask)).logits[:, -length:]
 
 
 def without_mask(model, ids, mask, length):

@@ -1,0 +1,141 @@
+"""Log-probabilities and entropy straight from hidden states: logits of many tokens at once are never held."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+#: What is wanted of the entropy: nothing, its value, or its value and gradient.
+Entropy = Literal["none", "value", "gradient"]
+
+#: Logits held at a time. Fewer than this are kept as probabilities for the backward pass; of more, chunks of this size are
+#: computed twice.
+_LOGITS = 1 << 24
+
+
+@contextlib.contextmanager
+def read_instead(
+    head: nn.Linear, states: Tensor, tokens: Tensor, temperature: float, entropy: Entropy
+) -> Iterator[list[Tensor]]:
+    """Let a language-model head return what is asked of the logits instead of the logits, while this lasts.
+
+    It happens within the model's own forward, for there its weights are whole, whatever the strategy.
+
+    Args:
+        head: the projection to the vocabulary.
+        states: (K,) long; which of all positions of the pass, counted row by row, to read.
+        tokens: (K,) long; what these predict.
+        temperature: τ > 0.
+        entropy: whether to compute it too, and whether it will be differentiated.
+
+    Yields:
+        A list that holds what the head returned last: (2, K), log-probabilities and entropies in nats (0 if not asked for).
+    """
+    found: list[Tensor] = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        chosen = hidden.flatten(0, -2).index_select(0, states)
+        weight: Tensor = head.weight
+        bias: Tensor | None = head.bias
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            chosen, weight, bias = chosen.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        rows = max(1, _LOGITS // head.out_features)
+        with torch.autocast(device, enabled=False):
+            found[:] = [_TokenLogprobs.apply(chosen, weight, bias, tokens, temperature, entropy, rows)]
+        return found[0]
+
+    head.forward = forward  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        del head.forward
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(h Wᵀ / τ) of one token each, and the entropy −Σ p log p, without more than a chunk of logits in memory.
+
+    With p = softmax(z / τ): ∂ log p_y / ∂z = (1_y − p) / τ and ∂H / ∂z = −p (log p + H) / τ.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        temperature: float,
+        entropy: Entropy,
+        rows: int,
+    ) -> Tensor:
+        keep = len(tokens) <= rows and entropy != "gradient" and any(ctx.needs_input_grad)
+        parts, probs = [], states.new_empty(0)
+        for at in _chunks(len(tokens), rows):
+            logits = _logits(states[at], weight, bias, temperature)
+            top = logits.amax(1, keepdim=True)
+            picked = (logits.gather(1, tokens[at, None]) - top).squeeze(1)
+            masses = logits.sub_(top).exp()
+            total = masses.sum(1)
+            none = torch.zeros_like(total)
+            spread = none if entropy == "none" else total.log() - torch.linalg.vecdot(masses, logits) / total
+            parts.append(torch.stack([picked - total.log(), spread, top.squeeze(1) + total.log()]))
+            if keep:
+                probs = masses.div_(total[:, None])
+        read = torch.cat(parts, 1) if parts else states.new_zeros(3, 0)
+        ctx.save_for_backward(states, weight, bias, tokens, read, probs)
+        ctx.temperature, ctx.rows, ctx.through_entropy = temperature, rows, entropy == "gradient"
+        return read[:2].clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+        states, weight, bias, tokens, (_, entropy, log_total), probs = ctx.saved_tensors
+        by_logprob, by_entropy = slope.unsqueeze(2)
+        to_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        # Chunks add up in at least float32, whatever the weights are in.
+        to_weight = torch.zeros_like(weight, dtype=slope.dtype) if ctx.needs_input_grad[1] else None
+        to_bias = torch.zeros_like(bias, dtype=slope.dtype) if ctx.needs_input_grad[2] else None
+        for at in _chunks(len(tokens), ctx.rows):
+            if len(probs):
+                gradient = probs * -by_logprob
+            else:
+                logprobs = _logits(states[at], weight, bias, ctx.temperature).sub_(log_total[at, None])
+                factor = -by_logprob[at]
+                if ctx.through_entropy:
+                    factor = factor - by_entropy[at] * (logprobs + entropy[at, None])
+                gradient = logprobs.exp_().mul_(factor)
+            gradient.scatter_add_(1, tokens[at, None], by_logprob[at])
+            gradient = gradient.div_(ctx.temperature).to(states.dtype)
+            if to_states is not None:
+                to_states[at] = gradient @ weight
+            if to_weight is not None:
+                _add_product(to_weight, gradient, states[at])
+            if to_bias is not None:
+                to_bias += gradient.sum(0)
+        grown = (None if one is None else one.to(weight.dtype) for one in (to_weight, to_bias))
+        return to_states, *grown, None, None, None, None
+
+
+def _chunks(length: int, rows: int) -> Iterator[slice]:
+    for start in range(0, length, rows):
+        yield slice(start, start + rows)
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """Return z / τ in at least float32, in memory of its own."""
+    logits = functional.linear(states, weight, bias)
+    logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
+    if total.dtype == gradient.dtype:
+        total.addmm_(gradient.t(), states)
+    else:
+        total += gradient.t() @ states

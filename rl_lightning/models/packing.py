@@ -1,0 +1,280 @@
+"""A forward pass without waste: a prompt computed once for all its responses, and no padding computed.
+
+The tokens of a microbatch stand in one long row. Embeddings, projections and feed-forward layers, which cost nearly
+everything, see that row alone; attention takes it apart into *trunks* and *branches*. A prompt with several responses is a
+trunk, each response a branch that sees its trunk and itself; a row that shares its prompt with no other is a trunk whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from rl_lightning.models.families import unlike_plain_attention
+
+#: What transformers calls the attention below; without a packing it is its `sdpa`.
+_NAME = "rl_lightning_packed"
+
+#: Padded tokens that a block of its own must save: a call of the attention kernel costs about as much.
+_WORTH_A_BLOCK = 256
+
+#: Padded queries, keys and values of one layer above this many bytes are made again in the backward pass.
+_KEEP_BELOW = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Block:
+    """Segments of about the same length, side by side in padded space, as attention takes them.
+
+    Args:
+        start, rows, width: where they are.
+        owner: (rows,) long; the shared trunk that each of them, a branch, sees; None for trunks.
+        bias: (rows, 1, width, seen + width), added to the scores of branches: 0 or −∞.
+        seen: columns of the shared trunks that some of them see.
+    """
+
+    start: int
+    rows: int
+    width: int
+    owner: Tensor | None = None
+    bias: Tensor | None = None
+    seen: int = 0
+
+    @property
+    def places(self) -> slice:
+        """Where it is in padded space."""
+        return slice(self.start, self.start + self.rows * self.width)
+
+
+class Packing:
+    """Where the tokens of padded rows stand in one row without padding, and which of them see each other.
+
+    Args:
+        input_ids, attention_mask: (B, T), prompts padded left and responses right, each in one piece.
+        response_length: R, the number of response columns at the end.
+
+    Attributes:
+        input_ids, positions: (1, L) long; each token once, and its place in its own sequence.
+        before: (B, R + 1) long, into L; where the token stands that predicts each response token, and the one after the
+            last. Columns beyond a response repeat its last.
+    """
+
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor, response_length: int) -> None:
+        prompt, device = input_ids.shape[1] - response_length, input_ids.device
+        mask, position = attention_mask.bool(), attention_mask.long().cumsum(1) - 1
+        first = torch.ones_like(mask[:, 0])
+        ids = input_ids.masked_fill(~mask, -1)[:, :prompt]  # padding may hold any token
+        first[1:] = (ids[1:] != ids[:-1]).any(1)
+        trunk = first.long().cumsum(0) - 1
+        shared = trunk.bincount(minlength=1) > 1
+        heads, branches = first.nonzero()[:, 0], shared[trunk].nonzero()[:, 0]
+
+        in_trunk, in_branch = mask[heads], mask[branches]
+        in_trunk[shared, prompt:] = False
+        in_branch[:, :prompt] = False
+        lengths = torch.cat([in_trunk.sum(1), in_branch.sum(1)])
+        starts = lengths.cumsum(0) - lengths
+        prompts = mask[:, :prompt].sum(1)
+        self.input_ids = torch.cat([input_ids[heads][in_trunk], input_ids[branches][in_branch]])[None]
+        self.positions = torch.cat([position[heads][in_trunk], position[branches][in_branch]])[None]
+
+        last_of_prompt = starts[trunk] + prompts - 1
+        own_start = last_of_prompt + 1  # where a row is a trunk whole, its response follows its prompt
+        own_start[branches] = starts[len(heads) :]
+        column = torch.arange(response_length + 1, device=device).minimum((mask.sum(1) - prompts)[:, None])
+        self.before = torch.where(column == 0, last_of_prompt[:, None], own_start[:, None] + column - 1)
+
+        self._place(lengths.tolist(), shared.tolist(), trunk[branches].tolist(), device)
+        #: (L,) into padded space.
+        self._slots = torch.arange(int(lengths.sum()), device=device) + (self._offsets - starts).repeat_interleave(
+            lengths
+        )
+
+    def _place(self, lengths: list[int], shared: list[bool], owners: list[int], device: torch.device) -> None:
+        """Give every segment its place in padded space: shared trunks, other trunks, branches."""
+        trunks = len(shared)
+        order = [trunk for trunk in range(trunks) if shared[trunk]]
+        parts = [order] if order else []
+        parts += _buckets([trunk for trunk in range(trunks) if not shared[trunk]], lengths)
+        branch_parts = _buckets(list(range(trunks, len(lengths))), lengths)
+        number = {trunk: place for place, trunk in enumerate(order)}
+        offsets, start = [0] * len(lengths), 0
+        self._blocks: list[_Block] = []
+        for part in parts + branch_parts:
+            block = _Block(start, len(part), max(lengths[segment] for segment in part))
+            for row, segment in enumerate(part):
+                offsets[segment] = start + row * block.width
+            if part[0] >= trunks:
+                own = [owners[segment - trunks] for segment in part]
+                block.owner = torch.tensor([number[trunk] for trunk in own], device=device)
+                block.seen = max(lengths[trunk] for trunk in own)
+                block.bias = _bias(block, torch.tensor([lengths[trunk] for trunk in own], device=device))
+            self._blocks.append(block)
+            start = block.places.stop
+        self._area = start
+        self._offsets = torch.tensor(offsets, device=device)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return what every token reads from those that it sees, (1, L, heads, D).
+
+        Args:
+            query: (1, heads, L, D).
+            key, value: (1, key-value heads, L, D).
+            scaling: of the products; 1/√D if None.
+        """
+        table = torch.cat([query[0], key[0], value[0]]).transpose(0, 1)  # (L, all heads, D)
+        heads = (query.shape[1], key.shape[1])
+        if torch.is_grad_enabled() and self._area * table[0].nbytes > _KEEP_BELOW:
+            read: Tensor = checkpoint(
+                self._read,
+                table,
+                heads,
+                scaling,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                determinism_check="none",
+            )
+        else:
+            read = self._read(table, heads, scaling)
+        return read[None]
+
+    def _read(self, table: Tensor, heads: tuple[int, int], scaling: float | None) -> Tensor:
+        padded: Tensor = _Spread.apply(table, self._slots, self._area)
+        trunks: list[Tensor] = []
+        parts = []
+        for block in self._blocks:
+            rows = padded[block.places].view(block.rows, block.width, -1, table.shape[2]).transpose(1, 2)
+            query, key, value = rows.split([heads[0], heads[1], heads[1]], 1)
+            if block.owner is not None:
+                key, value = (
+                    torch.cat([of_trunk[:, :, : block.seen].index_select(0, block.owner), own], 2)
+                    for of_trunk, own in zip(trunks, (key, value), strict=True)
+                )
+            elif not trunks:  # shared ones come first
+                trunks = [key, value]
+            if heads[0] > heads[1]:
+                key, value = (one.repeat_interleave(heads[0] // heads[1], 1) for one in (key, value))
+            bias = None if block.bias is None else block.bias.to(query.dtype)
+            read = scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, is_causal=bias is None, scale=scaling
+            )
+            parts.append(read.transpose(1, 2).reshape(block.rows * block.width, heads[0], -1))
+        taken: Tensor = _Take.apply(torch.cat(parts), self._slots)
+        return taken
+
+
+def _buckets(segments: list[int], lengths: list[int]) -> list[list[int]]:
+    """Return segments such that those in a part are about as long: a new part begins where it saves enough padding."""
+    parts: list[list[int]] = []
+    ordered = sorted(segments, key=lambda segment: -lengths[segment])
+    width = 0
+    for done, segment in enumerate(ordered):
+        if not parts or (width - lengths[segment]) * (len(ordered) - done) >= _WORTH_A_BLOCK:
+            parts.append([])
+            width = lengths[segment]
+        parts[-1].append(segment)
+    return parts
+
+
+def _bias(block: _Block, trunk_lengths: Tensor) -> Tensor:
+    """Return what is added to the scores of branches: they see their trunk, and of themselves what came before."""
+    steps = torch.arange(block.width, device=trunk_lengths.device)
+    seen = torch.arange(block.seen, device=trunk_lengths.device) < trunk_lengths[:, None]
+    causal = (steps <= steps[:, None]).expand(block.rows, -1, -1)
+    visible = torch.cat([seen[:, None].expand(-1, block.width, -1), causal], 2)[:, None]
+    return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -torch.inf)
+
+
+class _Spread(torch.autograd.Function):
+    """Rows written into places of a longer table of zeros, no two into one: so its adjoint reads, and adds nothing up."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, length: int) -> Tensor:
+        ctx.save_for_backward(places)
+        table = rows.new_zeros(length, *rows.shape[1:])
+        table[places] = rows
+        return table
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return gradient[places], None, None
+
+
+class _Take(torch.autograd.Function):
+    """The adjoint of `_Spread`: rows read out of a longer table."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.length = len(table)
+        return table[places]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        table = gradient.new_zeros(ctx.length, *gradient.shape[1:])
+        table[places] = gradient
+        return table, None
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it."""
+    if packing is not None:
+        return packing.attend(query, key, value, scaling), None
+    read: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, **kwargs
+    )
+    return read
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, sdpa_mask)
+
+
+def enable_packing(model: PreTrainedModel) -> None:
+    """Give a model the attention that packed rows need, where it can have it; else say why not.
+
+    Whatever is not packed goes through transformers' `sdpa` as before. A model that was asked for another attention keeps it.
+    """
+    if model.config._attn_implementation == "sdpa" and unlike_plain_attention(model) is None:
+        model.set_attn_implementation(_NAME)
+    else:
+        reason = (
+            unlike_plain_attention(model) or f"was loaded with attn_implementation {model.config._attn_implementation}"
+        )
+        log.info(
+            "%s %s: prompts are computed anew for each response, and padding with them", type(model).__name__, reason
+        )
+
+
+def packs(model: nn.Module) -> bool:
+    """Tell whether a model takes packed rows."""
+    return isinstance(model, PreTrainedModel) and model.config._attn_implementation == _NAME
+
+
+def packed(rows: Packing) -> dict[str, Any]:
+    """Return the arguments of a model's forward that make it read packed rows."""
+    # A mask with four dimensions is passed on as it is; this one could not be mistaken for a real one.
+    none = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=rows.input_ids.device)
+    return {"input_ids": rows.input_ids, "position_ids": rows.positions, "attention_mask": none, "packing": rows}
