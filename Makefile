@@ -7,6 +7,8 @@ ROLLOUTS ?= 100
 DIRECTORY ?= runs/demo
 N ?= 50
 SEED ?= 0
+NAME ?=
+MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 
 .PHONY: demo test lint check slow tensorboard embedded drill bench clean
 
@@ -39,13 +41,17 @@ embedded: $(VENV)/core  ## rebuild the embedded policy from nothing
 drill: $(VENV)/core  ## kill N runs at random moments, go on with them, compare: all must be identical
 	$(BIN)/python -m examples.drill --kills $(N) --seed $(SEED)
 
-bench: $(VENV)/core  ## where the time of a training step goes
-	$(BIN)/python -m examples.bench_overhead
+bench: $(VENV)/bench  ## this library beside TRL on the same work; all benchmarks, or those in NAME
+	$(BIN)/python -m examples.bench $(NAME) --model $(MODEL)
 
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/bench: $(VENV)/core
+	$(BIN)/pip install --quiet --editable ".[bench]"
 	touch $@
 
 $(VENV)/dev: $(VENV)/core

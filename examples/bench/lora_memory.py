@@ -1,6 +1,6 @@
 """The peak memory of training a LoRA adapter, next to that of training all weights.
 
-Usage: python -m examples.bench_lora_memory [--policy DIRECTORY] [--answers 8] [--tokens 128] [--microbatch 2] [--rank 16]
+Usage: python -m examples.bench.lora_memory [--policy DIRECTORY] [--answers 8] [--tokens 128] [--microbatch 2] [--rank 16]
 
 Each row is a process of its own that takes two GRPO steps, the first of which makes AdamW's moments, on rollouts of its own
 samples: loading, sampling, scoring by the reference, forward, backward and update are all in its peak, the largest resident
@@ -17,18 +17,16 @@ import argparse
 import json
 import logging
 import os
-import resource
-import subprocess
-import sys
 import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from examples.bench.meter import peak_of
+from examples.bench.processes import last_line
 from rl_lightning.algorithms import GRPO
 from rl_lightning.callbacks import GroupNormalize
 from rl_lightning.data import ChainSum, RolloutDataModule
@@ -37,7 +35,6 @@ from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles
 from rl_lightning.models.memory import held, in_units
 from rl_lightning.rewards import RewardSpec
 
-ROOT = Path(__file__).parents[1]
 #: SmolLM2-135M, as its config.json says.
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -54,11 +51,6 @@ def random_policy(directory: str) -> str:
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory)
     PolicyFiles("embedded").tokenizer.save_pretrained(directory)
     return directory
-
-
-def peak() -> int:
-    """Return the largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Widest(pl.Callback):
@@ -78,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     pl.seed_everything(0, verbose=False)
-    before = peak()
+    before = peak_of(os.getpid())
     module = GRPO(
         policy=options.policy,
         load=LoadOptions(dtype=options.dtype, gradient_checkpointing=options.checkpointing),
@@ -100,19 +92,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
     assert trainer.global_step == 2
-    return {"peak": peak(), "before": before, "held": sum(one.total for one in held(module)), "tokens": widest.tokens}
+    return {
+        "peak": peak_of(os.getpid()),
+        "before": before,
+        "held": sum(one.total for one in held(module)),
+        "tokens": widest.tokens,
+    }
 
 
 def in_own_process(policy: str, kind: str, checkpointing: bool, options: argparse.Namespace) -> dict[str, Any]:
     """Return the numbers of one configuration."""
-    command = [sys.executable, "-m", "examples.bench_lora_memory", f"--run={kind}", f"--policy={policy}"]
-    command += [f"--{name}={getattr(options, name)}" for name in ("answers", "tokens", "microbatch", "rank", "dtype")]
-    command += ["--checkpointing"] if checkpointing else []
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | RETURN_FREED, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
-    numbers: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return numbers
+    arguments = [f"--run={kind}", f"--policy={policy}"]
+    arguments += [f"--{name}={getattr(options, name)}" for name in ("answers", "tokens", "microbatch", "rank", "dtype")]
+    arguments += ["--checkpointing"] if checkpointing else []
+    return last_line("examples.bench.lora_memory", arguments, RETURN_FREED)
 
 
 def main() -> None:
@@ -135,6 +128,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         policy = options.policy or random_policy(scratch)
+        line: dict[str, float] = {}
         for checkpointing in (False, True):
             numbers = {kind: in_own_process(policy, kind, checkpointing, options) for kind in KINDS}
             for kind, found in numbers.items():
@@ -146,6 +140,10 @@ def main() -> None:
                     f"{ratio:.2f} |",
                     flush=True,
                 )
+            full, lora = (numbers[kind]["peak"] for kind in KINDS)
+            ending = "_recomputed" if checkpointing else ""
+            line |= {f"memory_ratio{ending}": round(lora / full, 3), f"own_gb{ending}": round(lora / 1e9, 2)}
+    print(json.dumps(line))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""This library beside others on the same work: `python -m examples.bench --help`."""

@@ -1,0 +1,106 @@
+"""Two workers that take turns, step for step, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+from examples.bench.meter import Others
+
+
+class Side(Protocol):
+    """One of the two."""
+
+    def ask(self, command: str) -> dict[str, float]:
+        """Send a command and return the answer."""
+
+
+@dataclass
+class Measured:
+    """What came of the steps that count.
+
+    Args:
+        own, peer: answers to `step`, in the order of the pairs; `peer` is empty where there is none.
+        own_peak, peer_peak: bytes.
+        other_cpu: cores that other processes kept busy during the steps.
+    """
+
+    own: list[dict[str, float]]
+    peer: list[dict[str, float]]
+    own_peak: float = 0.0
+    peer_peak: float = 0.0
+    other_cpu: float = 0.0
+
+
+def take_turns(own: Side, peer: Side | None, pairs: int, warm_up: int) -> Measured:
+    """Have both sides do step after step: A B, B A, A B, ...
+
+    Args:
+        own, peer: the sides.
+        pairs: of steps that count.
+        warm_up: steps of each that do not, before.
+    """
+    for side in (own, peer):
+        for _ in range(warm_up if side is not None else 0):
+            assert side is not None
+            side.ask("step")
+    found = Measured([], [])
+    others = Others()
+    for pair in range(pairs):
+        turn = [(own, found.own)] if peer is None else [(own, found.own), (peer, found.peer)]
+        for side, steps in turn[:: -1 if pair % 2 else 1]:
+            steps.append(side.ask("step"))
+    found.other_cpu = others.cores()
+    found.own_peak = own.ask("memory")["peak"]
+    found.peer_peak = 0.0 if peer is None else peer.ask("memory")["peak"]
+    return found
+
+
+def summary(name: str, found: Measured, peer: str | None, by_token: bool) -> dict[str, Any]:
+    """Return the line of a benchmark.
+
+    Args:
+        name: of the benchmark.
+        found: what was measured.
+        peer: what it was measured against; None for nothing.
+        by_token: steps of the two hold different tokens, so that seconds are compared by token.
+
+    Raises:
+        SystemExit: if steps should hold the same tokens and do not.
+    """
+    own_s = [step["seconds"] for step in found.own]
+    line: dict[str, Any] = {"name": name, "ratio": None, "ratio_min": None, "ratio_max": None, "peer": peer}
+    line |= {"memory_ratio": None, "pairs": len(found.own), "own_s": round(median(own_s), 4), "peer_s": None}
+    line |= {"tokens_per_s": round(sum(step["tokens"] for step in found.own) / sum(own_s), 1)}
+    line |= {
+        "cpu_ratio": None,
+        "other_cpu": round(found.other_cpu, 2),
+        "own_cpu": round(_cores(found.own), 2),
+        "peer_cpu": None,
+    }
+    line |= {"own_gb": round(found.own_peak / 1e9, 2), "peer_gb": None}
+    if not found.peer:
+        return line
+    pairs = list(zip(found.own, found.peer, strict=True))
+    ratios = sorted(_ratio(*pair, by_token) for pair in pairs)
+    line |= {"ratio": round(median(ratios), 3), "ratio_min": round(ratios[0], 3), "ratio_max": round(ratios[-1], 3)}
+    line |= {"memory_ratio": round(found.own_peak / found.peer_peak, 3), "peer_gb": round(found.peer_peak / 1e9, 2)}
+    line |= {"peer_s": round(median(step["seconds"] for step in found.peer), 4)}
+    # Whoever else takes cores away from one side and not from the other changes this one less.
+    line |= {"cpu_ratio": round(median(_ratio(*pair, by_token, of="cpu_seconds") for pair in pairs), 3)}
+    return line | {"peer_cpu": round(_cores(found.peer), 2)}
+
+
+def _ratio(own: Mapping[str, float], peer: Mapping[str, float], by_token: bool, of: str = "seconds") -> float:
+    """Return how many times our own seconds the peer takes for the same work."""
+    if by_token:
+        return (peer[of] / peer["tokens"]) / (own[of] / own["tokens"])
+    if own["tokens"] != peer["tokens"]:
+        raise SystemExit(f"not the same work: a step of {own['tokens']} tokens beside one of {peer['tokens']}")
+    return peer[of] / own[of]
+
+
+def _cores(steps: Sequence[Mapping[str, float]]) -> float:
+    return sum(step["cpu_seconds"] for step in steps) / sum(step["seconds"] for step in steps)

@@ -1,0 +1,91 @@
+"""This library's side: its command line with the YAML files of configs/, and a callback that waits for its turn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from examples.bench.processes import ROOT
+from examples.bench.turns import turns
+from examples.bench.work import Work
+from rl_lightning.cli import main
+from rl_lightning.types import Minibatch
+
+_LR = 1e-6
+#: Which columns of the files are what.
+_COLUMNS: dict[str, dict[str, Any]] = {
+    "prompts": {},
+    "sums": {},
+    "demonstrations": {"answer_column": None, "response_column": "completion"},
+    "pairs": {"answer_column": None, "response_column": "chosen", "rejected_column": "rejected"},
+}
+
+
+class TakeTurns(Callback):
+    """Do an optimizer step, and all that belongs to it, for each command."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the first one, with everything loaded."""
+        turns().wait()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Minibatch, batch_idx: int
+    ) -> None:
+        """Count tokens, and wait for the next once the optimizer has stepped.
+
+        The tokens are those of the responses that were sampled, or of the rows that were written.
+        """
+        sampled = batch.advantages is not None
+        turns().tokens += int((batch.lengths if sampled else batch.attention_mask).sum())
+        if batch.ends_step:
+            turns().wait()
+
+
+def train(work: Work) -> None:
+    """Train, a step for each command."""
+    base = ROOT / "configs" / f"{work.algorithm}.yaml"
+    overlay = Path(work.directory) / "overlay.yaml"
+    overlay.write_text(json.dumps(overlay_for(work, yaml.safe_load(base.read_text()))))
+    main(["fit", f"--config={base}", f"--config={overlay}"])
+
+
+def overlay_for(work: Work, base: dict[str, Any]) -> dict[str, Any]:
+    """Return what a benchmark changes in a YAML of configs/.
+
+    Checkpoints are left out, for the peer writes none either. All its other callbacks stay, and so does TensorBoard.
+
+    Args:
+        work: what to do.
+        base: the YAML.
+    """
+    files = {"class_path": "rl_lightning.data.FileExamples"}
+    data: dict[str, Any] = {
+        "prompts": files | {"init_args": {"train": str(work.ours)} | _COLUMNS[work.kind]},
+        "prompt_options": {"chat_template": False},
+    }
+    model: dict[str, Any] = {"policy": work.model, "optimizer": {"lr": _LR, "warmup_steps": 0, "schedule": "constant"}}
+    if work.batch:
+        data |= {"batch_size": work.batch}
+    else:
+        data |= {"prompts_per_rollout": work.prompts, "group_size": work.group}
+        data |= {"sampling": {"max_new_tokens": work.new_tokens}, "rewards": [{"function": work.reward}]}
+        data |= {"generator": {"class_path": "examples.bench.forced_native.ForcedLengths"}}
+    if work.kind == "pairs":
+        data |= {"origin": "files", "max_prompts": None, "samples_per_prompt": None, "pairs": None}
+        model |= {"length_normalize": False, "beta": 0.1}
+    if work.algorithm == "grpo":
+        model |= {"kl_coef": 0.0}
+    kept = [one for one in base["trainer"]["callbacks"] if not one["class_path"].endswith(".ModelCheckpoint")]
+    trainer = {
+        "max_epochs": 1 if work.batch else work.steps,
+        "callbacks": [*kept, {"class_path": "examples.bench.ours.TakeTurns"}],
+        "default_root_dir": f"{work.directory}/ours",
+        "limit_val_batches": 0,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
+    return {"model": {"init_args": model}, "data": {"init_args": data}, "trainer": trainer}

@@ -1,0 +1,103 @@
+"""Child processes: workers that are told what to do, and runs that print one JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return what is the same for every process that is measured: so many threads, which do not spin while they wait."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+
+
+class Worker:
+    """A child process that is told what to do, line by line; see `examples.bench.turns`.
+
+    Args:
+        command: what to run.
+        extra: environment, beside this process's.
+        log: file for its standard error.
+    """
+
+    def __init__(self, command: Sequence[str], extra: Mapping[str, str], log: Path) -> None:
+        self._command = " ".join(command)
+        self._log = log
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=os.environ | dict(extra),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def ask(self, command: str) -> dict[str, float]:
+        """Send a command and return the answer.
+
+        Raises:
+            SystemExit: with the end of its log, if the worker has died.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            print(command, file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise SystemExit(f"{self._command} has ended:\n{self._log.read_text()[-3000:]}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Stop it, by force if it does not stop by itself."""
+        try:
+            self._process.communicate("stop\n", timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def worker(target: str, work: Path, threads: int) -> Worker:
+    """Start a side of a benchmark.
+
+    Args:
+        target: `MODULE:FUNCTION`.
+        work: file with its work, beside which its log is written.
+        threads: of torch.
+    """
+    command = [sys.executable, "-m", "examples.bench.worker", target, str(work)]
+    return Worker(command, environment(threads), work.parent / f"{target.replace(':', '.')}.log")
+
+
+def last_line(module: str, arguments: Sequence[str], extra: Mapping[str, str]) -> dict[str, Any]:
+    """Run a module in a process of its own and return the JSON object on the last line that it prints.
+
+    What it prints before is for people, and goes to standard error.
+
+    Raises:
+        SystemExit: with the end of its log, if it fails.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | dict(extra), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    *readable, last = done.stdout.splitlines()
+    print("\n".join(readable), file=sys.stderr, flush=True)
+    numbers: dict[str, Any] = json.loads(last)
+    return numbers

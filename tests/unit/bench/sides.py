@@ -1,0 +1,19 @@
+"""Workers that do next to nothing."""
+
+from examples.bench.turns import turns
+from examples.bench.work import Work
+
+
+def counts(work: Work) -> None:
+    """Count 10 tokens in the first step, 11 in the second, and so on, and talk on the standard output."""
+    for step in range(work.steps):
+        turns().wait()
+        print("not a line of the protocol")
+        turns().tokens += 10 + step
+    turns().wait()
+
+
+def fails(work: Work) -> None:
+    """Fail in the first step."""
+    turns().wait()
+    raise RuntimeError("the reason")

@@ -1,0 +1,58 @@
+"""What `python -m examples.bench` prints, and what it refuses."""
+
+import json
+import sys
+
+import pytest
+
+from examples.bench import __main__ as command
+from examples.bench.suite import BENCHMARKS, Solo
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    command.main()
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """A benchmark that takes no time, and the options that it was run with."""
+    seen = []
+
+    def measure(options):
+        seen.append(options)
+        return {"own_s": 1.5}
+
+    monkeypatch.setitem(BENCHMARKS, "nothing", Solo(measure))
+    return seen
+
+
+def test_lines_are_printed_and_added_to_a_file(monkeypatch, capsys, tmp_path, asked):
+    out = tmp_path / "lines"
+    for _ in range(2):
+        run(monkeypatch, "nothing", "--out", str(out), "--pairs", "3", "--threads", "1", "--model", "somewhere")
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert printed == [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["own_s"] for line in printed] == [1.5, 1.5]
+    assert (asked[0].model, asked[0].pairs, asked[0].threads) == ("somewhere", 3, 1)
+
+
+def test_quick_takes_a_tiny_model_and_two_pairs(monkeypatch, asked):
+    run(monkeypatch, "nothing", "--quick")
+    assert asked[0].pairs == 2
+    assert asked[0].model == str(asked[0].directory / "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grqo"], "no benchmark 'grqo'"),
+        (["grpo", "--pairs", "0"], "--pairs and --threads must be at least 1"),
+        (["grpo", "--threads", "0"], "--pairs and --threads must be at least 1"),
+        (["grpo", "--model", "./no/such/model"], "there is no directory no/such/model"),
+    ],
+)
+def test_mistakes_are_named(monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, *arguments)
+    assert message in capsys.readouterr().err.splitlines()[-1]
