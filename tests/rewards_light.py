@@ -9,3 +9,9 @@ def even_characters(*, response):
 def sum_of_digits(*, response, modulus=100):
     """Return the sum of a text's digits, up to a modulus: few texts have equal ones."""
     return float(sum(map(int, filter(str.isdigit, response))) % modulus)
+
+
+def touch(*, response, file):
+    """Leave a file behind that shows that this ran; return 1."""
+    with open(file, "w"):
+        return 1.0

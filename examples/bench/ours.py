@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from examples.bench.processes import ROOT
 from examples.bench.turns import turns
 from examples.bench.work import Work
 from rl_lightning.cli import main
-from rl_lightning.types import Minibatch
+from rl_lightning.hooks import RolloutCallback
+from rl_lightning.types import Minibatch, Rollout
 
 _LR = 1e-6
 #: Which columns of the files are what.
@@ -25,22 +26,23 @@ _COLUMNS: dict[str, dict[str, Any]] = {
 }
 
 
-class TakeTurns(Callback):
+class TakeTurns(RolloutCallback):
     """Do an optimizer step, and all that belongs to it, for each command."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the first one, with everything loaded."""
         turns().wait()
 
+    def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Count the tokens that were sampled."""
+        turns().tokens += int(rollout.lengths.sum())
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Minibatch, batch_idx: int
     ) -> None:
-        """Count tokens, and wait for the next once the optimizer has stepped.
-
-        The tokens are those of the responses that were sampled, or of the rows that were written.
-        """
-        sampled = batch.advantages is not None
-        turns().tokens += int((batch.lengths if sampled else batch.attention_mask).sum())
+        """Count the tokens of rows that were written, and wait for the next command once the optimizer has stepped."""
+        if batch.advantages is None:
+            turns().tokens += int(batch.attention_mask.sum())
         if batch.ends_step:
             turns().wait()
 

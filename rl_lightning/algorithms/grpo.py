@@ -38,6 +38,7 @@ class GRPO(OnlineModule):
 
     formula = "J = E 1/G Σ_i 1/|y_i| Σ_t [ min(ρA, clip(ρ, 1−ε, 1+ε)A) − β(π_ref/π_θ − log π_ref/π_θ − 1) ]"
     needs: ClassVar = {"advantages": "rl_lightning.callbacks.GroupNormalize"}
+    proportional_to_advantages = True
 
     def __init__(
         self, kl_coef: float = 0.04, clip_low: float = 0.2, clip_high: float | None = None, **online_options: Any

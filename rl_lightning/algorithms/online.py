@@ -144,6 +144,11 @@ class OnlineModule(PolicyModule):
         estimate = kl_penalty(old, ref, self.kl_estimator, torch.zeros_like(old))
         return torch.where(mask, self.kl_coef * estimate, 0)
 
+    @property
+    def learns_from_zero_advantages(self) -> bool:
+        """Whether a response may have a gradient though all of its advantages are 0: that of the divergence, say."""
+        return super().learns_from_zero_advantages or (self.kl_coef != 0 and self.kl_in == "loss")
+
     def loss(self, batch: Minibatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
         outputs = self.outputs(batch)

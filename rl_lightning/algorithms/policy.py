@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,11 @@ from rl_lightning.algorithms.metrics import sampling_metrics
 from rl_lightning.models import Reading, read_responses
 from rl_lightning.strategies import gathered
 from rl_lightning.types import Minibatch, Rollout, Rows
+
+#: What the loss of a policy is made of. Whoever overrides one of these may read more than the advantages.
+_MAKES_THE_LOSS = (
+    "training_step", "loss", "weigh", "objective", "auxiliary", "outputs", "corrected", "ratio", "surrogate", "divergence",
+)  # fmt: skip
 
 
 class PolicyModule(ObjectiveModule):
@@ -31,6 +36,9 @@ class PolicyModule(ObjectiveModule):
     entropy_coef: float = 0.0
     #: Whether `auxiliary` reads the policy's hidden states.
     reads_hidden: bool = False
+    #: Whether `objective` is proportional to the advantages, but for a divergence. A class that overrides it, or anything
+    #: else that the loss is made of, must say so itself: what it inherits is not taken for its own.
+    proportional_to_advantages: ClassVar[bool] = False
 
     def __init__(self, policy: str = "embedded", **options: Any) -> None:
         super().__init__(policy, **options)
@@ -69,6 +77,18 @@ class PolicyModule(ObjectiveModule):
         )
         self.observe({"policy/entropy": reading.entropy}, batch)
         return reading
+
+    @property
+    def learns_from_zero_advantages(self) -> bool:
+        """Whether a response may have a gradient though all of its advantages are 0; if not, it need not be computed."""
+        lines = type(self).__mro__
+
+        def defined(name: str) -> int:
+            return next((place for place, line in enumerate(lines) if name in vars(line)), len(lines))
+
+        says = defined("proportional_to_advantages")
+        overridden = any(defined(name) < says for name in _MAKES_THE_LOSS)
+        return overridden or not self.proportional_to_advantages or self.entropy_coef != 0
 
     def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
         """Return the log-probabilities of the response tokens, at the sampling temperature.

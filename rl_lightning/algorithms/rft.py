@@ -38,6 +38,7 @@ class RFT(PolicyModule):
     formula = "J = E[ 𝕀(x, y) · 1/|y| Σ_t log π_θ(y_t | x, y_<t) ]"
 
     needs = {"advantages": "rl_lightning.callbacks.RejectionSampling"}  # noqa: RUF012
+    proportional_to_advantages = True
 
     def __init__(self, online: bool = False, **policy_options: Any) -> None:
         super().__init__(**policy_options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rl_lightning.data.offline import OfflineDataModule
@@ -17,8 +18,8 @@ class DemonstrationDataModule(OfflineDataModule):
     """Demonstrations to imitate; one Lightning epoch goes through all of them in a new random order.
 
     Args:
-        **offline_options: batch_size and microbatch_size, in demonstrations; prompts (with demonstrations), sampling,
-            evaluation: see `OfflineDataModule`.
+        **offline_options: batch_size and microbatch_size, in demonstrations; max_tokens_per_microbatch; prompts (with
+            demonstrations), sampling, evaluation: see `OfflineDataModule`.
     """
 
     serves = ("demonstrations",)
@@ -59,6 +60,11 @@ class DemonstrationDataModule(OfflineDataModule):
     def longest(self) -> int:
         """Return the length of the longest demonstration in tokens."""
         return max(map(len, self._responses))
+
+    def tokens(self) -> Tensor:
+        """Return how many tokens each demonstration has, its prompt included."""
+        pairs = zip(self._encoded["train"], self._responses, strict=True)
+        return torch.tensor([len(prompt.input_ids) + len(response) for prompt, response in pairs])
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
         """Return some demonstrations."""

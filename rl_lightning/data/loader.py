@@ -11,10 +11,11 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from rl_lightning.data.cuts import Stretches
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals, token_weights
 from rl_lightning.strategies import data_parallel_size, from_every_rank, sum_over_ranks
-from rl_lightning.types import Minibatch, Sealed
+from rl_lightning.types import Minibatch, Rows, Sealed
 
 #: The position after the last microbatch of an epoch.
 _END = -1
@@ -25,30 +26,57 @@ class StepSizes:
     """How one optimizer step is cut up.
 
     Args:
-        minibatch: rows that one rank contributes to an optimizer step.
-        microbatch: rows in one forward pass.
+        minibatch: units that one rank contributes to an optimizer step.
+        microbatch: units in one forward pass; None where their tokens say how many.
+        accumulate: forward passes in an optimizer step, the same number in every step and on every rank.
     """
 
     minibatch: int
-    microbatch: int
+    microbatch: int | None
+    accumulate: int
 
-    @property
-    def accumulate(self) -> int:
-        """Forward passes in an optimizer step."""
-        return self.minibatch // self.microbatch
+    def cut(self, rows: Rows, order: Tensor, unit: int = 1) -> list[int]:
+        """Return how many units of an optimizer step each forward pass takes.
+
+        Args:
+            rows: a table.
+            order: (n × unit,) long; those of the step's rows that are computed, a unit for each pass at least.
+            unit: adjacent rows that are one unit.
+        """
+        if self.microbatch is None:
+            return Stretches.of(rows, order, unit).cut(self.accumulate)
+        return [len(part) for part in torch.arange(len(order) // unit).tensor_split(self.accumulate)]
 
 
-def plan_steps(trainer: Trainer, minibatch_size: int, microbatch_size: int | None, unit: int = 1) -> StepSizes:
-    """Cut an optimizer step into equal shares, and tell Lightning how many passes to accumulate.
+def check_cuts(microbatch_size: int | None, max_tokens: int | None) -> None:
+    """Refuse two ways to cut an optimizer step up, and an impossible one.
+
+    Raises:
+        UserError: for both options, or a budget below one token.
+    """
+    if microbatch_size is not None and max_tokens is not None:
+        raise UserError(
+            "microbatch_size and max_tokens_per_microbatch both say what goes into a forward pass: drop one of them"
+        )
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"max_tokens_per_microbatch must be at least 1, not {max_tokens}")
+
+
+def bound_line(max_tokens: int | None) -> str:
+    """Return what the run card says of the size of microbatches, after their number."""
+    return "" if max_tokens is None else f" of up to {max_tokens:,} tokens"
+
+
+def share_of_rank(trainer: Trainer, minibatch_size: int, unit: int = 1) -> int:
+    """Return how many rows of an optimizer step each rank has.
 
     Args:
-        trainer: its `accumulate_grad_batches` is set, as Lightning's own scheduler of accumulation does.
+        trainer: knows the ranks.
         minibatch_size: rows in an optimizer step, over all ranks.
-        microbatch_size: rows in one forward pass of one rank; all that the rank has if None.
         unit: rows that must stay together, such as the members of a group.
 
     Raises:
-        UserError: naming the two sizes that do not divide.
+        UserError: if the ranks cannot have as many.
     """
     ranks = data_parallel_size(trainer)
     if minibatch_size < 1 or minibatch_size % (ranks * unit):
@@ -56,18 +84,43 @@ def plan_steps(trainer: Trainer, minibatch_size: int, microbatch_size: int | Non
         raise UserError(
             f"minibatch_size={minibatch_size} must be a multiple of {ranks * unit}:{together} on {ranks} rank(s)"
         )
-    minibatch = minibatch_size // ranks
+    return minibatch_size // ranks
+
+
+def plan_steps(trainer: Trainer, minibatch: int, microbatch_size: int | None) -> StepSizes:
+    """Cut an optimizer step into equal shares, and tell Lightning how many passes to accumulate.
+
+    Args:
+        trainer: its `accumulate_grad_batches` is set, as Lightning's own scheduler of accumulation does.
+        minibatch: rows that this rank has of an optimizer step.
+        microbatch_size: rows in one forward pass of one rank; all that the rank has if None.
+
+    Raises:
+        UserError: naming the two sizes that do not divide.
+    """
     microbatch = minibatch if microbatch_size is None else microbatch_size
     if microbatch < 1 or minibatch % microbatch:
         raise UserError(
-            f"microbatch_size={microbatch_size} must divide the {minibatch} rows that each rank has of "
-            f"minibatch_size={minibatch_size}"
+            f"microbatch_size={microbatch_size} must divide the {minibatch} rows that each rank has of an optimizer step"
         )
-    sizes = StepSizes(minibatch, microbatch)
+    return _planned(trainer, StepSizes(minibatch, microbatch, minibatch // microbatch))
+
+
+def plan_by_tokens(trainer: Trainer, minibatch: int, passes: int) -> StepSizes:
+    """Cut an optimizer step by tokens, and tell Lightning how many passes to accumulate.
+
+    Args:
+        trainer, minibatch: see `plan_steps`.
+        passes: that keep any step within the budget.
+    """
+    return _planned(trainer, StepSizes(minibatch, None, passes))
+
+
+def _planned(trainer: Trainer, sizes: StepSizes) -> StepSizes:
     if trainer.accumulate_grad_batches not in (1, sizes.accumulate):
         raise UserError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} contradicts minibatch_size / "
-            f"microbatch_size = {sizes.accumulate}; leave it out, it follows from the sizes"
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} contradicts the {sizes.accumulate} microbatches "
+            "that an optimizer step is cut into; leave it out, it follows from the sizes"
         )
     trainer.accumulate_grad_batches = sizes.accumulate
     return sizes
@@ -181,6 +234,11 @@ class EpochLoader:
     def __iter__(self) -> Iterator[Sealed]:
         self._source.on_boundary(True)
         saved, self._restored = self._restored, None
+        if saved is not None and saved["microbatches"] not in (None, len(self)):
+            raise UserError(
+                f"the checkpoint is from the middle of an epoch of {saved['microbatches']} microbatches and epochs have {len(self)} "
+                "now: use the same microbatch_size or max_tokens_per_microbatch, or a checkpoint from the end of an epoch"
+            )
         if saved is None or self._number < 0 or self._position == _END:
             self._number, self._position, saved = self._number + 1, 0, None
         self._source.check_position(self._position)
@@ -204,7 +262,8 @@ class EpochLoader:
             own = self._restored["epoch"]
         else:
             own = self._epoch.state_dict() if inside and self._epoch is not None else None
-        return {"number": self._number, "position": position, "ranks": from_every_rank(own) if inside else []}
+        ranks = from_every_rank(own) if inside else []
+        return {"number": self._number, "position": position, "microbatches": len(self), "ranks": ranks}
 
     def restore(self, progress: dict[str, Any], rank: int, ranks: int) -> None:
         """Go on where `progress` was taken.
@@ -219,7 +278,8 @@ class EpochLoader:
                 "many devices as then, or a checkpoint from the end of an epoch"
             )
         self._number, self._position = progress["number"], progress["position"]
-        self._restored = {"epoch": states[rank] if states else None}
+        inside = progress.get("microbatches") if states else None
+        self._restored = {"epoch": states[rank] if states else None, "microbatches": inside}
 
 
 def refuse_partial_epochs(trainer: Trainer, microbatches: int) -> None:

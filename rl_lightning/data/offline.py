@@ -6,9 +6,21 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from rl_lightning.data.loader import StepSizes, permutation, plan_steps, refuse_partial_epochs, step_weights
+from rl_lightning.data.cuts import table_passes
+from rl_lightning.data.loader import (
+    StepSizes,
+    bound_line,
+    check_cuts,
+    permutation,
+    plan_by_tokens,
+    plan_steps,
+    refuse_partial_epochs,
+    share_of_rank,
+    step_weights,
+)
 from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
@@ -26,6 +38,9 @@ class OfflineDataModule(SamplingDataModule):
     Args:
         batch_size: units in an optimizer step, over all ranks.
         microbatch_size: units in one forward pass of one device; as many as the step has there if null.
+        max_tokens_per_microbatch: instead of it, the tokens in one forward pass of one device at most, padding not counted.
+            An optimizer step has as many passes as the longest units would need, cut so that the largest is as small as it
+            can be.
         **sampling_options: prompts, rewards, and what serves evaluation, which samples the policy as for the other
             algorithms: see `SamplingDataModule`.
     """
@@ -36,11 +51,14 @@ class OfflineDataModule(SamplingDataModule):
         self,
         batch_size: int = 64,
         microbatch_size: int | None = None,
+        max_tokens_per_microbatch: int | None = None,
         **sampling_options: Any,
     ) -> None:
         super().__init__(**sampling_options)
         self.batch_size = batch_size
+        check_cuts(microbatch_size, max_tokens_per_microbatch)
         self.microbatch_size = microbatch_size
+        self.max_tokens_per_microbatch = max_tokens_per_microbatch
 
     @property
     def units(self) -> str:
@@ -54,6 +72,10 @@ class OfflineDataModule(SamplingDataModule):
     def longest(self) -> int:
         """Return L_max in tokens, which the reduction `constant` divides by."""
         raise TypeError(f"{type(self).__name__} must define longest()")
+
+    def tokens(self) -> Tensor:
+        """Return how many tokens each unit has, (n,) long, a prompt that its rows share counted once."""
+        raise TypeError(f"{type(self).__name__} must define tokens()")
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
         """Return some units, as many rows for each, the unit's rows side by side.
@@ -88,14 +110,20 @@ class OfflineDataModule(SamplingDataModule):
         """Check sizes, then set up prompts and rewards."""
         assert self.trainer is not None
         if stage == "fit":
-            self.sizes = plan_steps(self.trainer, self.batch_size, self.microbatch_size)
+            share = share_of_rank(self.trainer, self.batch_size)
+            if self.max_tokens_per_microbatch is None:
+                self.sizes = plan_steps(self.trainer, share, self.microbatch_size)
         super().setup(stage)
 
     def check_size(self) -> None:
-        """Refuse a table that fills no step, and say what an epoch leaves out."""
+        """Refuse a table that fills no step, say what an epoch leaves out, and cut optimizer steps by tokens if that is wanted."""
         assert self.trainer is not None
         if self.count() < self.batch_size:
             raise UserError(f"batch_size={self.batch_size} but there are only {self.count()} {self.units}")
+        if self.max_tokens_per_microbatch is not None:
+            share = share_of_rank(self.trainer, self.batch_size)
+            passes = table_passes(self.max_tokens_per_microbatch, share, self.tokens(), self.units)
+            self.sizes = plan_by_tokens(self.trainer, share, passes)
         refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
         left = self.count() % self.batch_size
         if left:
@@ -117,7 +145,7 @@ class OfflineDataModule(SamplingDataModule):
         """Return the run card's line about an optimizer step, given the mean number of tokens of a unit."""
         return (
             f"{self.batch_size} {self.units} (about {self.batch_size * tokens:,.0f} tokens) in {self.sizes.accumulate} "
-            f"microbatch(es), {self.steps_per_epoch():,} an epoch"
+            f"microbatch(es){bound_line(self.max_tokens_per_microbatch)}, {self.steps_per_epoch():,} an epoch"
         )
 
 
@@ -140,7 +168,7 @@ class OfflineEpoch:
 
     def microbatches(self, start: int) -> Iterator[Minibatch]:
         """Yield the microbatches from number `start` on."""
-        data, size = self.data, self.data.sizes.microbatch
+        data = self.data
         assert data.trainer is not None
         first, skip = divmod(start, data.sizes.accumulate)
         metrics = data.table_metrics() if self.number == start == 0 else {}
@@ -149,8 +177,10 @@ class OfflineEpoch:
             (weights,) = step_weights(
                 data.trainer, [(whole.response_mask, whole.group_ids)], data.module.reduction, data.longest()
             )
-            rows = (data.weight_scale() * weights).split(size * len(whole) // len(units))
-            for part, chosen in list(enumerate(units.split(size)))[skip:]:
+            unit = len(whole) // len(units)
+            sizes = data.sizes.cut(whole, torch.arange(len(whole)), unit)
+            rows = (data.weight_scale() * weights).split([size * unit for size in sizes])
+            for part, chosen in list(enumerate(units.split(sizes)))[skip:]:
                 ends_step = part + 1 == data.sizes.accumulate
                 yield data.batch(chosen, rows[part], ends_step=ends_step, metrics=metrics)
                 metrics = {}

@@ -56,6 +56,11 @@ class PairTable:
     def __len__(self) -> int:
         return len(self.rows) // 2
 
+    def tokens(self) -> Tensor:
+        """Return how many tokens each pair has, (pairs,) long, its prompt counted once."""
+        whole = self.rows.attention_mask.sum(1)
+        return whole[0::2] + self.rows.lengths[1::2]
+
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> PreferenceBatch:
         """Return some pairs, as one forward pass takes them."""
         rows = (units[:, None] * 2 + torch.arange(2)).flatten()

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.generation import Responses
-from rl_lightning.rewards import Rewarder, RewardSample
+from rl_lightning.rewards import Ahead, Rewarder, RewardSample
 from rl_lightning.types import Rollout
 
 
@@ -53,7 +53,19 @@ def unscored(
     )
 
 
-def scored(rollout: Rollout, prompts: Sequence[EncodedPrompt], rewarder: Rewarder, correct_threshold: float) -> Rollout:
+def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool) -> RewardSample:
+    """Return what rewards see of a response."""
+    metadata = {**prompt.example.metadata, "truncated": truncated}
+    return RewardSample(prompt.text, response, prompt.example.answer, metadata)
+
+
+def scored(
+    rollout: Rollout,
+    prompts: Sequence[EncodedPrompt],
+    rewarder: Rewarder,
+    correct_threshold: float,
+    ahead: Ahead | None = None,
+) -> Rollout:
     """Return a rollout with its rewards.
 
     Args:
@@ -61,12 +73,13 @@ def scored(rollout: Rollout, prompts: Sequence[EncodedPrompt], rewarder: Rewarde
         prompts: one a row.
         rewarder: knows the rewards.
         correct_threshold: a response is correct if the first reward reaches this.
+        ahead: was given some of the samples already.
     """
     samples = [
-        RewardSample(prompt.text, response, prompt.example.answer, {**prompt.example.metadata, "truncated": cut})
+        reward_sample(prompt, response, cut)
         for prompt, response, cut in zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
     ]
-    scores = rewarder.score(samples)
+    scores = rewarder.score(samples, ahead)
     device = rollout.input_ids.device
     components = {
         name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in scores.components.items()

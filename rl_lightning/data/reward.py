@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from rl_lightning.data.cache import Cache
+from rl_lightning.data.cuts import Stretches, require_fit
 from rl_lightning.data.evaluation import EvaluationLoader
 from rl_lightning.data.loader import EpochLoader
 from rl_lightning.data.offline import OfflineDataModule
@@ -53,8 +55,8 @@ class RewardDataModule(OfflineDataModule):
         mix_demonstrations: the source's demonstrations join the samples, as if accepted (D ∪ D′ in Yuan et al., arXiv
             2308.01825).
         cache_dir: where the cache is; `cache` under the trainer's `default_root_dir` if null.
-        **offline_options: batch_size and microbatch_size, in pairs or samples; prompts, rewards, sampling, evaluation: see
-            `OfflineDataModule`. Log-probabilities are taken at `sampling.temperature`, for texts from files at 1.
+        **offline_options: batch_size and microbatch_size, in pairs or samples; max_tokens_per_microbatch; prompts, rewards,
+            sampling, evaluation: see `OfflineDataModule`. Log-probabilities are taken at `sampling.temperature`, for texts from files at 1.
     """
 
     serves = ("preferences", "samples")
@@ -219,9 +221,18 @@ class RewardDataModule(OfflineDataModule):
             )
         log.info("%s: %s", split, table)
         if split == "train" and self.module.wants_reference:
-            logprobs = reference_logprobs(self, table.rows, 2 * self.sizes.microbatch)
+            logprobs = reference_logprobs(self, table.rows, self._passes(table))
             table.rows = replace(table.rows, ref_logprobs=logprobs)
         return table
+
+    def _passes(self, table: PairTable) -> list[Tensor]:
+        """Return the rows of the forward passes in which a frozen model looks at all pairs."""
+        rows, budget = torch.arange(len(table.rows)), self.max_tokens_per_microbatch
+        if budget is None:
+            assert self.sizes.microbatch is not None
+            return list(rows.split(2 * self.sizes.microbatch))
+        require_fit(budget, int(table.tokens().max()), f"the longest of the {self.units} has")
+        return list(rows.split([2 * pairs for pairs in Stretches.of(table.rows, rows, unit=2).filled(budget)]))
 
     def _samples(self) -> SampleTable:
         """Return the training samples that have something to teach."""
@@ -267,6 +278,10 @@ class RewardDataModule(OfflineDataModule):
     def longest(self) -> int:
         """Return L_max in tokens."""
         return self.sampling.max_new_tokens if self.origin == "sampled" else self.table.rows.response_length
+
+    def tokens(self) -> Tensor:
+        """Return how many tokens each pair or sample has."""
+        return self.table.tokens()
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
         """Return some pairs or samples."""

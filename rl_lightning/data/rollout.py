@@ -9,16 +9,21 @@ from typing import Any
 import torch
 
 from rl_lightning.data.collect import Collector, Supply, find_refill, groups_that_count
+from rl_lightning.data.cuts import rollout_passes
 from rl_lightning.data.loader import (
     StepSizes,
+    bound_line,
+    check_cuts,
     permutation,
+    plan_by_tokens,
     plan_steps,
     refuse_partial_epochs,
+    share_of_rank,
     step_totals,
     step_weights,
 )
 from rl_lightning.data.sampling import SamplingDataModule
-from rl_lightning.data.scoring import logprobs_when_sampled, rollout_metrics, score_by_policy
+from rl_lightning.data.scoring import logprobs_when_sampled, rollout_metrics, score_by_policy, worth_computing
 from rl_lightning.data.stages import check_callbacks, rollout_callbacks
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import Refill, RolloutCallback
@@ -29,6 +34,11 @@ from rl_lightning.types import Minibatch, Rollout
 class RolloutDataModule(SamplingDataModule):
     """Samples the policy, scores the samples, and serves them as minibatches.
 
+    Where a rollout serves one update, responses whose advantages are all 0 are not computed again if the algorithm has no
+    gradient there (`learns_from_zero_advantages`). They count in every mean of the loss as before, so the gradient is the
+    same; but what is observed in training steps, such as `policy/entropy`, is then over the responses that are left, whose
+    share is logged as `rollout/forwarded_fraction`.
+
     Every size is counted over all ranks, so the same YAML means the same on one device and on eight.
 
     Args:
@@ -38,6 +48,9 @@ class RolloutDataModule(SamplingDataModule):
         minibatch_size: responses in an optimizer step, whole groups; the whole rollout if null (strictly on-policy).
         microbatch_size: responses in one forward pass of one device; as many as the step has there if null. Changes
             memory and speed, never the gradient.
+        max_tokens_per_microbatch: instead of it, the tokens in one forward pass of one device at most. A prompt counts once for
+            its responses in the pass, padding does not. An optimizer step has the number of passes that the longest prompt
+            and the longest responses would need, cut so that the largest of them is as small as it can be.
         **sampling_options: prompts, sampling, rewards and so on: see `SamplingDataModule`.
     """
 
@@ -50,6 +63,7 @@ class RolloutDataModule(SamplingDataModule):
         epochs_per_rollout: int = 1,
         minibatch_size: int | None = None,
         microbatch_size: int | None = None,
+        max_tokens_per_microbatch: int | None = None,
         **sampling_options: Any,
     ) -> None:
         super().__init__(**sampling_options)
@@ -64,7 +78,9 @@ class RolloutDataModule(SamplingDataModule):
         self.group_size = group_size
         self.epochs_per_rollout = epochs_per_rollout
         self.minibatch_size = prompts_per_rollout * group_size if minibatch_size is None else minibatch_size
+        check_cuts(microbatch_size, max_tokens_per_microbatch)
         self.microbatch_size = microbatch_size
+        self.max_tokens_per_microbatch = max_tokens_per_microbatch
         self.supply = Supply()
         #: How to fill a rollout when callbacks drop groups; None where none does.
         self.refill: Refill | None = None
@@ -88,13 +104,14 @@ class RolloutDataModule(SamplingDataModule):
         """Return the lines of the run card that speak of the data."""
         rows, updates = self.prompts_per_rollout * self.group_size, self.updates_per_rollout
         policy = "strictly on-policy" if updates == 1 else "off-policy after the first update of each rollout"
+        bound = bound_line(self.max_tokens_per_microbatch)
         chunk = "" if self.refill is None else f", in up to {self._chunks()} until enough groups are kept"
         return super().describe() | {
             "rollout": f"{self.prompts_per_rollout} prompts × {self.group_size} responses = {rows}, up to "
             f"{self.sampling.max_new_tokens} tokens each, temperature {self.sampling.temperature:g}{chunk}",
             "update": f"{updates} a rollout, {self.minibatch_size} responses (up to "
             f"{self.minibatch_size * self.sampling.max_new_tokens:,} tokens) each in {self.sizes.accumulate} "
-            f"microbatch(es); {policy}",
+            f"microbatch(es){bound}; {policy}",
         }
 
     def setup(self, stage: str) -> None:
@@ -107,17 +124,32 @@ class RolloutDataModule(SamplingDataModule):
                 raise UserError(
                     f"minibatch_size={self.minibatch_size} must divide prompts_per_rollout × group_size = {rows}"
                 )
-            self.sizes = plan_steps(self.trainer, self.minibatch_size, self.microbatch_size, unit=self.group_size)
-            refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
+            share_of_rank(self.trainer, self.minibatch_size, unit=self.group_size)
+            if self.max_tokens_per_microbatch is None:
+                self._plan()
             check_callbacks(self.trainer, self.module)
             self.refill = find_refill(self._rollout_callbacks())
         super().setup(stage)
         if stage != "fit":
             return
+        if self.max_tokens_per_microbatch is not None:
+            self._plan()
         chunk = (self.refill and self.refill.prompts_per_chunk) or 0
         for name, size in (("prompts_per_rollout", self.prompts_per_rollout), ("prompts_per_chunk", chunk)):
             if self.train_prompts < size:
                 raise UserError(f"{name}={size} but there are only {self.train_prompts} training prompts")
+
+    def _plan(self) -> None:
+        """Cut optimizer steps up; by tokens only once the prompts are known."""
+        assert self.trainer is not None
+        rows, budget = share_of_rank(self.trainer, self.minibatch_size, self.group_size), self.max_tokens_per_microbatch
+        if budget is None:
+            self.sizes = plan_steps(self.trainer, rows, self.microbatch_size)
+        else:
+            longest = max(len(prompt.input_ids) for prompt in self._encoded["train"])
+            passes = rollout_passes(budget, rows, self.group_size, longest, self.sampling.max_new_tokens)
+            self.sizes = plan_by_tokens(self.trainer, rows, passes)
+        refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
 
     def _chunks(self) -> str:
         assert self.refill is not None
@@ -176,7 +208,7 @@ class RolloutDataModule(SamplingDataModule):
         order = self.dealt(permutation(self.prompts_per_rollout, self.seed, number, 0))
         rollout = self.sample((self.supply.cursor + order.sort().values).tolist())
         rollout = self.reward(rollout.select(self.rows_of_groups(order.argsort().argsort())))
-        rollout = score_by_policy(self.module, rollout, self.sizes.microbatch, self.updates_per_rollout == 1)
+        rollout = score_by_policy(self.module, rollout, self._first_epoch(rollout), self.updates_per_rollout == 1)
         return rollout, Supply(self.supply.cursor + self.prompts_per_rollout)
 
     def _filled(self, number: int, refill: Refill) -> tuple[Rollout, Supply]:
@@ -188,7 +220,7 @@ class RolloutDataModule(SamplingDataModule):
         rollout = replace(filled.rollout.to(self.module.device), metrics=metrics)
         # All ranks do the same passes, whether their own rows are stale or not.
         rollout = score_by_policy(
-            self.module, rollout, self.sizes.microbatch, self.updates_per_rollout == 1 and not filled.stale
+            self.module, rollout, self._first_epoch(rollout), self.updates_per_rollout == 1 and not filled.stale
         )
         if filled.stale:
             rollout = replace(rollout, old_logprobs=logprobs_when_sampled(rollout, number))
@@ -196,6 +228,11 @@ class RolloutDataModule(SamplingDataModule):
             assert self.trainer is not None
             self.trainer.should_stop = True
         return rollout, filled.supply
+
+    def _first_epoch(self, rollout: Rollout) -> list[torch.Tensor]:
+        """Return the rows of the microbatches of a rollout's first epoch."""
+        steps = torch.arange(len(rollout)).split(self.sizes.minibatch)
+        return [part for step in steps for part in step.split(self.sizes.cut(rollout, step))]
 
     def sample(self, numbers: Sequence[int]) -> Rollout:
         """Sample the responses to some prompts, by their number over the whole run; group by group, with rewards.
@@ -264,10 +301,18 @@ class RolloutEpoch:
         self.full = rollout.sampled_in is None or all(
             from_every_rank(bool(groups_that_count(rollout, data.group_size).all()))
         )
+        self._computed = torch.ones(len(rollout), dtype=torch.bool)
+        self._metrics = rollout.metrics
+        # Old log-probabilities were scored in microbatches of all rows; in others the first ratio would not be 1 exactly.
+        single = data.updates_per_rollout == 1 and rollout.old_logprobs is None and rollout.advantages is not None
+        if single and not data.module.learns_from_zero_advantages:
+            self._computed = worth_computing(rollout, sizes.accumulate)
+            share = {"rollout/forwarded_fraction": float(self._computed.float().mean())}
+            self._metrics = rollout.metrics | mean_over_ranks(share)
 
     def microbatches(self, start: int) -> Iterator[Minibatch]:
         """Yield the microbatches from number `start` on."""
-        data, size = self.data, self.sizes.microbatch
+        data = self.data
         assert data.trainer is not None
         steps = [
             rows for epoch in range(data.epochs_per_rollout) for rows in self._order(epoch).split(self.sizes.minibatch)
@@ -276,18 +321,23 @@ class RolloutEpoch:
         totals = step_totals(data.trainer, masks)
         idle = [not float(counts.tokens) for counts in totals]
         weights = step_weights(data.trainer, masks, data.module.reduction, data.sampling.max_new_tokens, totals)
-        for number in range(start, len(steps) * self.sizes.accumulate):
-            step, part = divmod(number, self.sizes.accumulate)
-            cut = slice(part * size, (part + 1) * size)
-            microbatch = self.rollout.microbatch(
-                steps[step][cut],
-                weights[step][cut],
-                ends_step=part + 1 == self.sizes.accumulate,
-                idle=idle[step],
-                metrics=self.rollout.metrics if number == 0 else {},
-            )
-            # Where the policy itself samples, its own numbers have nothing to add to the trainer's.
-            yield microbatch if data.generator.samples_from_copy else replace(microbatch, rollout_logprobs=None)
+        first, skip = divmod(start, self.sizes.accumulate)
+        for step in range(first, len(steps)):
+            computed = self._computed[steps[step]]
+            chosen = steps[step][computed]
+            sizes = self.sizes.cut(self.rollout, chosen)
+            parts = list(zip(chosen.split(sizes), weights[step][computed].split(sizes), strict=True))
+            for part, (rows, row_weights) in list(enumerate(parts))[skip:]:
+                microbatch = self.rollout.microbatch(
+                    rows,
+                    row_weights,
+                    ends_step=part + 1 == len(parts),
+                    idle=idle[step],
+                    metrics=self._metrics if step == part == 0 else {},
+                )
+                # Where the policy itself samples, its own numbers have nothing to add to the trainer's.
+                yield microbatch if data.generator.samples_from_copy else replace(microbatch, rollout_logprobs=None)
+            skip = 0
 
     def _order(self, epoch: int) -> torch.Tensor:
         """Return all row numbers in the order of an epoch, groups whole.

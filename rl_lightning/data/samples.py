@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.scoring import teaches
 from rl_lightning.data.written import encode_written, written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals
@@ -34,13 +35,15 @@ class SampleTable:
     @classmethod
     def of(cls, rollout: Rollout) -> SampleTable:
         """Leave out what has no gradient, without advantages only what does not count."""
-        mask = rollout.response_mask
-        teaches = mask if rollout.advantages is None else mask & (rollout.advantages != 0)
-        rows = rollout.select(teaches.any(1).nonzero()[:, 0])
-        return cls(rows, batch_totals(mask, rollout.group_ids), rollout.metrics)
+        rows = rollout.select(teaches(rollout).nonzero()[:, 0])
+        return cls(rows, batch_totals(rollout.response_mask, rollout.group_ids), rollout.metrics)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def tokens(self) -> Tensor:
+        """Return how many tokens each response has with its prompt, (n,) long."""
+        return self.rows.attention_mask.sum(1)
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
         """Return some responses, as one forward pass takes them."""

@@ -19,7 +19,7 @@ from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.loader import Epoch, EpochLoader
 from rl_lightning.data.prompts import EncodedPrompt, encode_prompts
 from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
-from rl_lightning.data.responses import scored, unscored
+from rl_lightning.data.responses import reward_sample, scored, unscored
 from rl_lightning.data.reward_models import with_models
 from rl_lightning.data.sources import ChainSum, ExampleSource
 from rl_lightning.data.sources.base import Example, Split
@@ -168,7 +168,8 @@ class SamplingDataModule(pl.LightningDataModule):
             raise UserError(
                 "the checkpoint is from the last step of an epoch, before the epoch had ended, and epochs have another number of "
                 "microbatches now: go on from a checkpoint that was written at the end of an epoch (ModelCheckpoint's "
-                "save_on_train_epoch_end: true), or with as many devices and the same microbatch_size as then"
+                "save_on_train_epoch_end: true), or with as many devices and the same microbatch_size (max_tokens_per_microbatch) "
+                "as then"
             )
 
     @property
@@ -286,6 +287,13 @@ class SamplingDataModule(pl.LightningDataModule):
         assert self.rewarder is not None and self.trainer is not None
         started = time.perf_counter()
         model, files = sampler or (self.module.policy, self.module.policy_files)
+        owners = [prompt for prompt in prompts for _ in range(len(streams) // len(prompts))]
+        ahead = self.rewarder.ahead()
+
+        def finished(number: int, ids: list[int]) -> None:
+            text = str(files.tokenizer.decode(ids, skip_special_tokens=True))
+            ahead.add(number, reward_sample(owners[number], text, ids[-1] not in files.stop_ids))
+
         with self.frozen_mode() if sampler else self.module.rollout_mode():
             self.generator.update(model, files, files.policy if sampler else self.trainer.global_step)
             sampled = self.generator.generate(
@@ -296,11 +304,11 @@ class SamplingDataModule(pl.LightningDataModule):
                 stop_ids=files.stop_ids,
                 pad_id=files.tokenizer.pad_token_id,
                 progress=progress or self._progress,
+                finished=finished,
             )
         generated = time.perf_counter()
         rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer)
-        owners = [prompt for prompt in prompts for _ in range(len(streams) // len(prompts))]
-        rollout = scored(rollout, owners, self.rewarder, self.correct_threshold)
+        rollout = scored(rollout, owners, self.rewarder, self.correct_threshold, ahead)
         rollout.metrics |= self.generator.metrics()
         rollout.metrics["time/generate_s"] = generated - started
         rollout.metrics["time/reward_s"] = time.perf_counter() - generated

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rl_lightning.functional import masked_mean, masked_variance
 from rl_lightning.functional.masking import Total, alone
 from rl_lightning.types import Rollout
 
 
-def score_by_policy(module: Any, rollout: Rollout, microbatch: int, single_update: bool) -> Rollout:
+def score_by_policy(module: Any, rollout: Rollout, microbatches: Iterable[Tensor], single_update: bool) -> Rollout:
     """Let the algorithm look at the rollout, in the microbatches of the first epoch.
 
     Args:
         module: the algorithm.
         rollout: in the order of the first epoch.
-        microbatch: rows in one forward pass.
+        microbatches: the rows of each forward pass.
         single_update: nobody needs the old log-probabilities apart from the current ones; see `OnlineModule.score`.
     """
     started = time.perf_counter()
     parts: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
     with module.rollout_mode():
-        for rows in torch.arange(len(rollout)).split(microbatch):
+        for rows in microbatches:
             parts.append((rows, module.score(rollout.microbatch(rows), single_update=single_update)))
     scored: dict[str, Any] = {}
     for rows, part in parts:
@@ -49,6 +51,22 @@ def logprobs_when_sampled(rollout: Rollout, number: int) -> torch.Tensor:
     assert rollout.sampled_in is not None and rollout.old_logprobs is not None
     waited = (rollout.sampled_in < number).unsqueeze(1) & rollout.response_attention
     return torch.where(waited, rollout.rollout_logprobs.to(rollout.old_logprobs), rollout.old_logprobs)
+
+
+def teaches(rollout: Rollout) -> Tensor:
+    """Return which rows have a counted token whose advantage is not 0, without advantages a counted token, (B,) bool."""
+    mask = rollout.response_mask
+    return (mask if rollout.advantages is None else mask & (rollout.advantages != 0)).any(1)
+
+
+def worth_computing(rollout: Rollout, least: int) -> Tensor:
+    """Return the rows that teach something, and, where these are fewer than `least`, further ones, (B,) bool on the CPU.
+
+    Of those, rows with a token that counts come first: what is observed of a policy is observed on them.
+    """
+    teaching, counted = teaches(rollout).cpu(), rollout.response_mask.any(1).cpu()
+    order = (2 * teaching.long() + counted.long()).argsort(descending=True, stable=True)
+    return torch.zeros_like(teaching).index_fill(0, order[: max(least, int(teaching.sum()))], True)
 
 
 def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:

@@ -142,13 +142,13 @@ def _sums(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: sum(one.get(name, 0.0) for one in metrics) for name in names}
 
 
-def reference_logprobs(data: RewardDataModule, rows: Rollout, rows_at_a_time: int) -> Tensor:
+def reference_logprobs(data: RewardDataModule, rows: Rollout, chunks: Sequence[Tensor]) -> Tensor:
     """Return log π_ref of some responses, (B, R) in nats, 0 outside them, on the CPU; every rank gets all.
 
     Args:
         data: its module has `reference_files` and `logprobs(batch, model)`.
         rows: in any order.
-        rows_at_a_time: in one forward pass.
+        chunks: the rows of each forward pass; every row is in one.
     """
     assert data.trainer is not None
     files: PolicyFiles = data.module.reference_files
@@ -165,7 +165,6 @@ def reference_logprobs(data: RewardDataModule, rows: Rollout, rows_at_a_time: in
     if kept is not None:
         whole: Tensor = kept["ref_logprobs"]
         return whole
-    chunks = torch.arange(len(rows)).split(rows_at_a_time)
     rank, ranks = data_parallel_rank(data.trainer), data_parallel_size(data.trainer)
     own: dict[int, Tensor] = {}
     with frozen(data, files) as model, data.frozen_mode():

@@ -7,11 +7,12 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, SupportsFloat
 
 from rl_lightning.errors import UserError
+from rl_lightning.rewards.ahead import Ahead, Outcomes
 from rl_lightning.rewards.signature import BoundReward, bind, bind_batch
 from rl_lightning.rewards.spec import BatchReward, RewardLimits, RewardSample, RewardSpec, Scores
 from rl_lightning.rewards.workers import Outcome, WorkerPool
@@ -96,20 +97,25 @@ class Rewarder:
         problems = ([reward.answer_problem(answer) for reward in self.rewards] for answer in answers)
         return [next(filter(None, found), None) for found in problems]
 
-    def submit(self, samples: Sequence[RewardSample]) -> Future[Scores]:
-        """Score in the background; the future's ``result()`` returns what ``score`` would, or raises it."""
+    def ahead(self) -> Ahead:
+        """Return what samples can be given to as they come, to have less left to do when ``score`` is called with all."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewards")
-        return self._executor.submit(self.score, list(samples))
+        return Ahead(self._outcomes_from_workers, self._executor)
 
-    def score(self, samples: Sequence[RewardSample]) -> Scores:
+    def score(self, samples: Sequence[RewardSample], ahead: Ahead | None = None) -> Scores:
         """Return the rewards of the samples.
+
+        Args:
+            samples: all of them.
+            ahead: was given some of them already.
 
         Raises:
             UserError: if too large a fraction of the samples has no reward, or the workers cannot be started.
         """
+        outcomes = self._outcomes_from_workers(samples) if ahead is None else ahead.outcomes(samples)
         with self._lock:
-            outcomes = self._outcomes(samples)
+            outcomes |= {reward.name: reward.call_here(samples) for reward in self.rewards if reward.in_process}
             failures: Counter[str] = Counter()
             first_error: tuple[str, Outcome] | None = None
             components: dict[str, list[float]] = {}
@@ -130,15 +136,12 @@ class Rewarder:
             self._stop_if_hopeless(total, failures, first_error)
             return Scores(total, components, dict(failures))
 
-    def _outcomes(self, samples: Sequence[RewardSample]) -> dict[str, list[Outcome]]:
-        """Call every function on every sample."""
+    def _outcomes_from_workers(self, samples: Sequence[RewardSample]) -> Outcomes:
+        """Call every function that does not run here on every sample."""
         far = [reward for reward in self.rewards if not reward.in_process]
-        done = iter(self._pool.map([(r.function, r.keywords(s)) for r in far for s in samples]) if far else [])
-        outcomes = {reward.name: [next(done) for _ in samples] for reward in far}
-        for reward in self.rewards:
-            if reward.in_process:
-                outcomes[reward.name] = reward.call_here(samples)
-        return outcomes
+        with self._lock:
+            done = iter(self._pool.map([(r.function, r.keywords(s)) for r in far for s in samples]) if far else [])
+        return {reward.name: [next(done) for _ in samples] for reward in far}
 
     def _report(self, name: str, outcome: Outcome, failed: int, samples: int) -> None:
         """Log the first failure of each function; the rest is in the counts."""

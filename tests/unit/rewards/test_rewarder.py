@@ -127,13 +127,36 @@ def test_python_callables(rewarder, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_submit_scores_in_the_background(rewarder):
+def test_what_is_given_ahead_is_scored_in_the_background(rewarder):
     one = rewarder(spec("nap", seconds=0.3))
     one.score(samples(""))
+    ahead = one.ahead()
     started = time.perf_counter()
-    future = one.submit(samples("", ""))
+    for number, sample in enumerate(samples("", "")):
+        ahead.add(number, sample)
     assert time.perf_counter() - started < 0.2
-    assert future.result(10).total == [0.3, 0.3]
+    time.sleep(0.9)
+    started = time.perf_counter()
+    assert one.score(samples("", ""), ahead).total == [0.3, 0.3]
+    assert time.perf_counter() - started < 0.25
+
+
+@pytest.mark.parametrize("order", [[], [3, 0], [4, 2, 0, 1, 3]])
+def test_scores_do_not_depend_on_what_came_ahead_and_when(rewarder, order):
+    one = rewarder(spec("length"), spec("by_response"), lambda response: 1 / len(response), max_failed_fraction=1.0)
+    texts = samples("a", "", "ccc", "dd", "eeeee")
+    ahead = one.ahead()
+    for number in order:
+        ahead.add(number, texts[number])
+    assert repr(one.score(texts, ahead)) == repr(one.score(texts))
+
+
+def test_a_sample_that_turned_out_otherwise_is_scored_again(rewarder):
+    one = rewarder(spec("length"))
+    ahead = one.ahead()
+    ahead.add(0, *samples("longer"))
+    ahead.add(1, *samples("as it was"))
+    assert one.score(samples("short", "as it was"), ahead).total == [5.0, 9.0]
 
 
 def test_copies_and_pickles_work_on_their_own(rewarder):

@@ -1,0 +1,73 @@
+"""Rewards are computed while other responses are still being sampled, and it changes nothing."""
+
+import time
+
+import pytest
+import torch
+
+from rl_lightning.algorithms import GRPO
+from rl_lightning.data import ChainSum, RolloutDataModule
+from rl_lightning.generation import NativeGenerator, Sampling
+from rl_lightning.rewards import RewardSpec
+from tests.support import trainer
+
+
+class Order(NativeGenerator):
+    """Notes what happens when; waits for a first reward before it samples on."""
+
+    def __init__(self, file=None):
+        super().__init__()
+        self.file, self.begun_after = file, None
+
+    def generate(self, model, prompts, streams, sampling, *, finished=None, **options):
+        ended = 0
+
+        def note(number, ids):
+            nonlocal ended
+            ended += 1
+            if finished is not None:
+                finished(number, ids)
+            if self.file is not None and ended == 1:
+                for _ in range(500):
+                    if self.file.exists():
+                        break
+                    time.sleep(0.02)
+                self.begun_after = ended if self.file.exists() else None
+
+        return super().generate(model, prompts, streams, sampling, finished=note, **options)
+
+
+class Late(NativeGenerator):
+    """Says of no response when it ends."""
+
+    def generate(self, *arguments, finished=None, **options):
+        return super().generate(*arguments, **options)
+
+
+def rollout(policy, tmp_path, generator, reward):
+    data = RolloutDataModule(
+        prompts=ChainSum(train_size=8, val_size=4), prompts_per_rollout=4, group_size=4, generator=generator,
+        sampling=Sampling(max_new_tokens=8), rewards=[reward], seed=5,
+    )  # fmt: skip
+    module = GRPO(policy=policy, kl_coef=0.0)
+    collected = []
+    collect = data.collect
+    data.collect = lambda number: collected.append(collect(number)) or collected[-1]
+    trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
+    return collected[0]
+
+
+def test_the_first_reward_begins_before_the_second_response_has_ended(tiny_policy, tmp_path):
+    generator = Order(tmp_path / "begun")
+    reward = RewardSpec("tests.rewards_light.touch", arguments={"file": str(generator.file)})
+    rollout(tiny_policy, tmp_path, generator, reward)
+    assert generator.begun_after == 1
+
+
+@pytest.mark.parametrize("reward", ["response_length", "answer_correct"])
+def test_rewards_are_those_of_the_end(tiny_policy, tmp_path, reward):
+    spec = RewardSpec(f"rl_lightning.rewards.functions.{reward}")
+    early, late = (rollout(tiny_policy, tmp_path, made(), spec) for made in (NativeGenerator, Late))
+    assert early.responses == late.responses
+    for name in ("rewards", "raw_rewards", "correct", "response_mask", "advantages"):
+        assert torch.equal(getattr(early, name), getattr(late, name)), name
