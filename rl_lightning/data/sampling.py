@@ -294,7 +294,8 @@ class SamplingDataModule(pl.LightningDataModule):
             text = str(files.tokenizer.decode(ids, skip_special_tokens=True))
             ahead.add(number, reward_sample(owners[number], text, ids[-1] not in files.stop_ids))
 
-        with self.frozen_mode() if sampler else self.module.rollout_mode():
+        profile = self.trainer.profiler.profile  # type: ignore[attr-defined]
+        with profile("[rl_lightning]generate"), self.frozen_mode() if sampler else self.module.rollout_mode():
             self.generator.update(model, files, files.policy if sampler else self.trainer.global_step)
             sampled = self.generator.generate(
                 model,
@@ -307,8 +308,9 @@ class SamplingDataModule(pl.LightningDataModule):
                 finished=finished,
             )
         generated = time.perf_counter()
-        rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer)
-        rollout = scored(rollout, owners, self.rewarder, self.correct_threshold, ahead)
+        with profile("[rl_lightning]reward"):
+            rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer)
+            rollout = scored(rollout, owners, self.rewarder, self.correct_threshold, ahead)
         rollout.metrics |= self.generator.metrics()
         rollout.metrics["time/generate_s"] = generated - started
         rollout.metrics["time/reward_s"] = time.perf_counter() - generated

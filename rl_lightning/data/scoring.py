@@ -26,7 +26,7 @@ def score_by_policy(module: Any, rollout: Rollout, microbatches: Iterable[Tensor
     """
     started = time.perf_counter()
     parts: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
-    with module.rollout_mode():
+    with module.trainer.profiler.profile("[rl_lightning]score"), module.rollout_mode():
         for rows in microbatches:
             parts.append((rows, module.score(rollout.microbatch(rows), single_update=single_update)))
     scored: dict[str, Any] = {}

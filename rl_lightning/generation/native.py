@@ -53,7 +53,8 @@ class NativeGenerator(Generator):
         self._told: set[type] = set()
 
     def metrics(self) -> dict[str, float]:
-        """Return the number of decoding steps, the rows in all of them together, and the prompt tokens read."""
+        """Return the number of decoding steps, the rows and the cached tokens read in all of them together, and the prompt tokens
+        read before them."""
         work, self._work = self._work, {}
         return work
 
@@ -231,7 +232,7 @@ class _Run:
     capacity: int
     most: int
     pad_id: int
-    work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "row_steps": 0, "prefill_tokens": 0})
+    work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "rows": 0, "prefill_rows": 0, "seen": 0})
     _next: int = 0
     _prefilled: _Prefilled | None = None
 
@@ -260,7 +261,8 @@ class _Run:
             logits = self.model(**slots.read(tokens)).logits[:, -1]
             slots.advance()
             self.work["steps"] += 1
-            self.work["row_steps"] += len(active)
+            self.work["rows"] += len(active)
+            self.work["seen"] += slots.seen
             tokens, going = self._draw(batch, active, logits)
             yield [row for row, goes_on in zip(active, going, strict=True) if not goes_on]
             if not all(going):
@@ -297,7 +299,7 @@ class _Run:
         output = self.model(**padded(self.model, ids, mask), **keep, past_key_values=cache, use_cache=True)
         read: Any = cache.layers
         layers = [(layer.keys, layer.values) for layer in read]
-        self.work["prefill_tokens"] += int(mask.sum())
+        self.work["prefill_rows"] += int(mask.sum())
         waiting = [
             ((first + prompt) * self.samples + sample, prompt)
             for prompt in range(len(chosen))

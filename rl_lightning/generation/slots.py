@@ -38,9 +38,9 @@ class Slots:
         self.cache = Cache(layers=[])
 
     @property
-    def free(self) -> int:
-        """How many rows there is room for."""
-        return self.count - self.used
+    def seen(self) -> int:
+        """How many columns a pass over the rows in use reads, padding included."""
+        return self.used * max(self._columns, default=0)
 
     def admit(self, prompts: Sequence[tuple[Tensor, Tensor]], mask: Tensor, owner: Tensor) -> None:
         """Take in rows that begin with prompts read elsewhere.

@@ -129,7 +129,9 @@ def fit(
 def result(run: Any, module: Any, watch: Watch) -> dict[str, Any]:
     """Return what two runs must agree on; every rank must call it."""
     metrics = {
-        name: float(value) for name, value in run.callback_metrics.items() if not name.startswith(("time/", "speed/"))
+        name: float(value)
+        for name, value in run.callback_metrics.items()
+        if not name.startswith(("time/", "speed/", "generation/"))
     }
     return {"steps": watch.steps, "weights": full_state_dict(module, run), "logged": metrics, "shares": watch.shares}
 
