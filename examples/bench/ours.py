@@ -70,6 +70,7 @@ def overlay_for(work: Work, base: dict[str, Any]) -> dict[str, Any]:
         "prompt_options": {"chat_template": False},
     }
     model: dict[str, Any] = {"policy": work.model, "optimizer": {"lr": _LR, "warmup_steps": 0, "schedule": "constant"}}
+    data |= {"max_tokens_per_microbatch": work.pass_tokens}
     if work.batch:
         data |= {"batch_size": work.batch}
     else:

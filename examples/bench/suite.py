@@ -135,14 +135,14 @@ BENCHMARKS: dict[str, Duel | Solo] = {
         package="transformers",
     ),
     "forward": Duel(_GROUPS, "examples.bench.forward:ours", "examples.bench.forward:theirs", package="transformers"),
-    "sft": Duel(Work("demonstrations", batch=8, algorithm="sft"), peer="examples.bench.trl_side:sft"),
+    "sft": Duel(Work("demonstrations", batch=8, algorithm="sft", pass_tokens=1024), peer="examples.bench.trl_side:sft"),
     "sft_packed": Duel(
-        Work("demonstrations", batch=8, packing=True, algorithm="sft"),
+        Work("demonstrations", batch=8, packing=True, algorithm="sft", pass_tokens=1024),
         peer="examples.bench.trl_side:sft",
         by_token=True,
     ),
-    "dpo": Duel(Work("pairs", batch=4, algorithm="dpo"), peer="examples.bench.trl_side:dpo"),
-    "grpo": Duel(_GROUPS, peer="examples.bench.trl_side:grpo"),
+    "dpo": Duel(Work("pairs", batch=4, algorithm="dpo", pass_tokens=512), peer="examples.bench.trl_side:dpo"),
+    "grpo": Duel(replace(_GROUPS, pass_tokens=896), peer="examples.bench.trl_side:grpo"),
     "grpo_long": Duel(replace(_GROUPS, prompts=1, group=16, prompt_tokens=256), peer="examples.bench.trl_side:grpo"),
     # TRL 1.16 has no PPO.
     "ppo": Duel(replace(_GROUPS, prompts=16, group=1, algorithm="ppo")),

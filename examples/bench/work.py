@@ -52,6 +52,7 @@ class Work:
         packing: whether TRL packs rows.
         algorithm: the file under configs/ that this library trains with.
         reward: what scores responses.
+        pass_tokens: of one forward pass of this library, at most; no bound if None. TRL passes a step's rows at once.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Work:
     packing: bool = False
     algorithm: str = ""
     reward: str = "examples.bench.rewards.last_number"
+    pass_tokens: int | None = None
 
     @property
     def ours(self) -> Path:

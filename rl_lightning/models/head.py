@@ -99,7 +99,7 @@ class _TokenLogprobs(torch.autograd.Function):
         by_logprob, by_entropy = slope.unsqueeze(2)
         to_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
         # Chunks add up in at least float32, whatever the weights are in.
-        to_weight = torch.zeros_like(weight, dtype=slope.dtype) if ctx.needs_input_grad[1] else None
+        to_weight = torch.zeros_like(weight, dtype=slope.dtype) if ctx.needs_input_grad[1] and not len(tokens) else None
         to_bias = torch.zeros_like(bias, dtype=slope.dtype) if ctx.needs_input_grad[2] else None
         for at in _chunks(len(tokens), ctx.rows):
             if len(probs):
@@ -111,11 +111,11 @@ class _TokenLogprobs(torch.autograd.Function):
                     factor = factor - by_entropy[at] * (logprobs + entropy[at, None])
                 gradient = logprobs.exp_().mul_(factor)
             gradient.scatter_add_(1, tokens[at, None], by_logprob[at])
-            gradient = gradient.div_(ctx.temperature).to(states.dtype)
+            gradient = (gradient if ctx.temperature == 1.0 else gradient.div_(ctx.temperature)).to(states.dtype)
             if to_states is not None:
                 to_states[at] = gradient @ weight
-            if to_weight is not None:
-                _add_product(to_weight, gradient, states[at])
+            if ctx.needs_input_grad[1]:
+                to_weight = _sum_with_product(to_weight, gradient, states[at], slope.dtype)
             if to_bias is not None:
                 to_bias += gradient.sum(0)
         grown = (None if one is None else one.to(weight.dtype) for one in (to_weight, to_bias))
@@ -134,8 +134,9 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-def _add_product(total: Tensor, gradient: Tensor, states: Tensor) -> None:
-    if total.dtype == gradient.dtype:
-        total.addmm_(gradient.t(), states)
-    else:
-        total += gradient.t() @ states
+def _sum_with_product(total: Tensor | None, gradient: Tensor, states: Tensor, dtype: torch.dtype) -> Tensor:
+    if total is None:
+        return (gradient.t() @ states).to(dtype)
+    if dtype == gradient.dtype:
+        return total.addmm_(gradient.t(), states)
+    return total.add_(gradient.t() @ states)

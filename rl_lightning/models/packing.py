@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ _NAME = "rl_lightning_packed"
 #: Padded tokens that a block of its own must save: a call of the attention kernel costs about as much.
 _WORTH_A_BLOCK = 256
 
-#: Padded queries, keys and values of one layer above this many bytes are made again in the backward pass.
-_KEEP_BELOW = 1 << 20
+#: Padded queries, keys and values of one layer, if its queries have more bytes than this, are made again in the backward pass.
+_KEEP_BELOW = 1 << 23
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,13 @@ class Packing:
         self._area = start
         self._offsets = torch.tensor(offsets, device=device)
 
+    @cached_property
+    def _padding(self) -> Tensor:
+        """The places in padded space where there is no token."""
+        free = torch.ones(self._area, dtype=torch.bool, device=self._slots.device)
+        free[self._slots] = False
+        return free.nonzero()[:, 0]
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return what every token reads from those that it sees, (1, L, heads, D).
 
@@ -133,29 +141,25 @@ class Packing:
             key, value: (1, key-value heads, L, D).
             scaling: of the products; 1/√D if None.
         """
-        table = torch.cat([query[0], key[0], value[0]]).transpose(0, 1)  # (L, all heads, D)
-        heads = (query.shape[1], key.shape[1])
-        if torch.is_grad_enabled() and self._area * table[0].nbytes > _KEEP_BELOW:
-            read: Tensor = checkpoint(
-                self._read,
-                table,
-                heads,
-                scaling,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                determinism_check="none",
-            )
+        tables = [one[0].transpose(0, 1) for one in (query, key, value)]  # (L, heads, D)
+        if torch.is_grad_enabled() and self._area * tables[0][0].nbytes > _KEEP_BELOW:
+            # Padded copies are large; what they are made of is kept anyway.
+            kept: Any = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+            read: Tensor = checkpoint(self._read, *tables, scaling, **kept)
         else:
-            read = self._read(table, heads, scaling)
+            read = self._read(*tables, scaling)
         return read[None]
 
-    def _read(self, table: Tensor, heads: tuple[int, int], scaling: float | None) -> Tensor:
-        padded: Tensor = _Spread.apply(table, self._slots, self._area)
+    def _read(self, *given: Any) -> Tensor:
+        *tables, scaling = given
+        repeat = tables[0].shape[1] // tables[1].shape[1]
+        spread = [_Spread.apply(table, self._slots, self._padding, self._area) for table in tables]
         trunks: list[Tensor] = []
         parts = []
         for block in self._blocks:
-            rows = padded[block.places].view(block.rows, block.width, -1, table.shape[2]).transpose(1, 2)
-            query, key, value = rows.split([heads[0], heads[1], heads[1]], 1)
+            query, key, value = (
+                one[block.places].unflatten(0, (block.rows, block.width)).transpose(1, 2) for one in spread
+            )
             if block.owner is not None:
                 key, value = (
                     torch.cat([of_trunk[:, :, : block.seen].index_select(0, block.owner), own], 2)
@@ -163,14 +167,14 @@ class Packing:
                 )
             elif not trunks:  # shared ones come first
                 trunks = [key, value]
-            if heads[0] > heads[1]:
-                key, value = (one.repeat_interleave(heads[0] // heads[1], 1) for one in (key, value))
+            if repeat > 1:
+                key, value = (one.repeat_interleave(repeat, 1) for one in (key, value))
             bias = None if block.bias is None else block.bias.to(query.dtype)
             read = scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, is_causal=bias is None, scale=scaling
             )
-            parts.append(read.transpose(1, 2).reshape(block.rows * block.width, heads[0], -1))
-        taken: Tensor = _Take.apply(torch.cat(parts), self._slots)
+            parts.append(read.transpose(1, 2).flatten(0, 1))
+        taken: Tensor = _Take.apply(torch.cat(parts) if len(parts) > 1 else parts[0], self._slots, self._padding)
         return taken
 
 
@@ -200,33 +204,37 @@ class _Spread(torch.autograd.Function):
     """Rows written into places of a longer table of zeros, no two into one: so its adjoint reads, and adds nothing up."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, length: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor:
         ctx.save_for_backward(places)
-        table = rows.new_zeros(length, *rows.shape[1:])
-        table[places] = rows
-        return table
+        return _placed(rows, places, others, length)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (places,) = ctx.saved_tensors
-        return gradient[places], None, None
+        return gradient[places], None, None, None
 
 
 class _Take(torch.autograd.Function):
     """The adjoint of `_Spread`: rows read out of a longer table."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
+    def forward(ctx: Any, table: Tensor, places: Tensor, others: Tensor) -> Tensor:
+        ctx.save_for_backward(places, others)
         ctx.length = len(table)
         return table[places]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (places,) = ctx.saved_tensors
-        table = gradient.new_zeros(ctx.length, *gradient.shape[1:])
-        table[places] = gradient
-        return table, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        places, others = ctx.saved_tensors
+        return _placed(gradient, places, others, ctx.length), None, None
+
+
+def _placed(rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor:
+    """Return a table with rows in their places, and zeros in the others."""
+    table = rows.new_empty(length, *rows.shape[1:])
+    table[places] = rows
+    table[others] = 0
+    return table
 
 
 def _attention(
