@@ -57,7 +57,7 @@ def test_two_ranks_train_as_one_process_does(name, two, one):
     for number, (actual, expected) in enumerate(zip(spread["steps"], whole["steps"], strict=True)):
         assert gradient_difference(actual, expected) < (later if number else at_first)
     assert gradient_difference(spread["weights"], whole["weights"]) < later
-    assert spread["logged"] == pytest.approx(whole["logged"], rel=max(later, 1e-6), abs=later)
+    assert spread["logged"] == pytest.approx(whole["logged"], rel=max(later, 1e-6), abs=max(later, 1e-7))
     # What one rank holds of every tensor: nearly half, but for tensors of one row. Those of FSDP1 have no such parts.
     share = sum(spread["shares"]) / len(spread["shares"])
     assert 0.5 <= share < 0.55 if strategy == "fsdp2" else share == 1

@@ -11,6 +11,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, PolicyFiles, response_logits
+from rl_lightning.models.packing import packs
 from tests.checks import assert_same, gradient_difference
 from tests.tiny import CHARACTERS, EOS, PAD, save_tiny_policy, tiny_model
 
@@ -117,8 +118,10 @@ def test_dtype(tiny_policy, dtype):
 
 def test_attention_implementation(tiny_policy):
     for name in ("eager", "sdpa"):
-        model = PolicyFiles(tiny_policy, LoadOptions(attn_implementation=name)).load()
+        model = PolicyFiles(tiny_policy, LoadOptions(attn_implementation=name, pack=False)).load()
         assert model.config._attn_implementation == name
+        # Packed rows need an attention of their own, beside this one.
+        assert packs(PolicyFiles(tiny_policy, LoadOptions(attn_implementation=name)).load()) == (name == "sdpa")
     told = complaint(PolicyFiles(tiny_policy, LoadOptions(attn_implementation="fastest")).load)
     assert "fastest" in told
 
