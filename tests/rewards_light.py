@@ -1,5 +1,7 @@
 """Reward functions for tests in a file of their own, which reward workers import in no time."""
 
+import time
+
 
 def even_characters(*, response):
     """Return 1 for a text of an even number of characters."""
@@ -11,7 +13,8 @@ def sum_of_digits(*, response, modulus=100):
     return float(sum(map(int, filter(str.isdigit, response))) % modulus)
 
 
-def touch(*, response, file):
-    """Leave a file behind that shows that this ran; return 1."""
+def touch(*, response, file, seconds=0.0):
+    """Leave a file behind that shows that this ran, and take some time; return 1."""
     with open(file, "w"):
+        time.sleep(seconds)
         return 1.0

@@ -295,7 +295,7 @@ class SamplingDataModule(pl.LightningDataModule):
             ahead.add(number, reward_sample(owners[number], text, ids[-1] not in files.stop_ids))
 
         profile = self.trainer.profiler.profile  # type: ignore[attr-defined]
-        with profile("[rl_lightning]generate"), self.frozen_mode() if sampler else self.module.rollout_mode():
+        with ahead, profile("[rl_lightning]generate"), self.frozen_mode() if sampler else self.module.rollout_mode():
             self.generator.update(model, files, files.policy if sampler else self.trainer.global_step)
             sampled = self.generator.generate(
                 model,

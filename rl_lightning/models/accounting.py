@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rl_lightning.models.head import LOGITS_AT_ONCE
 from rl_lightning.models.memory import _STEP_BYTES, Held
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
@@ -228,13 +229,15 @@ class Plan:
         return tokens * kept * len(MODELS[self.algorithm][0])
 
     def logits(self) -> int:
-        """Return the bytes around the language-model head: the logits, in float32 too, and two more float32 tensors of their size:
-        the terms of the entropy in the forward pass, gradients in the backward pass."""
+        """Return the bytes around the language-model head: a chunk of logits, in float32 too, and one more float32 tensor of its
+        size, probabilities or gradients; and the gradient of the head, which chunks add up in float32."""
         if self.algorithm == "RewardModel":
             return 0
-        positions = self.rows * (self.response + 1)
+        shape, half = self.shape, self.compute < 4
+        positions = min(self.rows * self.response, max(1, LOGITS_AT_ONCE // shape.vocabulary))
         # In half precision the logits and their gradient as such come on top.
-        return positions * self.shape.vocabulary * (3 * 4 + (2 * self.compute if self.compute < 4 else 0))
+        chunk = positions * shape.vocabulary * (2 * 4 + (2 * self.compute if half else 0))
+        return chunk + (4 * shape.vocabulary * shape.hidden if half and self.lora is None else 0)
 
     def stepping(self) -> dict[str, int]:
         """Return what AdamW's step needs beside: one more tensor for each parameter, where it is not fused, as under mixed

@@ -15,7 +15,7 @@ Entropy = Literal["none", "value", "gradient"]
 
 #: Logits held at a time. Fewer than this are kept as probabilities for the backward pass; of more, chunks of this size are
 #: computed twice.
-_LOGITS = 1 << 24
+LOGITS_AT_ONCE = 1 << 24
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def read_instead(
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             chosen, weight, bias = chosen.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        rows = max(1, _LOGITS // head.out_features)
+        rows = max(1, LOGITS_AT_ONCE // head.out_features)
         with torch.autocast(device, enabled=False):
             found[:] = [_TokenLogprobs.apply(chosen, weight, bias, tokens, temperature, entropy, rows)]
         return found[0]

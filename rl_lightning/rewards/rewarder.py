@@ -101,7 +101,7 @@ class Rewarder:
         """Return what samples can be given to as they come, to have less left to do when ``score`` is called with all."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewards")
-        return Ahead(self._outcomes_from_workers, self._executor)
+        return Ahead(self._outcomes_from_workers, self._pool.close, self._executor)
 
     def score(self, samples: Sequence[RewardSample], ahead: Ahead | None = None) -> Scores:
         """Return the rewards of the samples.

@@ -8,7 +8,7 @@ import torch
 from rl_lightning.algorithms import GRPO
 from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.generation import NativeGenerator, Sampling
-from rl_lightning.rewards import RewardSpec
+from rl_lightning.rewards import RewardLimits, RewardSpec
 from tests.support import trainer
 
 
@@ -44,11 +44,15 @@ class Late(NativeGenerator):
         return super().generate(*arguments, **options)
 
 
-def rollout(policy, tmp_path, generator, reward):
-    data = RolloutDataModule(
+def prompts_and(generator, reward, **options):
+    return RolloutDataModule(
         prompts=ChainSum(train_size=8, val_size=4), prompts_per_rollout=4, group_size=4, generator=generator,
-        sampling=Sampling(max_new_tokens=8), rewards=[reward], seed=5,
+        sampling=Sampling(max_new_tokens=8), rewards=[reward], seed=5, **options,
     )  # fmt: skip
+
+
+def rollout(policy, tmp_path, generator, reward):
+    data = prompts_and(generator, reward)
     module = GRPO(policy=policy, kl_coef=0.0)
     collected = []
     collect = data.collect
@@ -71,3 +75,31 @@ def test_rewards_are_those_of_the_end(tiny_policy, tmp_path, reward):
     assert early.responses == late.responses
     for name in ("rewards", "raw_rewards", "correct", "response_mask", "advantages"):
         assert torch.equal(getattr(early, name), getattr(late, name)), name
+
+
+class Broken(NativeGenerator):
+    """Fails once a reward has begun."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def generate(self, *arguments, progress=None, **options):
+        def fail(done, total):
+            while done and not self.file.exists():
+                time.sleep(0.02)
+            if done:
+                raise RuntimeError("the sampler broke")
+
+        return super().generate(*arguments, progress=fail, **options)
+
+
+def test_rewards_end_with_a_generation_that_fails(tiny_policy, tmp_path, caplog):
+    file = tmp_path / "begun"
+    reward = RewardSpec("tests.rewards_light.touch", arguments={"file": str(file), "seconds": 60.0})
+    data = prompts_and(Broken(file), reward, reward_limits=RewardLimits(timeout_s=100))
+    with pytest.raises(RuntimeError, match="the sampler broke"):
+        trainer(tmp_path).fit(GRPO(policy=tiny_policy, kl_coef=0.0), datamodule=data)
+    # The thread that rewards are waited for in is free: the end of the process would wait for it.
+    assert data.rewarder._executor.submit(int).result(10) == 0
+    assert not [record for record in caplog.records if record.name == "concurrent.futures"]

@@ -154,7 +154,7 @@ def test_at_any_temperature_and_with_any_padding(packed, temperature, fill):
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("logits", [1, 5 * 18, 1 << 24])
 def test_chunks_of_logits_change_nothing(monkeypatch, packed, logits):
-    monkeypatch.setattr(head_module, "_LOGITS", logits)
+    monkeypatch.setattr(head_module, "LOGITS_AT_ONCE", logits)
     check("llama", rows(1.3), packed)
 
 

@@ -26,6 +26,14 @@ def nap(seconds):
     return seconds
 
 
+def note(response, file, seconds):
+    """Add the response to a file, and take long."""
+    with open(file, "a") as lines:
+        lines.write(response)
+    time.sleep(seconds)
+    return 1.0
+
+
 def by_response(response, default: float = 1.0):
     """Do what the response says."""
     if response == "raise":

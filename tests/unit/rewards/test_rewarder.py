@@ -159,6 +159,54 @@ def test_a_sample_that_turned_out_otherwise_is_scored_again(rewarder):
     assert one.score(samples("short", "as it was"), ahead).total == [5.0, 9.0]
 
 
+@pytest.mark.parametrize("order", [[], [4, 1], range(7)])
+def test_failures_count_the_same_ahead(rewarder, order):
+    texts = samples("good", "hang", "raise", "nan", "die", "hang", "fine")
+    one = rewarder(spec("by_response"), max_failed_fraction=1.0)
+    ahead = one.ahead()
+    for number in order:
+        ahead.add(number, texts[number])
+    scores = one.score(texts, ahead)
+    assert [math.isnan(value) for value in scores.total] == [False, True, True, True, True, True, False]
+    assert scores.failures == {"timeout": 2, "raised": 1, "nan": 1, "died": 1}
+
+
+def test_what_is_given_up_is_not_scored_and_says_nothing(rewarder, tmp_path, caplog):
+    file = tmp_path / "began"
+    file.write_text("")
+    one = rewarder(spec("note", file=str(file), seconds=60), timeout_s=100)
+    with pytest.raises(KeyboardInterrupt), one.ahead() as ahead:
+        for number, sample in enumerate(samples("a", "b", "c")):
+            ahead.add(number, sample)
+        while not file.read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    # The first call was killed, and the others were never made.
+    assert file.read_text() == "a"
+    ahead.add(3, *samples("d"))
+    assert one._executor.submit(int).result(10) == 0
+    assert file.read_text() == "a"
+    assert not caplog.records
+
+
+def test_workers_that_do_not_start_are_tried_once(rewarder, caplog):
+    one = rewarder(spec("length"))
+    tried = []
+
+    def refuse(calls):
+        tried.append(len(calls))
+        raise UserError("a worker does not start")
+
+    one._pool.map = refuse
+    ahead = one.ahead()
+    for number, sample in enumerate(samples("a", "b", "c")):
+        ahead.add(number, sample)
+        one._executor.submit(int).result(10)
+    with pytest.raises(UserError, match="does not start"):
+        one.score(samples("a", "b", "c"), ahead)
+    assert tried == [1] and not caplog.records
+
+
 def test_copies_and_pickles_work_on_their_own(rewarder):
     one = rewarder(spec("length"))
     one.start()
