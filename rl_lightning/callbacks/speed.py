@@ -25,7 +25,8 @@ class Speed(RolloutCallback):
       padding, and a prompt once for its responses.
     - `speed/generate_roofline` and `speed/train_roofline`: the least time that this work could take on this device over
       the time that it took; see `rl_lightning.models.roofline`. Sampling counts decoding steps against all of
-      `time/generate_s`; generators that do not tell their steps have no share.
+      `time/generate_s`; generators that do not tell their steps have no share, and neither have models with layers other
+      than plain causal attention. What fits into a CPU's cache is read faster than memory is: then a share may be above 1.
 
     Args:
         peak_flops: floating-point operations a second of one device; measured with a product of matrices if null.
@@ -43,6 +44,11 @@ class Speed(RolloutCallback):
         self._trained = 0.0
         self._rollout: Rollout | None = None
         self._tokens = Tokens()
+        self._limits: Limits | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the limits, while memory is free."""
+        self._limits = self._find_limits(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -66,11 +72,13 @@ class Speed(RolloutCallback):
         seconds = self._trained - self._sampled
         if seconds <= 0:
             return
-        limits = self._limits(trainer, pl_module)
-        work = [Work.of(model) for model in _trained_models(pl_module)]
-        flops = sum(one.training(self._tokens) for one in work)
+        models = _trained_models(pl_module)
+        work = [one for one in map(Work.of, models) if one is not None]
+        limits = self._limits if len(work) == len(models) else None
         pl_module.log("speed/train_tokens_per_s", self._tokens.read / seconds)
-        pl_module.log("speed/train_roofline", limits.least_seconds(flops, 0) / seconds)
+        if limits is not None:
+            flops = sum(one.training(self._tokens) for one in work)
+            pl_module.log("speed/train_roofline", limits.least_seconds(flops, 0) / seconds)
         rollout = self._rollout
         if rollout is None:
             return
@@ -78,13 +86,13 @@ class Speed(RolloutCallback):
         pl_module.log("time/train_s", seconds)
         pl_module.log("speed/tokens_per_s", trainer.world_size * tokens / (self._trained - self._started))
         if found.get("time/generate_s"):
-            pl_module.log("speed/generate_tokens_per_s", tokens / found["time/generate_s"])
-        if found.get("generation/steps"):
+            pl_module.log("speed/generate_tokens_per_s", found["generation/tokens"] / found["time/generate_s"])
+        if limits is not None and found.get("generation/steps"):
             counts = (found[f"generation/{name}"] for name in ("steps", "rows", "seen"))
             share = limits.least_seconds(*work[0].decoding(*counts)) / found["time/generate_s"]
             pl_module.log("speed/generate_roofline", share)
 
-    def _limits(self, trainer: Trainer, module: LightningModule) -> Limits:
+    def _find_limits(self, trainer: Trainer, module: LightningModule) -> Limits:
         if self.peak_flops is not None and self.bandwidth is not None:
             return Limits(self.peak_flops, self.bandwidth)
         half = {"bf16": torch.bfloat16, "16-m": torch.float16, "16-t": torch.float16}

@@ -311,7 +311,9 @@ class SamplingDataModule(pl.LightningDataModule):
         with profile("[rl_lightning]reward"):
             rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer)
             rollout = scored(rollout, owners, self.rewarder, self.correct_threshold, ahead)
-        rollout.metrics |= self.generator.metrics()
+        # Before groups are dropped: the time below is that of all.
+        tokens = float(sampled.response_mask.sum())
+        rollout.metrics |= self.generator.metrics() | {"generation/tokens": tokens}
         rollout.metrics["time/generate_s"] = generated - started
         rollout.metrics["time/reward_s"] = time.perf_counter() - generated
         return rollout

@@ -6,10 +6,13 @@ from rl_lightning.algorithms import GRPO, PPO, SFT
 from rl_lightning.callbacks import Speed
 from rl_lightning.data import ChainSum, DemonstrationDataModule, RolloutDataModule
 from rl_lightning.errors import UserError
-from rl_lightning.generation import Sampling, TransformersGenerator
-from rl_lightning.models.roofline import Work
+from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
+from rl_lightning.hooks import RolloutCallback
+from rl_lightning.models.roofline import Limits, Work
 from rl_lightning.rewards import RewardSpec
 from tests.support import trainer
+from tests.tiny import tiny_tokenizer
+from tests.unit.generation.families import FAMILIES
 
 REWARD = [RewardSpec("rl_lightning.rewards.functions.response_length")]
 
@@ -57,6 +60,57 @@ def test_limits_are_measured_where_none_are_given(tiny_policy, tmp_path):
 def test_other_generators_have_no_share(tiny_policy, tmp_path):
     metrics = logged(GRPO(policy=tiny_policy), tmp_path, [Speed()], generator=TransformersGenerator())
     assert "speed/generate_roofline" not in metrics and "speed/generate_tokens_per_s" in metrics
+
+
+def test_tokens_of_dropped_groups_were_sampled_too(tiny_policy, tmp_path):
+    seen = []
+
+    class Counting(NativeGenerator):
+        def generate(self, *arguments, **options):
+            found = super().generate(*arguments, **options)
+            seen.append(int(found.response_mask.sum()))
+            return found
+
+    class KeepHalf(RolloutCallback):
+        def keep_groups(self, trainer, module, rollout):
+            return rollout.group_ids % 2 == 0
+
+    rollouts = []
+
+    class Watching(Speed):
+        def on_rollout_end(self, trainer, module, rollout):
+            rollouts.append(rollout)
+            super().on_rollout_end(trainer, module, rollout)
+
+    module = GRPO(policy=tiny_policy, kl_coef=0.0)
+    metrics = logged(module, tmp_path, [KeepHalf(), Watching()], generator=Counting())
+    (rollout,) = rollouts
+    assert len(seen) > 1 and int(rollout.lengths.sum()) < sum(seen)
+    sampled = float(metrics["speed/generate_tokens_per_s"]) * rollout.metrics["time/generate_s"]
+    assert sampled == pytest.approx(sum(seen), rel=1e-4)
+
+
+def test_models_of_other_layers_are_trained_without_a_share(tmp_path):
+    FAMILIES["mamba"]().save_pretrained(tmp_path / "mamba")
+    tiny_tokenizer().save_pretrained(tmp_path / "mamba")
+    metrics = logged(GRPO(policy=str(tmp_path / "mamba"), kl_coef=0.0), tmp_path, [Speed()])
+    assert {name for name in metrics if name.startswith("speed/")} == {
+        "speed/tokens_per_s",
+        "speed/train_tokens_per_s",
+        "speed/generate_tokens_per_s",
+    }
+
+
+def test_limits_are_found_before_anything_is_sampled(tiny_policy, tmp_path):
+    found = []
+
+    class Watching(Speed):
+        def on_rollout_end(self, trainer, module, rollout):
+            found.append(self._limits)
+            super().on_rollout_end(trainer, module, rollout)
+
+    logged(GRPO(policy=tiny_policy, kl_coef=0.0), tmp_path, [Watching(peak_flops=1e8, bandwidth=1e6)])
+    assert found == [Limits(1e8, 1e6)]
 
 
 def test_tables_are_trained_on_too(tiny_policy, tmp_path):
