@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--model", default=_MODEL, help="directory or name on the hub (%(default)s)")
     parser.add_argument("--out", type=Path, help="file to add the JSON lines to")
     parser.add_argument("--threads", type=int, default=2, help="of each side (%(default)s)")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter of the peers (this one)")
     parser.add_argument(
         "--quick", action="store_true", help="a tiny random model: shows that it works, measures nothing"
     )
@@ -45,9 +47,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         model = save_tiny(directory / "model") if arguments.quick else arguments.model
+        options = Options(model, pairs, arguments.threads, directory, arguments.peer_python)
         for name in arguments.names or BENCHMARKS:
             try:
-                line = BENCHMARKS[name].run(name, Options(model, pairs, arguments.threads, directory))
+                line = BENCHMARKS[name].run(name, options)
             except UserError as error:
                 parser.error(str(error))
             lines.append(line)

@@ -17,7 +17,7 @@ def ours(work: Work) -> None:
     files = PolicyFiles(work.model)
     model, generator = files.load(trainable=False), ForcedLengths()
     rows = work.prompts * work.group
-    for batch in _batches(work):
+    for batch in batches(work):
         prompts = [files.tokenizer(text)["input_ids"] for text in batch]
         turns().wait()
         responses = generator.generate(
@@ -44,7 +44,7 @@ def theirs(work: Work) -> None:
     ends = model.generation_config.eos_token_id
     stops = ends if isinstance(ends, list) else [ends]
     rows = work.prompts * work.group
-    for batch, lengths in zip(_batches(work), lengths_of_calls(rows, work.new_tokens), strict=False):
+    for batch, lengths in zip(batches(work), lengths_of_calls(rows, work.new_tokens), strict=False):
         inputs = tokenizer([text for text in batch for _ in range(work.group)], return_tensors="pt", padding=True)
         turns().wait()
         ids = model.generate(
@@ -64,7 +64,7 @@ def theirs(work: Work) -> None:
     turns().wait()
 
 
-def _batches(work: Work) -> list[list[str]]:
+def batches(work: Work) -> list[list[str]]:
     """Return the prompts of each step."""
     texts = iter(row["prompt"] for row in work.rows())
     return [list(itertools.islice(texts, work.prompts)) for _ in range(work.steps)]

