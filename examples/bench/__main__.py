@@ -3,7 +3,7 @@
 Each side loads once, in a process of its own; then they take turns, step for step. `ratio` is the peer's seconds over our own, the
 median over the pairs of steps: above 1 this library is faster. `memory_ratio` is our peak over the peer's: below 1 this library needs
 less. `other_cpu` says how many cores other processes kept busy meanwhile: measure again if it is not near 0. `cpu_ratio` is the ratio
-of the CPU seconds, which suffers less from them.
+of the CPU seconds, which suffers less from them. `roofline` is the least time that sampling could take on this machine over ours.
 """
 
 from __future__ import annotations

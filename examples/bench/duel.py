@@ -80,6 +80,7 @@ def summary(name: str, found: Measured, peer: str | None, by_token: bool) -> dic
         "own_cpu": round(_cores(found.own), 2),
         "peer_cpu": None,
     }
+    line |= {"roofline": _share(found.own)}
     line |= {"own_gb": round(found.own_peak / 1e9, 2), "peer_gb": None}
     if not found.peer:
         return line
@@ -100,6 +101,12 @@ def _ratio(own: Mapping[str, float], peer: Mapping[str, float], by_token: bool, 
     if own["tokens"] != peer["tokens"]:
         raise SystemExit(f"not the same work: a step of {own['tokens']} tokens beside one of {peer['tokens']}")
     return peer[of] / own[of]
+
+
+def _share(steps: Sequence[Mapping[str, float]]) -> float | None:
+    """Return the least time that steps could take on this machine over the time that they took, where they say it."""
+    least = [step["least_seconds"] for step in steps if "least_seconds" in step]
+    return round(sum(least) / sum(step["seconds"] for step in steps), 3) if least else None
 
 
 def _cores(steps: Sequence[Mapping[str, float]]) -> float:

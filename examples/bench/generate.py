@@ -10,12 +10,16 @@ from examples.bench.work import Work, lengths_of_calls
 
 def ours(work: Work) -> None:
     """Sample with this library, one call a step."""
+    import torch
+
     from examples.bench.forced_native import ForcedLengths
     from rl_lightning.generation import Sampling
-    from rl_lightning.models import PolicyFiles
+    from rl_lightning.models import PolicyFiles, roofline
 
     files = PolicyFiles(work.model)
+    limits = roofline.measured_limits(torch.device("cpu"), torch.float32)
     model, generator = files.load(trainable=False), ForcedLengths()
+    passes = roofline.Work.of(model)
     rows = work.prompts * work.group
     for batch in batches(work):
         prompts = [files.tokenizer(text)["input_ids"] for text in batch]
@@ -29,6 +33,10 @@ def ours(work: Work) -> None:
             pad_id=files.tokenizer.pad_token_id,
         )
         turns().tokens += int(responses.response_mask.sum())
+        if passes is not None:
+            found = generator.metrics()
+            counts = (found[f"generation/{name}"] for name in ("steps", "rows", "seen"))
+            turns().least_seconds = limits.least_seconds(*passes.decoding(*counts))
     turns().wait()
 
 

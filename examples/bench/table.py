@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-_COLUMNS = ("benchmark", "times faster", "(range)", "own s", "peer s", "tokens/s", "memory", "others' cores", "peer")
+_COLUMNS = ("benchmark", "times faster", "(range)", "own s", "peer s", "tokens/s", "memory", "roofline")
+_COLUMNS += ("others' cores", "peer")
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
@@ -27,6 +28,7 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
         _number(line.get("peer_s"), ".3f"),
         _number(line.get("tokens_per_s"), ".0f"),
         _number(line.get("memory_ratio"), ".2f"),
+        _number(line.get("roofline"), ".2f"),
         _number(line.get("other_cpu"), ".2f"),
         line.get("peer") or "-",
     )

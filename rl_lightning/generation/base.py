@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -88,9 +87,9 @@ class Responses:
 class Generator(ABC):
     """Samples responses. Rows come back in the order of the prompts, the samples of a prompt side by side."""
 
-    #: Whether it samples a copy of the policy, with kernels of its own: then its log-probabilities are not quite the
-    #: trainer's, and algorithms correct for it.
-    samples_from_copy: ClassVar[bool] = False
+    #: Whether it samples a copy of the policy, with kernels or in a precision of its own: then its log-probabilities are not
+    #: quite the trainer's, and algorithms correct for it.
+    samples_from_copy: bool = False
 
     def update(self, model: nn.Module, files: PolicyFiles, version: Hashable) -> None:  # noqa: B027
         """Take over the weights of a model; nothing to do for a generator that samples the model itself.

@@ -86,5 +86,6 @@ class _Product:
         """Return one layer's part of the product; states that another layer has just asked with are not multiplied again."""
         if states is not self._states:
             whole: Tensor = self._kernels._linear_pointwise(states, self._blocks, self._bias, "none", [], "")
-            self._states, self._parts = states, whole.split(self._sizes, -1)
+            self._states = states
+            self._parts = whole.split(self._sizes, -1) if len(self._sizes) > 1 else (whole,)
         return self._parts[place]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -41,14 +42,19 @@ class NativeGenerator(Generator):
         max_tokens: prompt and response tokens that the cache has room for. Bounds memory, changes no response: as many are
             sampled side by side as fit.
         max_rows: responses sampled side by side; no bound but `max_tokens` if null.
+        bf16: multiply in bfloat16, whatever the precision of training. Faster where the processor has instructions for it; the
+            log-probabilities are then those of a copy, and algorithms correct for it.
     """
 
-    def __init__(self, max_tokens: int = 65536, max_rows: int | None = None) -> None:
+    def __init__(self, max_tokens: int = 65536, max_rows: int | None = None, bf16: bool = False) -> None:
         for name, value in (("max_tokens", max_tokens), ("max_rows", max_rows)):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
         self.max_tokens = max_tokens
         self.max_rows = max_rows
+        self.bf16 = bf16
+        if bf16:
+            self.samples_from_copy = True
         self._work: dict[str, float] = {}
         self._told: set[type] = set()
 
@@ -106,7 +112,7 @@ class NativeGenerator(Generator):
         run = _Run(self, model, prompts, len(streams) // len(prompts), sampling, capacity, most, pad_id)
         batch = _Batch.empty(streams, sampling.max_new_tokens, stop_ids, pad_id, next(model.parameters()).device)
         done = 0
-        with blocked_weights(model, most):
+        with self._precision(batch.ids.device), blocked_weights(model, most):
             for ended in run.to_the_end(batch):
                 done += len(ended)
                 for row in ended if finished is not None else ():
@@ -115,6 +121,9 @@ class NativeGenerator(Generator):
                     progress(done, len(streams))
         self._work = {f"generation/{name}": float(count) for name, count in run.work.items()}
         return batch.responses(prompts, pad_id)
+
+    def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        return torch.autocast(device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
     def _through_transformers(
         self,
@@ -133,7 +142,10 @@ class NativeGenerator(Generator):
             log.warning("%s %s: sampled by its own generate, which is slower", type(model).__name__, reason)
         rows = max(1, self.max_tokens // (max(map(len, prompts)) + sampling.max_new_tokens))
         other = TransformersGenerator(min(rows, self.max_rows or rows))
-        return other.generate(model, prompts, streams, sampling, stop_ids=stop_ids, pad_id=pad_id, progress=progress)
+        with self._precision(next(model.parameters()).device):
+            return other.generate(
+                model, prompts, streams, sampling, stop_ids=stop_ids, pad_id=pad_id, progress=progress
+            )
 
 
 def _unlike_what_slots_hold(model: Any) -> str | None:

@@ -45,9 +45,10 @@ class LoadOptions:
 
     Args:
         dtype: of the weights in memory. Train float32 weights under `precision: bf16-mixed` unless memory forbids it.
-        attn_implementation: of transformers, such as `sdpa`, `eager` or `flash_attention_2`; its own choice if null.
+        attn_implementation: of transformers, such as `sdpa`, `eager` or `flash_attention_2`; its own choice if null. Under
+            `flex_attention` packed rows go through one compiled kernel, which needs a GPU, and all others through `sdpa`.
         pack: compute a prompt once for all its responses in a microbatch, and no padding; where the family of the model allows
-            it, which needs plain causal attention in every layer, and `sdpa`. Changes memory and speed, never the gradient.
+            it, which needs plain causal attention in every layer, and `sdpa` or `flex_attention`. Changes memory and speed, never the gradient.
         gradient_checkpointing: recompute activations in the backward pass: about a third more time, far less memory.
         trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
     """

@@ -3,17 +3,22 @@
 The tokens of a microbatch stand in one long row. Embeddings, projections and feed-forward layers, which cost nearly
 everything, see that row alone; attention takes it apart into *trunks* and *branches*. A prompt with several responses is a
 trunk, each response a branch that sees its trunk and itself; a row that shares its prompt with no other is a trunk whole.
+
+There are two attentions that know them: one cuts the row into blocks for PyTorch's SDPA, the other leaves it whole and gives
+FlexAttention a mask in the shape of the trees.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -22,8 +27,9 @@ from transformers.masking_utils import sdpa_mask
 
 from rl_lightning.models.families import unlike_plain_attention
 
-#: What transformers calls the attention below; without a packing it is its `sdpa`.
-_NAME = "rl_lightning_packed"
+#: What transformers calls the attentions below, by what it calls the kernels that they use; rows that are not packed go through
+#: its `sdpa`.
+_NAMES = {"sdpa": "rl_lightning_packed", "flex_attention": "rl_lightning_packed_flex"}
 
 #: Padded tokens that a block of its own must save: a call of the attention kernel costs about as much.
 _WORTH_A_BLOCK = 256
@@ -96,6 +102,11 @@ class Packing:
         column = torch.arange(response_length + 1, device=device).minimum((mask.sum(1) - prompts)[:, None])
         self.before = torch.where(column == 0, last_of_prompt[:, None], own_start[:, None] + column - 1)
 
+        #: (L,) long; which segment each token is in, and which it sees whole: its trunk, or its own so far as it came before.
+        trunk_of = torch.cat([torch.arange(len(heads), device=device), trunk[branches]])
+        self._segment = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+        self._trunk = trunk_of.repeat_interleave(lengths)
+
         self._place(lengths.tolist(), shared.tolist(), trunk[branches].tolist(), device)
         #: (L,) into padded space.
         self._slots = torch.arange(int(lengths.sum()), device=device) + (self._offsets - starts).repeat_interleave(
@@ -149,6 +160,28 @@ class Packing:
         else:
             read = self._read(*tables, scaling)
         return read[None]
+
+    def attend_whole(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+        """Return the same as `attend`, from one call of FlexAttention.
+
+        Args:
+            query, key, value, scaling: as there.
+        """
+        kernel, _ = _flex(query.device.type)
+        read = kernel(query, key, value, block_mask=self._trees, scale=scaling, enable_gqa=True)
+        return read.transpose(1, 2)
+
+    @cached_property
+    def _trees(self) -> BlockMask:
+        """Which tokens see each other; a trunk stands before its branches."""
+        segment, trunk = self._segment, self._trunk
+
+        def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            related = (segment[query] == segment[key]) | (trunk[query] == segment[key])
+            return related & (key <= query)
+
+        _, mask = _flex(segment.device.type)
+        return mask(sees, None, None, len(segment), len(segment), device=segment.device)
 
     def _read(self, *given: Any) -> Tensor:
         *tables, scaling = given
@@ -237,7 +270,16 @@ def _placed(rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor
     return table
 
 
+@cache
+def _flex(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return FlexAttention and the maker of its masks: compiled, but on a CPU, where tests read what they mean."""
+    if device_type == "cpu":
+        return flex_attention, create_block_mask
+    return torch.compile(flex_attention), torch.compile(create_block_mask)
+
+
 def _attention(
+    attend: Callable[[Packing, Tensor, Tensor, Tensor, float | None], Tensor],
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -248,9 +290,9 @@ def _attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it."""
+    """Attention as transformers calls it, once it is known how packed rows attend."""
     if packing is not None:
-        return packing.attend(query, key, value, scaling), None
+        return attend(packing, query, key, value, scaling), None
     if query.shape[2] == 1 and query.device.type == "cpu" and not dropout:
         # A decoding step: the kernel here takes shared keys as they are, a third faster than transformers' way around it.
         read_once = scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
@@ -261,8 +303,9 @@ def _attention(
     return read
 
 
-AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, sdpa_mask)
+for _kernel, _attend in (("sdpa", Packing.attend), ("flex_attention", Packing.attend_whole)):
+    AttentionInterface.register(_NAMES[_kernel], partial(_attention, _attend))
+    AttentionMaskInterface.register(_NAMES[_kernel], sdpa_mask)
 
 
 def enable_packing(model: PreTrainedModel) -> None:
@@ -270,12 +313,11 @@ def enable_packing(model: PreTrainedModel) -> None:
 
     Whatever is not packed is read as by transformers' `sdpa`. A model that was asked for another attention keeps it.
     """
-    if model.config._attn_implementation == "sdpa" and unlike_plain_attention(model) is None:
-        model.set_attn_implementation(_NAME)
+    kernel = str(model.config._attn_implementation)
+    if kernel in _NAMES and unlike_plain_attention(model) is None:
+        model.set_attn_implementation(_NAMES[kernel])
     else:
-        reason = (
-            unlike_plain_attention(model) or f"was loaded with attn_implementation {model.config._attn_implementation}"
-        )
+        reason = unlike_plain_attention(model) or f"was loaded with attn_implementation {kernel}"
         log.info(
             "%s %s: prompts are computed anew for each response, and padding with them", type(model).__name__, reason
         )
@@ -283,7 +325,7 @@ def enable_packing(model: PreTrainedModel) -> None:
 
 def packs(model: nn.Module) -> bool:
     """Tell whether a model takes packed rows."""
-    return isinstance(model, PreTrainedModel) and model.config._attn_implementation == _NAME
+    return isinstance(model, PreTrainedModel) and model.config._attn_implementation in _NAMES.values()
 
 
 def packed(rows: Packing) -> dict[str, Any]:

@@ -3,15 +3,21 @@
 python -m pytest -m gpu
 """
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rl_lightning.callbacks import HFExport
+from rl_lightning.models import read_responses
+from rl_lightning.models.packing import enable_packing, packs
 from rl_lightning.strategies import AtomicCheckpointIO, FSDP2Strategy
 from tests.checks import gradient_difference
 from tests.invariants.spread import RUNS, fit, result
+from tests.unit.models.test_packing import HEADED, gradient, rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,3 +77,21 @@ def test_the_first_ratio_is_one_in_every_precision(precision, strategy, tiny_pol
     ratios = Ratios()
     on_gpu("grpo", tiny_policy, tmp_path, strategy, [ratios], precision=precision, max_epochs=1, gradient_clip_val=None)
     assert bool((ratios.seen[0] == 1).all())
+
+
+def test_flex_attention_says_and_learns_what_sdpa_does():
+    batch = rows().to("cuda")
+    torch.manual_seed(0)
+    # The compiled kernel takes heads of 16 numbers or more.
+    plain = LlamaForCausalLM(LlamaConfig(**HEADED | {"head_dim": 16})).cuda()
+    flex = copy.deepcopy(plain)
+    flex.set_attn_implementation("flex_attention")
+    found = []
+    for model in (plain, flex):
+        enable_packing(model)
+        assert packs(model)
+        reading = read_responses(model, batch, "gradient")
+        found.append((reading.logprobs.detach(), gradient(model, reading.logprobs, reading.entropy)))
+    (logprobs, one), (others, other) = found
+    assert float((logprobs - others).abs().max()) < 1e-4
+    assert float((one - other).norm() / one.norm()) < 1e-3

@@ -67,9 +67,21 @@ def test_without_a_peer_there_is_no_ratio():
         "peer_s",
         "cpu_ratio",
         "peer_cpu",
+        "roofline",
         "peer_gb",
     ]
     assert line["own_s"] == 2.0
+
+
+def mean_of_shares(name, found, peer, by_token):
+    shares = [one["least_seconds"] / one["seconds"] for one in found.own]
+    return summary(name, found, peer, by_token) | {"roofline": round(sum(shares) / len(shares), 3)}
+
+
+@holds_only_for(summary, mean_of_shares=mean_of_shares)
+def test_the_share_of_the_roofline_is_of_all_the_time(implementation):
+    steps = [step(1.0) | {"least_seconds": 0.5}, step(4.0) | {"least_seconds": 0.5}]
+    assert implementation("x", Measured(steps, [step(1.0)] * 2, 1e9, 1e9), "trl 1", False)["roofline"] == 0.2
 
 
 class Recorded:
@@ -128,5 +140,5 @@ def test_what_others_use_is_told(monkeypatch, busy, mine, others):
 def test_the_table_has_a_dash_for_what_is_not_known():
     text = table([summary("with", measured(), "trl 1", False), summary("without", measured(peer=()), None, False)])
     _, first, second = text.splitlines()
-    assert first.split() == ["with", "3.00", "1.50", "to", "5.00", "2.000", "3.000", "43", "0.25", "0.00", "trl", "1"]
-    assert second.split() == ["without", "-", "-", "2.000", "-", "43", "-", "0.00", "-"]
+    assert first.split() == ["with", "3.00", "1.50", "to", "5.00", "2.000", "3.000", "43", "0.25", "-", "0.00", "trl", "1"]
+    assert second.split() == ["without", "-", "-", "2.000", "-", "43", "-", "-", "0.00", "-"]

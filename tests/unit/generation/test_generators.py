@@ -1,5 +1,7 @@
 """Responses of both generators, on several families of models."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -42,6 +44,15 @@ def next_logits(name, ids):
         return family(name)(torch.tensor([ids])).logits[0]
 
 
+def gaps(name, responses):
+    """Return how far the log-probabilities are from those of a teacher-forced pass in float32."""
+    for row, response in enumerate(rows(responses)):
+        prompt = PROMPTS[row // SAMPLES]
+        logits = next_logits(name, prompt + response)[len(prompt) - 1 : -1]
+        expected = logprobs_from_logits(logits, torch.tensor(response), 1.3)
+        yield float((responses.logprobs[row, : len(response)] - expected).abs().max())
+
+
 def same(first, second):
     """Equal to the last bit in what was sampled, and to rounding in its log-probabilities."""
     assert rows(first) == rows(second)
@@ -63,11 +74,7 @@ def test_both_generators_draw_the_same(name, options):
 @everywhere
 def test_log_probabilities_are_those_of_a_teacher_forced_pass(generator, name):
     responses = sample(generator, name)
-    for row, response in enumerate(rows(responses)):
-        prompt = PROMPTS[row // SAMPLES]
-        logits = next_logits(name, prompt + response)[len(prompt) - 1 : -1]
-        expected = logprobs_from_logits(logits, torch.tensor(response), 1.3)
-        assert float((responses.logprobs[row, : len(response)] - expected).abs().max()) < 1e-5
+    assert max(gaps(name, responses)) < 1e-5
     assert responses.logprobs.dtype == torch.float32
 
 
@@ -86,6 +93,18 @@ def test_log_probabilities_are_those_that_the_trainer_computes(name):
     assert float(difference.max()) < 1e-5
     untempered = logprobs_from_logits(logits, responses.response_ids)
     assert float((responses.logprobs - untempered)[responses.response_mask].abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_bf16_rounds_only_while_it_samples(name):
+    responses = sample(partial(NativeGenerator, bf16=True), name)
+    assert 1e-4 < max(gaps(name, responses)) < 0.1
+    assert responses.logprobs.dtype == torch.float32
+    assert max(gaps(name, sample(NativeGenerator, name))) < 1e-5
+
+
+def test_only_bf16_makes_the_sampler_another_policy():
+    assert NativeGenerator(bf16=True).samples_from_copy and not NativeGenerator().samples_from_copy
 
 
 @everywhere

@@ -122,6 +122,7 @@ def test_attention_implementation(tiny_policy):
         assert model.config._attn_implementation == name
         # Packed rows need an attention of their own, beside this one.
         assert packs(PolicyFiles(tiny_policy, LoadOptions(attn_implementation=name)).load()) == (name == "sdpa")
+    assert packs(PolicyFiles(tiny_policy, LoadOptions(attn_implementation="flex_attention")).load())
     told = complaint(PolicyFiles(tiny_policy, LoadOptions(attn_implementation="fastest")).load)
     assert "fastest" in told
 

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import flex_attention as flex_attention_module
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -102,9 +103,11 @@ def double_norms(module):
     return module
 
 
-def model(name, packed=True):
+def model(name, packed=True, attention=None):
     torch.manual_seed(5)
     made = double_norms(MODELS[name]().double().eval())
+    if attention:
+        made.set_attn_implementation(attention)
     if packed:
         enable_packing(made)
         assert packs(made)
@@ -163,6 +166,45 @@ def test_blocks_and_recomputed_attention_change_nothing(monkeypatch):
         monkeypatch.setattr(packing_module, "_WORTH_A_BLOCK", worth)
         monkeypatch.setattr(packing_module, "_KEEP_BELOW", keep)
         check("qwen2", rows())
+
+
+@pytest.fixture
+def flex_gradients(monkeypatch):
+    """FlexAttention as it is written has gradients on a CPU too; only its kernel has none there, and so it refuses."""
+    monkeypatch.setattr(flex_attention_module, "_validate_device", lambda *tensors: None)
+
+
+def takes_no_trunk(packing):
+    """Responses do not see their prompt."""
+    packing._trunk = packing._segment
+    return packing
+
+
+def first_trunk_only(packing):
+    """All responses see one prompt."""
+    packing._trunk = packing._trunk.clone()
+    packing._trunk[packing._trunk != packing._segment] = 0
+    return packing
+
+
+@holds_only_for(
+    lambda packing: packing,
+    takes_no_trunk=takes_no_trunk,
+    first_trunk_only=first_trunk_only,
+)
+def test_the_mask_of_flex_attention(change):
+    batch = rows()
+    packing = change(Packing(batch.input_ids, batch.attention_mask, batch.response_length))
+    with torch.no_grad():
+        logits = model("qwen2", attention="flex_attention")(**packed(packing), use_cache=False).logits[0]
+        found = logprobs_from_logits(logits[packing.before[:, :-1]], batch.response_ids) * batch.response_mask
+        assert float((found - by_hand(model("qwen2"), batch)[0]).abs().max()) < 1e-10
+
+
+@pytest.mark.usefixtures("flex_gradients")
+@pytest.mark.parametrize("name", ["llama", "gemma", "qwen3"])
+def test_flex_attention_says_and_learns_the_same(name):
+    check(name, rows(1.3), module=model(name, attention="flex_attention"))
 
 
 def test_with_recomputed_layers_and_with_an_adapter():
