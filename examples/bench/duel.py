@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from examples.bench.meter import Others
+
+if TYPE_CHECKING:
+    from rl_lightning.models.roofline import Limits
 
 
 class Side(Protocol):
@@ -58,7 +61,9 @@ def take_turns(own: Side, peer: Side | None, pairs: int, warm_up: int) -> Measur
     return found
 
 
-def summary(name: str, found: Measured, peer: str | None, by_token: bool) -> dict[str, Any]:
+def summary(
+    name: str, found: Measured, peer: str | None, by_token: bool, limits: Callable[[], Limits] | None = None
+) -> dict[str, Any]:
     """Return the line of a benchmark.
 
     Args:
@@ -66,6 +71,7 @@ def summary(name: str, found: Measured, peer: str | None, by_token: bool) -> dic
         found: what was measured.
         peer: what it was measured against; None for nothing.
         by_token: steps of the two hold different tokens, so that seconds are compared by token.
+        limits: measures the machine's, for steps that say what they need.
 
     Raises:
         SystemExit: if steps should hold the same tokens and do not.
@@ -80,7 +86,7 @@ def summary(name: str, found: Measured, peer: str | None, by_token: bool) -> dic
         "own_cpu": round(_cores(found.own), 2),
         "peer_cpu": None,
     }
-    line |= {"roofline": _share(found.own)}
+    line |= {"roofline": _share(found.own, limits) if limits and "flops" in found.own[0] else None}
     line |= {"own_gb": round(found.own_peak / 1e9, 2), "peer_gb": None}
     if not found.peer:
         return line
@@ -103,10 +109,11 @@ def _ratio(own: Mapping[str, float], peer: Mapping[str, float], by_token: bool, 
     return peer[of] / own[of]
 
 
-def _share(steps: Sequence[Mapping[str, float]]) -> float | None:
-    """Return the least time that steps could take on this machine over the time that they took, where they say it."""
-    least = [step["least_seconds"] for step in steps if "least_seconds" in step]
-    return round(sum(least) / sum(step["seconds"] for step in steps), 3) if least else None
+def _share(steps: Sequence[Mapping[str, float]], limits: Callable[[], Limits]) -> float:
+    """Return the least time that steps could take on this machine over the time that they took."""
+    machine = limits()
+    least = sum(machine.least_seconds(step["flops"], step["bytes"]) for step in steps)
+    return round(least / sum(step["seconds"] for step in steps), 3)
 
 
 def _cores(steps: Sequence[Mapping[str, float]]) -> float:

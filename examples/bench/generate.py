@@ -10,14 +10,11 @@ from examples.bench.work import Work, lengths_of_calls
 
 def ours(work: Work) -> None:
     """Sample with this library, one call a step."""
-    import torch
-
     from examples.bench.forced_native import ForcedLengths
     from rl_lightning.generation import Sampling
     from rl_lightning.models import PolicyFiles, roofline
 
     files = PolicyFiles(work.model)
-    limits = roofline.measured_limits(torch.device("cpu"), torch.float32)
     model, generator = files.load(trainable=False), ForcedLengths()
     passes = roofline.Work.of(model)
     rows = work.prompts * work.group
@@ -35,8 +32,7 @@ def ours(work: Work) -> None:
         turns().tokens += int(responses.response_mask.sum())
         if passes is not None:
             found = generator.metrics()
-            counts = (found[f"generation/{name}"] for name in ("steps", "rows", "seen"))
-            turns().least_seconds = limits.least_seconds(*passes.decoding(*counts))
+            turns().needs = passes.decoding(*(found[f"generation/{name}"] for name in ("steps", "rows", "seen")))
     turns().wait()
 
 

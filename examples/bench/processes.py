@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from examples.bench.meter import family
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +29,9 @@ def environment(threads: int) -> dict[str, str]:
 
 class Worker:
     """A child process that is told what to do, line by line; see `examples.bench.turns`.
+
+    Between its answers it is halted, with all that descend from it: threads that spin while they wait for work, as an inference
+    engine's do, would take the cores of whoever is measured meanwhile.
 
     Args:
         command: what to run.
@@ -53,11 +60,13 @@ class Worker:
             SystemExit: with the end of its log, if the worker has died.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._send(signal.SIGCONT)
         try:
             print(command, file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        self._send(signal.SIGSTOP)
         if not line:
             raise SystemExit(f"{self._command} has ended:\n{self._log.read_text()[-3000:]}")
         answer: dict[str, float] = json.loads(line)
@@ -65,11 +74,17 @@ class Worker:
 
     def close(self) -> None:
         """Stop it, by force if it does not stop by itself."""
+        self._send(signal.SIGCONT)
         try:
             self._process.communicate("stop\n", timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _send(self, number: signal.Signals) -> None:
+        for one in family(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, number)
 
 
 def worker(target: str, work: Path, threads: int, python: str = sys.executable) -> Worker:

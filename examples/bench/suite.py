@@ -7,14 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from examples.bench.duel import summary, take_turns
 from examples.bench.meter import Others
 from examples.bench.processes import ROOT, environment, last_line, worker
 from examples.bench.work import Work
 from rl_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from rl_lightning.models.roofline import Limits
 
 _TRAIN = "examples.bench.ours:train"
 
@@ -97,7 +101,17 @@ class Duel:
         finally:
             for one in workers:
                 one.close()
-        return summary(name, found, rival or None, self.by_token)
+        return summary(name, found, rival or None, self.by_token, partial(_limits, options.threads))
+
+
+def _limits(threads: int) -> Limits:
+    """Return the limits of this machine, on which nobody else should work now, for float32 and so many threads."""
+    import torch
+
+    from rl_lightning.models.roofline import measured_limits
+
+    torch.set_num_threads(threads)
+    return measured_limits(torch.device("cpu"), torch.float32)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The protocol between the benchmark and its two workers: lines on a pipe.
 
-A worker is told `step`, does one step of its work and answers with its seconds, CPU seconds and tokens, some also with the least
-seconds that this machine needs; told `memory`, it answers
+A worker is told `step`, does one step of its work and answers with its seconds, CPU seconds and tokens, some also with
+the FLOPs and bytes that it needs; told `memory`, it answers
 with its peak; told `stop`, it ends. It begins to look for commands once everything is loaded.
 """
 
@@ -33,8 +33,8 @@ class Turns:
         self._began: tuple[float, float] | None = None
         #: Tokens of this step so far; whoever does the work counts them.
         self.tokens = 0
-        #: How long this step must take at least on this machine; None if nobody says.
-        self.least_seconds: float | None = None
+        #: FLOPs of this step, and bytes that it must read; None if nobody counts them.
+        self.needs: tuple[float, float] | None = None
 
     def wait(self) -> None:
         """Report the step that has ended, if one has, and return when the next is to begin.
@@ -45,8 +45,8 @@ class Turns:
         if self._began is not None:
             seconds, cpu = time.perf_counter() - self._began[0], cpu_seconds(os.getpid()) - self._began[1]
             answer = {"seconds": seconds, "cpu_seconds": cpu, "tokens": self.tokens}
-            if self.least_seconds is not None:
-                answer["least_seconds"] = self.least_seconds
+            if self.needs is not None:
+                answer |= dict(zip(("flops", "bytes"), self.needs, strict=True))
             self._answer(answer)
             self._began = None
         for line in self._commands:

@@ -1,4 +1,4 @@
-"""Sampling through the unchanged forward pass of a causal language model of transformers."""
+"""Sampling with a causal language model of transformers, in slots."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.generation.blocked import blocked_weights
+from rl_lightning.generation.decoding import decoding_step
 from rl_lightning.generation.sampling import draw, uniforms
 from rl_lightning.generation.slots import Slots
 from rl_lightning.generation.transformers import TransformersGenerator
@@ -253,6 +254,7 @@ class _Run:
         slots: Slots | None = None
         active: list[int] = []
         tokens = batch.lengths[:0]
+        step = decoding_step(self.model)
         while active or self._next < len(self.prompts) or self._prefilled is not None:
             free = self.most - len(active)
             if not active or (self._is_waiting and free >= max(1, self.most * _REFILL_AT)):
@@ -270,7 +272,7 @@ class _Run:
                 yield [row for row, goes_on in zip(rows, going, strict=True) if not goes_on]
                 continue
             assert slots is not None
-            logits = self.model(**slots.read(tokens)).logits[:, -1]
+            logits = step(slots, tokens)
             slots.advance()
             self.work["steps"] += 1
             self.work["rows"] += len(active)

@@ -1,5 +1,8 @@
 """Workers that do next to nothing."""
 
+import threading
+import time
+
 from examples.bench.turns import turns
 from examples.bench.work import Work
 
@@ -17,3 +20,17 @@ def fails(work: Work) -> None:
     """Fail in the first step."""
     turns().wait()
     raise RuntimeError("the reason")
+
+
+def spins(work: Work) -> None:
+    """Keep a core busy from here on, also while nobody asks for a step."""
+
+    def spin() -> None:
+        while True:
+            pass
+
+    threading.Thread(target=spin, daemon=True).start()
+    for _ in range(work.steps):
+        turns().wait()
+        time.sleep(0.1)
+    turns().wait()

@@ -5,6 +5,7 @@ import pytest
 from examples.bench import meter
 from examples.bench.duel import Measured, summary, take_turns
 from examples.bench.table import table
+from rl_lightning.models.roofline import Limits
 from tests.checks import holds_only_for
 
 
@@ -73,15 +74,23 @@ def test_without_a_peer_there_is_no_ratio():
     assert line["own_s"] == 2.0
 
 
-def mean_of_shares(name, found, peer, by_token):
-    shares = [one["least_seconds"] / one["seconds"] for one in found.own]
+def as_if_only_the_processor(name, found, peer, by_token, limits):
+    return summary(name, found, peer, by_token, lambda: Limits(limits().flops, 1e30))
+
+
+def mean_of_shares(name, found, peer, by_token, limits):
+    least = [limits().least_seconds(one["flops"], one["bytes"]) for one in found.own]
+    shares = [short / one["seconds"] for short, one in zip(least, found.own, strict=True)]
     return summary(name, found, peer, by_token) | {"roofline": round(sum(shares) / len(shares), 3)}
 
 
-@holds_only_for(summary, mean_of_shares=mean_of_shares)
+@holds_only_for(summary, only_the_processor=as_if_only_the_processor, mean_of_shares=mean_of_shares)
 def test_the_share_of_the_roofline_is_of_all_the_time(implementation):
-    steps = [step(1.0) | {"least_seconds": 0.5}, step(4.0) | {"least_seconds": 0.5}]
-    assert implementation("x", Measured(steps, [step(1.0)] * 2, 1e9, 1e9), "trl 1", False)["roofline"] == 0.2
+    steps = [step(1.0) | {"flops": 50.0, "bytes": 1.0}, step(4.0) | {"flops": 10.0, "bytes": 5.0}]
+    found = Measured(steps, [step(1.0)] * 2, 1e9, 1e9)
+    line = implementation("x", found, "trl 1", False, lambda: Limits(flops=100.0, bandwidth=10.0))
+    assert line["roofline"] == 0.2
+    assert summary("x", found, "trl 1", False)["roofline"] is None
 
 
 class Recorded:
@@ -140,5 +149,6 @@ def test_what_others_use_is_told(monkeypatch, busy, mine, others):
 def test_the_table_has_a_dash_for_what_is_not_known():
     text = table([summary("with", measured(), "trl 1", False), summary("without", measured(peer=()), None, False)])
     _, first, second = text.splitlines()
-    assert first.split() == ["with", "3.00", "1.50", "to", "5.00", "2.000", "3.000", "43", "0.25", "-", "0.00", "trl", "1"]
+    assert first.split()[:7] == ["with", "3.00", "1.50", "to", "5.00", "2.000", "3.000"]
+    assert first.split()[7:] == ["43", "0.25", "-", "0.00", "trl", "1"]
     assert second.split() == ["without", "-", "-", "2.000", "-", "43", "-", "-", "0.00", "-"]

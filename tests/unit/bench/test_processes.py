@@ -57,6 +57,19 @@ def test_workers_take_turns(tmp_path):
     assert "not a line of the protocol" in (tmp_path / "tests.unit.bench.sides.counts.log").read_text()
 
 
+def test_who_waits_for_its_turn_takes_no_core(tmp_path):
+    one = worker("tests.unit.bench.sides:spins", written(tmp_path), 1)
+    try:
+        for _ in range(2):
+            assert one.ask("step")["cpu_seconds"] > 0.05
+            before = meter.cpu_seconds(one._process.pid)
+            time.sleep(0.3)
+            assert meter.cpu_seconds(one._process.pid) - before <= 0.02
+    finally:
+        one.close()
+    assert one._process.returncode == 0
+
+
 def test_a_worker_that_dies_says_why(tmp_path):
     one = worker("tests.unit.bench.sides:fails", written(tmp_path), 1)
     with pytest.raises(SystemExit, match="the reason"):
