@@ -45,10 +45,13 @@ class Speed(RolloutCallback):
         self._rollout: Rollout | None = None
         self._tokens = Tokens()
         self._limits: Limits | None = None
+        self._work: list[Work] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the limits, while memory is free."""
-        self._limits = self._find_limits(trainer, pl_module)
+        """Find the limits, while memory is free, and what passes through the models need."""
+        work = [Work.of(model) for model in _trained_models(pl_module)]
+        self._work = [one for one in work if one is not None]
+        self._limits = self._find_limits(trainer, pl_module) if len(self._work) == len(work) else None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -72,12 +75,10 @@ class Speed(RolloutCallback):
         seconds = self._trained - self._sampled
         if seconds <= 0:
             return
-        models = _trained_models(pl_module)
-        work = [one for one in map(Work.of, models) if one is not None]
-        limits = self._limits if len(work) == len(models) else None
+        limits = self._limits
         pl_module.log("speed/train_tokens_per_s", self._tokens.read / seconds)
         if limits is not None:
-            flops = sum(one.training(self._tokens) for one in work)
+            flops = sum(one.training(self._tokens) for one in self._work)
             pl_module.log("speed/train_roofline", limits.least_seconds(flops, 0) / seconds)
         rollout = self._rollout
         if rollout is None:
@@ -89,7 +90,7 @@ class Speed(RolloutCallback):
             pl_module.log("speed/generate_tokens_per_s", found["generation/tokens"] / found["time/generate_s"])
         if limits is not None and found.get("generation/steps"):
             counts = (found[f"generation/{name}"] for name in ("steps", "rows", "seen"))
-            share = limits.least_seconds(*work[0].decoding(*counts)) / found["time/generate_s"]
+            share = limits.least_seconds(*self._work[0].decoding(*counts)) / found["time/generate_s"]
             pl_module.log("speed/generate_roofline", share)
 
     def _find_limits(self, trainer: Trainer, module: LightningModule) -> Limits:

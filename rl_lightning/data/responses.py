@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,6 +20,7 @@ def unscored(
     index: Sequence[int],
     temperature: float,
     tokenizer: PreTrainedTokenizerBase,
+    texts: Mapping[int, str] | None = None,
 ) -> Rollout:
     """Return sampled responses as a rollout whose rewards are NaN.
 
@@ -29,12 +30,17 @@ def unscored(
         index: the number of each prompt in its split.
         temperature: that they were sampled at; 0 counts as 1.
         tokenizer: of the policy that sampled.
+        texts: of the responses that are decoded already, by their rows.
     """
     owner = torch.arange(len(prompts)).repeat_interleave(len(sampled.response_ids) // len(prompts))
     device = sampled.response_ids.device
     nothing = torch.full((len(owner),), torch.nan, dtype=torch.float32, device=device)
     lengths = sampled.response_mask.sum(1).tolist()
-    ids = [row[:length] for row, length in zip(sampled.response_ids.tolist(), lengths, strict=True)]
+    known = texts or {}
+    responses = [
+        known[row] if row in known else str(tokenizer.decode(ids[:length], skip_special_tokens=True))
+        for row, (ids, length) in enumerate(zip(sampled.response_ids.tolist(), lengths, strict=True))
+    ]
     return Rollout(
         input_ids=torch.cat([sampled.prompt_ids, sampled.response_ids], 1),
         attention_mask=torch.cat([sampled.prompt_mask, sampled.response_mask], 1),
@@ -45,7 +51,7 @@ def unscored(
         truncated=sampled.truncated,
         rollout_logprobs=sampled.logprobs,
         prompts=[prompts[i].text for i in owner.tolist()],
-        responses=list(tokenizer.batch_decode(ids, skip_special_tokens=True)),
+        responses=responses,
         answers=[prompts[i].example.answer for i in owner.tolist()],
         raw_rewards=nothing,
         rewards=nothing,

@@ -289,10 +289,11 @@ class SamplingDataModule(pl.LightningDataModule):
         model, files = sampler or (self.module.policy, self.module.policy_files)
         owners = [prompt for prompt in prompts for _ in range(len(streams) // len(prompts))]
         ahead = self.rewarder.ahead()
+        texts: dict[int, str] = {}
 
         def finished(number: int, ids: list[int]) -> None:
-            text = str(files.tokenizer.decode(ids, skip_special_tokens=True))
-            ahead.add(number, reward_sample(owners[number], text, ids[-1] not in files.stop_ids))
+            texts[number] = str(files.tokenizer.decode(ids, skip_special_tokens=True))
+            ahead.add(number, reward_sample(owners[number], texts[number], ids[-1] not in files.stop_ids))
 
         profile = self.trainer.profiler.profile  # type: ignore[attr-defined]
         with ahead, profile("[rl_lightning]generate"), self.frozen_mode() if sampler else self.module.rollout_mode():
@@ -309,7 +310,7 @@ class SamplingDataModule(pl.LightningDataModule):
             )
         generated = time.perf_counter()
         with profile("[rl_lightning]reward"):
-            rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer)
+            rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer, texts)
             rollout = scored(rollout, owners, self.rewarder, self.correct_threshold, ahead)
         # Before groups are dropped: the time below is that of all.
         tokens = float(sampled.response_mask.sum())
