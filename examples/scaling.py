@@ -188,6 +188,7 @@ def weigh(policy: str, rows: int, prompt: int, response: int, checkpointing: boo
         sampled=rows,
         prompt=prompt,
         response=response,
+        blocks=True,
     )
     return {
         "parameters": numbers(shape.sizes()), "held": sum(model.total for model in plan.held()), "of the run card": held,

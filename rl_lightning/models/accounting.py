@@ -113,6 +113,7 @@ class Plan:
         rows: responses in one forward pass of one device; a pair has two.
         sampled: responses that one device samples side by side.
         prompt, response: tokens of each.
+        blocks: sampling multiplies by a copy of the weights in blocks, as on a CPU in float32.
     """
 
     shape: Shape
@@ -126,6 +127,7 @@ class Plan:
     sampled: int = 64
     prompt: int = 512
     response: int = 1536
+    blocks: bool = False
 
     @property
     def compute(self) -> int:
@@ -259,6 +261,9 @@ class Plan:
             needs["gathered"] = whole * self.gathered
         elif self.stored > self.compute:
             needs["casts"] = whole * self.compute
+        if self.blocks:
+            multiplied = [*shape.linears() * shape.layers, (shape.vocabulary, shape.hidden)]
+            needs["blocks"] = numbers(multiplied) * self.compute
         return needs
 
     def phases(self) -> dict[str, int]:

@@ -136,6 +136,7 @@ def test_each_option_has_its_effect():
     assert replace(plan, checkpointing=False).phases()["pass"] > peaks["pass"]
     assert replace(plan, rows=2).phases()["pass"] > peaks["pass"]
     assert replace(plan, sampled=32).phases()["sampling"] < peaks["sampling"]
+    assert replace(plan, blocks=True).phases()["sampling"] > peaks["sampling"]
     assert replace(plan, lora=16).peak() < plan.peak() < replace(plan, sharded=False).peak()
     assert plan.peak() == max(peaks.values())
     assert "sampling" not in replace(plan, algorithm="SFT").phases()
