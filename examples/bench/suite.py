@@ -181,7 +181,7 @@ BENCHMARKS: dict[str, Duel | Solo] = {
     "forward": Duel(_GROUPS, "examples.bench.forward:ours", "examples.bench.forward:theirs", package="transformers"),
     "sft": Duel(Work("demonstrations", batch=8, algorithm="sft", pass_tokens=1024), peer="examples.bench.trl_side:sft"),
     "sft_packed": Duel(
-        Work("demonstrations", batch=8, packing=True, algorithm="sft", pass_tokens=1024),
+        Work("demonstrations", batch=8, packing=True, algorithm="sft", pass_tokens=512),
         peer="examples.bench.trl_side:sft",
         by_token=True,
     ),
