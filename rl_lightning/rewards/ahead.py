@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, wait
-from typing import Self
 
 from rl_lightning.rewards.spec import RewardSample
 from rl_lightning.rewards.workers import Outcome
@@ -38,7 +37,7 @@ class Ahead:
         self._waiting: dict[int, RewardSample] = {}
         self._sent: list[tuple[dict[int, RewardSample], Future[Outcomes]]] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Ahead:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
