@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from rl_lightning.errors import UserError
-from rl_lightning.functional import RatioLevel, bounded_ratio, kl_k3, sampler_ratio
+from rl_lightning.functional import RatioLevel, bounded_ratio, kl_k3, known_or, sampler_ratio
 
 
 @dataclass
@@ -17,6 +17,9 @@ class SamplerCorrection:
 
     A generator with a copy of the policy has other kernels, and perhaps another precision: its tokens come from a μ that is
     near π at rollout time, but not π. Where the trainer's own model samples, this does nothing and costs nothing.
+
+    A token whose log-probability the sampler did not give, or gave as what is no finite number, counts as drawn from the policy;
+    `sampler/missing_fraction` says how many.
 
     The weight multiplies the advantage, so every surrogate that is homogeneous in it, as the clipped one is; the divergence
     from a reference, the entropy and the value loss are as without.
@@ -49,8 +52,11 @@ class SamplerCorrection:
 
         Returns:
             Weights (B, R), 1 outside the mask; and by name (B, R): `sampler/mismatch_kl`, whose mean estimates KL(μ‖π) a
-            token, by k3; the ratio and its square, of which `sampler/ess` is made; and which weights the cap changed.
+            token, by k3; the ratio and its square, of which `sampler/ess` is made; which weights the cap changed; and for which
+            tokens the sampler gave no finite number: these have the trainer's own, and the weight 1.
         """
+        missing = ~sampler_logprobs.isfinite()
+        sampler_logprobs = known_or(sampler_logprobs, logprobs)
         ratio = sampler_ratio(logprobs, sampler_logprobs, mask, self.level)
         weights = ratio if self.kind == "none" else bounded_ratio(ratio, self.kind, self.cap)
         seen = {
@@ -58,5 +64,6 @@ class SamplerCorrection:
             "sampler/ratio_mean": ratio,
             "sampler/ratio_square": ratio.square(),
             "sampler/truncated_fraction": (weights != ratio).float(),
+            "sampler/missing_fraction": missing.float(),
         }
         return weights, seen

@@ -55,8 +55,10 @@ class Observations:
         means = {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
         for square in [name for name in means if name.endswith("/ratio_square")]:
             kind = square.removesuffix("/ratio_square")
-            # The effective sample size of the importance weights, as a share of the tokens.
-            means[f"{kind}/ess"] = means[f"{kind}/ratio_mean"] ** 2 / means.pop(square)
+            # The effective sample size of the importance weights, as a share of the tokens; none where all are 0 to rounding.
+            mean, squares = means[f"{kind}/ratio_mean"], means.pop(square)
+            if squares:
+                means[f"{kind}/ess"] = mean * mean / squares
         result = {"train/loss": loss, **means, **self._extra}
         self._sums, self._counts, self._loss, self._extra = {}, {}, None, {}
         return result

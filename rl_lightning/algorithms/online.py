@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from rl_lightning.algorithms.correction import SamplerCorrection
 from rl_lightning.algorithms.policy import PolicyModule
 from rl_lightning.errors import UserError
-from rl_lightning.functional import KLEstimator, clipped_surrogate, kl_k1, kl_k3, kl_penalty, masked_mean
+from rl_lightning.functional import (
+    KLEstimator,
+    clipped_surrogate,
+    kl_k1,
+    kl_k3,
+    kl_penalty,
+    masked_mean,
+    probability_ratio,
+)
 from rl_lightning.models import PolicyFiles, adapter_off
 from rl_lightning.types import Minibatch, Rollout, Rows
 
@@ -165,11 +173,13 @@ class OnlineModule(PolicyModule):
         self.observe(seen, batch)
         if self.sampler_correction.kind == "none" or batch.advantages is None:
             return batch
-        return replace(batch, advantages=batch.advantages * weights.to(batch.advantages))
+        # An unbounded weight may be infinite, and 0 · ∞ is no number.
+        weighed = torch.where(batch.advantages == 0, 0, batch.advantages * weights.to(batch.advantages))
+        return replace(batch, advantages=weighed)
 
     def ratio(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
         """Return ρ = π_θ/π_old per token, and observe how far it is from 1."""
-        ratio = (logprobs - old_logprobs(batch, logprobs)).exp()
+        ratio = probability_ratio(logprobs, old_logprobs(batch, logprobs))
         self.observe(
             {
                 "policy/ratio_mean": ratio,

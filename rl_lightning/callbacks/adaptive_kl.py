@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from rl_lightning.errors import UserError
-from rl_lightning.functional import kl_k1
+from rl_lightning.functional import kl_k1, known_or
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.strategies import sum_over_ranks
 from rl_lightning.types import Rollout
@@ -90,8 +90,10 @@ class AdaptiveKL(RolloutCallback):
     def divergences(self, rollout: Rollout) -> Tensor:
         """Return Σ_t log π_old/π_ref of every scored response, in nats, float64."""
         assert rollout.ref_logprobs is not None
-        # Of a rollout that serves a single update only the sampler has said them.
-        logprobs = rollout.rollout_logprobs if rollout.old_logprobs is None else rollout.old_logprobs
+        # Of a rollout that serves a single update only the sampler has said them; a token of which it said nothing adds 0.
+        logprobs = rollout.old_logprobs
+        if logprobs is None:
+            logprobs = known_or(rollout.rollout_logprobs, rollout.ref_logprobs)
         tokens = torch.where(rollout.response_mask, kl_k1(logprobs, rollout.ref_logprobs), 0)
         return tokens.double().sum(1)[rollout.response_mask.any(1)]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_lightning.functional import masked_mean, masked_variance
+from rl_lightning.functional import known_or, masked_mean, masked_variance
 from rl_lightning.functional.masking import Total, alone
 from rl_lightning.types import Rollout
 
@@ -46,11 +46,12 @@ def score_by_policy(module: Any, rollout: Rollout, microbatches: Iterable[Tensor
 def logprobs_when_sampled(rollout: Rollout, number: int) -> torch.Tensor:
     """Return log π_old, (B, R), for rollout `number` in which groups waited since an earlier one.
 
-    Theirs is of the policy that sampled them, as the sampler reported it: the present one is not what they came from.
+    Theirs is of the policy that sampled them, as the sampler reported it: the present one is not what they came from. A token
+    for which it reported none has the present policy's.
     """
     assert rollout.sampled_in is not None and rollout.old_logprobs is not None
     waited = (rollout.sampled_in < number).unsqueeze(1) & rollout.response_attention
-    return torch.where(waited, rollout.rollout_logprobs.to(rollout.old_logprobs), rollout.old_logprobs)
+    return torch.where(waited, known_or(rollout.rollout_logprobs, rollout.old_logprobs), rollout.old_logprobs)
 
 
 def teaches(rollout: Rollout) -> Tensor:

@@ -1,11 +1,11 @@
 """The mathematics: pure functions of tensors, without state, Lightning or transformers."""
 
 from rl_lightning.functional.advantages import gae, group_normalize
-from rl_lightning.functional.importance import RatioBound, RatioLevel, bounded_ratio, sampler_ratio
+from rl_lightning.functional.importance import RatioBound, RatioLevel, bounded_ratio, known_or, sampler_ratio
 from rl_lightning.functional.kl import KLEstimator, best_of_n_kl, kl_k1, kl_k2, kl_k3, kl_penalty
 from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_logits
 from rl_lightning.functional.masking import masked_mean, masked_variance, masked_whiten, response_mask_from_ids
-from rl_lightning.functional.policy_loss import clipped_surrogate
+from rl_lightning.functional.policy_loss import clipped_surrogate, probability_ratio
 from rl_lightning.functional.preference_loss import bradley_terry, dpo_objective
 from rl_lightning.functional.shaping import overlong_penalty
 from rl_lightning.functional.value_loss import value_loss
@@ -30,11 +30,13 @@ __all__ = [
     "kl_k2",
     "kl_k3",
     "kl_penalty",
+    "known_or",
     "logprobs_from_logits",
     "masked_mean",
     "masked_variance",
     "masked_whiten",
     "overlong_penalty",
+    "probability_ratio",
     "response_mask_from_ids",
     "sampler_ratio",
     "token_weights",

@@ -21,7 +21,7 @@ def sampler_ratio(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, leve
 
     Args:
         logprobs: log π, (B, R), nats, without gradient.
-        sampler_logprobs: log μ, (B, R), nats.
+        sampler_logprobs: log μ, (B, R), nats; a token without a finite one has the ratio 1.
         mask: (B, R) bool; which tokens were sampled. What stands elsewhere is never read.
         level: of what to take the ratio.
 
@@ -33,12 +33,23 @@ def sampler_ratio(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, leve
 
     Source: Yao et al., Your Efficient RL Framework Secretly Brings You Off-Policy RL Training (2025), for tokens.
     """
-    log_ratio = torch.where(mask, logprobs - sampler_logprobs, 0)
+    log_ratio = torch.where(mask, logprobs - known_or(sampler_logprobs, logprobs), 0)
     if level == "sequence":
         log_ratio = torch.where(mask, log_ratio.sum(1, keepdim=True), 0)
     elif level != "token":
         raise ValueError(f"unknown level {level!r}; choose one of {', '.join(get_args(RatioLevel))}")
     return log_ratio.exp()
+
+
+def known_or(sampler_logprobs: Tensor, logprobs: Tensor) -> Tensor:
+    """Return a sampler's log-probabilities, and another's where the sampler gave none.
+
+    Args:
+        sampler_logprobs: log μ, nats; not finite where an engine did not say it, or said what cannot be: that it drew a token of
+            probability 0.
+        logprobs: what stands in, nats, same shape.
+    """
+    return torch.where(sampler_logprobs.isfinite(), sampler_logprobs.to(logprobs), logprobs)
 
 
 def bounded_ratio(ratio: Tensor, bound: RatioBound, cap: float) -> Tensor:

@@ -1,9 +1,26 @@
-"""The clipped surrogate that PPO, GRPO and DAPO share."""
+"""The ratio of two policies, and the clipped surrogate that PPO, GRPO and DAPO share."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def probability_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
+    """Return ρ = π_θ/π_old per token; its gradient in log π_θ is ρ, and 0 where ρ overflows to infinity.
+
+    The gradient of an infinite ρ would be 0 · ∞ where a clip holds it, which is not a number.
+
+    Args:
+        logprobs: log π_θ, nats, with gradient.
+        old_logprobs: log π_old, nats, same shape.
+
+    Returns:
+        Same shape, at least 0; infinity for log ρ > 88.7 in float32.
+    """
+    log_ratio = logprobs - old_logprobs
+    overflows = log_ratio.detach().exp().isinf()
+    return torch.where(overflows, torch.inf, torch.where(overflows, 0, log_ratio).exp())
 
 
 def clipped_surrogate(
@@ -15,11 +32,13 @@ def clipped_surrogate(
 ) -> Tensor:
     """Return S(ρ, A) = min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) per token, to be maximised.
 
-    The gradient in ρ is A, and 0 where the clip binds: A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low. At a
-    bound exactly it is A (torch's clamp passes the gradient on there).
+    The gradient in ρ is A, and 0 where the clip binds: A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low. A clip binds
+    beyond its bound only: at the bound itself, where S has a kink, the gradient is A. That is decided here, for torch's own
+    `clamp` and `minimum` have other gradients there from version to version.
 
     Args:
-        ratio: ρ = π_θ/π_old, (B, R), with gradient.
+        ratio: ρ = π_θ/π_old, (B, R), with gradient; see `probability_ratio`. It may be infinite: S then is finite where a clip
+            binds or A = 0, and −∞ where A < 0 without a dual clip.
         advantages: A, broadcastable to the ratio, without gradient.
         clip_low: ε_low in [0, 1].
         clip_high: ε_high ≥ 0; the same as `clip_low` if not given (PPO and GRPO; DAPO raises it).
@@ -36,7 +55,8 @@ def clipped_surrogate(
         tensor([1.2000])
     """
     clip_high = clip_low if clip_high is None else clip_high
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
-    if dual_clip is None:
-        return surrogate
-    return torch.where(advantages < 0, torch.maximum(surrogate, dual_clip * advantages), surrogate)
+    held = torch.where((advantages >= 0) & (ratio > 1 + clip_high), 1 + clip_high, ratio)
+    held = torch.where((advantages < 0) & (held < 1 - clip_low), 1 - clip_low, held)
+    if dual_clip is not None:
+        held = torch.where((advantages < 0) & (held > dual_clip), dual_clip, held)
+    return held * advantages

@@ -12,7 +12,8 @@ def value_loss(
     """Return ½ (V − R̂)² per token, to be minimised, and where the clip binds.
 
     With a clip c it is the larger of that and ½ (V_old + clamp(V − V_old, −c, c) − R̂)²: a value that has moved towards its
-    target by more than c gets no more gradient, one that has moved away from it gets the whole.
+    target by more than c gets no more gradient, one that has moved away from it gets the whole. Where the two terms are equal,
+    as they are for a move of c exactly, the gradient is that of the first, V − R̂, whatever torch makes of a tie.
 
     Args:
         values: V of the critic, (B, R), with gradient.
@@ -35,5 +36,8 @@ def value_loss(
         return loss, torch.zeros_like(loss, dtype=torch.bool)
     if old_values is None:
         raise ValueError("a clipped value loss needs old_values")
-    clipped = 0.5 * (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
-    return torch.maximum(loss, clipped), clipped > loss
+    # Where the clipped term is the larger one, V is beyond the clip, and the term does not depend on it.
+    moved = (values - old_values).detach()
+    clipped = 0.5 * (old_values + moved.clamp(-clip, clip) - returns).square()
+    binds = (moved.abs() > clip) & (clipped > loss)
+    return torch.where(binds, clipped, loss), binds

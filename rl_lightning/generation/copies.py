@@ -36,11 +36,11 @@ class Answer:
 
     Args:
         ids: sampled token ids, the stop token included.
-        logprobs: as many, nats.
+        logprobs: as many, nats; None or NaN where the engine did not say.
     """
 
     ids: list[int]
-    logprobs: list[float]
+    logprobs: Sequence[float | None]
 
 
 class CopyGenerator(Generator):
@@ -183,7 +183,10 @@ def assembled(
     """
     prompt_ids, prompt_mask = pad_left(prompts, pad_id)
     ids, mask = pad_right([answer.ids for answer in answers], pad_id)
-    rows = [torch.tensor(answer.logprobs if whole else [torch.nan] * len(answer.ids)) for answer in answers]
+    rows = [
+        torch.tensor([value if whole and value is not None else torch.nan for value in answer.logprobs])
+        for answer in answers
+    ]
     logprobs: Tensor = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return Responses(
         prompt_ids=prompt_ids.to(device),

@@ -209,7 +209,9 @@ class VLLMGenerator(CopyGenerator):
 
 def _answer(output: Any) -> Answer:
     ids = list(output.token_ids)
-    return Answer(ids, [entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)])
+    entries = output.logprobs or [None] * len(ids)
+    said = ((entry or {}).get(token) for entry, token in zip(entries, ids, strict=True))
+    return Answer(ids, [None if one is None else one.logprob for one in said])
 
 
 @contextlib.contextmanager

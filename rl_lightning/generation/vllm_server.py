@@ -189,7 +189,8 @@ class VLLMServerGenerator(CopyGenerator):
             (choice,) = self.server.ask("POST", "/v1/completions", body)["choices"]
         except Refused as refusal:
             raise UserError(str(refusal)) from refusal
-        return Answer(choice["token_ids"], choice["logprobs"]["token_logprobs"])
+        ids, said = choice["token_ids"], choice["logprobs"] or {}
+        return Answer(ids, said.get("token_logprobs") or [None] * len(ids))
 
     def _count_retries(self) -> None:
         lost = self.server.take_lost()

@@ -286,3 +286,65 @@ def test_the_table_of_the_language_is_what_the_policy_computes():
     table = rows(ALL)
     summed = torch.where(table["response_mask"], token_logprobs(policy, ALL), 0).sum(1).exp()
     assert_same(summed, policy.probabilities().detach())
+
+
+# --------------------------------------------------------------------------------------- what the sampler did not say
+
+
+class Poisoned(GRPO):
+    """Takes the sampler's numbers as they come."""
+
+    def corrected(self, batch, logprobs):
+        ratio = (batch.old_logprobs - batch.rollout_logprobs).exp().clamp(max=2.0)
+        return replace(batch, advantages=batch.advantages * ratio)
+
+
+@holds_only_for(grpo, poisoned=lambda: Poisoned(kl_coef=0.0))
+def test_a_token_of_which_the_sampler_said_nothing_counts_as_the_policys_own(make):
+    """The others' coefficients are as they were, its own is that of the weight 1, and it is counted."""
+    said, minibatch = mismatched(), mismatched()
+    holes = torch.zeros_like(minibatch.response_mask)
+    holes[0, 0] = holes[3, 0] = holes[5, 0] = True
+    minibatch.rollout_logprobs[0, 0] = torch.nan
+    minibatch.rollout_logprobs[3, 0] = -torch.inf
+    minibatch.rollout_logprobs[5, 0] = torch.inf
+    module = make()
+    _, found = coefficient(module, minibatch)
+    assert bool(found.isfinite().all())
+    _, whole = coefficient(grpo(), said)
+    _, plain = coefficient(grpo(kind="none"), said)
+    assert_same(found, torch.where(holes, plain, whole))
+    module.observations.add_to_loss(torch.zeros(()))
+    logged = module.observations.flush(lambda sums: sums)
+    assert logged["sampler/missing_fraction"] == pytest.approx(3 / int(minibatch.response_mask.sum()))
+    assert math.isfinite(logged["sampler/mismatch_kl"]) and math.isfinite(logged["sampler/ess"])
+
+
+def test_an_infinite_weight_leaves_an_advantage_of_nothing_alone():
+    minibatch = mismatched()
+    minibatch.rollout_logprobs = minibatch.rollout_logprobs - 2000.0
+    minibatch.advantages = torch.zeros_like(minibatch.advantages)
+    assert float(coefficient(grpo(**UNBOUNDED), minibatch)[1].abs().max()) == 0
+
+
+class Overflows(GRPO):
+    def ratio(self, batch, logprobs):
+        return (logprobs - batch.old_logprobs).exp()
+
+
+@holds_only_for(grpo, overflows=lambda: Overflows(kl_coef=0.0))
+def test_an_overflowing_ratio_costs_nothing_but_itself(make):
+    """A > 0 and ρ = e^1000: a finite loss, and the gradient of everything else."""
+    minibatch = random_rollout().microbatch(torch.arange(16))
+    minibatch.rollout_logprobs, minibatch.advantages = None, minibatch.advantages.abs() + 0.1
+    _, whole = coefficient(make(), minibatch)
+    held = torch.zeros_like(minibatch.response_mask)
+    held[2, 0] = held[7, 0] = True
+    logprobs = minibatch.old_logprobs.clone()
+    minibatch.old_logprobs = torch.where(held, minibatch.old_logprobs - 1000, minibatch.old_logprobs)
+    noise = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+    logprobs = (logprobs + 0.3 * noise).requires_grad_()
+    objective = make().objective(minibatch, logprobs)
+    total = torch.where(minibatch.response_mask, objective, 0).sum()
+    total.backward()
+    assert bool(total.isfinite()) and torch.equal(logprobs.grad * minibatch.response_mask, torch.where(held, 0, whole))

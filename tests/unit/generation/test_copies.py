@@ -46,6 +46,14 @@ def test_answers_become_the_same_tensors_as_a_hand_writes():
     check_answer(answers[0], 3, frozenset({1}))
 
 
+def test_what_an_engine_did_not_say_is_not_a_number():
+    answers = [Answer([7, 8, 1], [-0.5, None, float("nan")]), Answer([9, 1], [None, -3.0])]
+    for answer in answers:
+        check_answer(answer, 3, frozenset({1}))
+    logprobs = assembled([[3], [5]], answers, frozenset({1}), 0, True, torch.device("cpu")).logprobs
+    assert logprobs.nan_to_num(9.0).tolist() == [[-0.5, 9.0, 9.0], [9.0, -3.0, 0.0]]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -363,6 +363,16 @@ def test_an_answer_that_was_not_asked_for_is_refused(faults, said, served, polic
         assert said in refused(fake, tmp_path, policy, files)
 
 
+@pytest.mark.parametrize("said", [None, {"token_logprobs": None}, {"token_logprobs": [None, -0.5]}])
+def test_log_probabilities_that_a_server_does_not_give_are_missing(said, served, policy, files, tmp_path):
+    with FakeVLLM(served, faults={"token_ids": [3, 1], "logprobs": said}) as fake:
+        generator = VLLMServerGenerator(fake.url, directory=str(tmp_path))
+        generator.update(policy, files, 0)
+        missing = sample(generator, policy, files).logprobs[:, :2].isnan()
+    given = said is not None and said["token_logprobs"] is not None
+    assert bool((missing == torch.tensor([True, not given])).all())
+
+
 # ---------------------------------------------------------------------------------------------------- a run
 
 
