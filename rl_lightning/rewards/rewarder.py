@@ -68,6 +68,7 @@ class Rewarder:
             self.limits.timeout_s,
             self.limits.memory_limit_gb,
             [reward.prepare for reward in self.rewards if reward.prepare is not None],
+            self.limits.start_timeout_s,
         )
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
@@ -82,8 +83,9 @@ class Rewarder:
 
     def start(self) -> None:
         """Start the workers in the background, so that the first call of ``score`` needn't wait for their imports."""
-        if any(not reward.in_process for reward in self.rewards):
-            self._pool.start()
+        far = [reward.function for reward in self.rewards if not reward.in_process]
+        if far:
+            self._pool.start(far)
 
     def close(self) -> None:
         """End the workers; scoring again starts new ones."""

@@ -42,15 +42,18 @@ class RewardLimits:
     """What reward functions may use, and how many may fail.
 
     Args:
-        timeout_s: longest time for one reward of one sample, in seconds; a function that takes longer is killed.
+        timeout_s: longest time for one reward of one sample, in seconds; a function that takes longer is killed. Neither the
+            import of its module nor what it names in `prepare` counts.
+        start_timeout_s: longest time for a worker to start and `prepare`, and for the import of each module, in seconds.
         workers: number of processes that compute rewards.
         max_failed_fraction: the run stops if more than this fraction of the samples, in [0, 1], gets no reward: in one
             call of at least 4 samples, or of all samples so far once there are 64.
-        memory_limit_gb: address space of each worker in units of 2^30 bytes, or null for no limit: a function that
-            uses a GPU reserves far more than it uses.
+        memory_limit_gb: address space of each worker in units of 2^30 bytes, where the system (`ulimit -v`) does not allow
+            less, or null for no limit of ours: a function that uses a GPU reserves far more than it uses.
     """
 
     timeout_s: float = 10.0
+    start_timeout_s: float = 300.0
     workers: int = 1
     max_failed_fraction: float = 0.5
     memory_limit_gb: float | None = 16.0

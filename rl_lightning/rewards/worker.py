@@ -4,27 +4,27 @@ Started and spoken to by :class:`rl_lightning.rewards.workers.WorkerPool`; not f
 (see :mod:`rl_lightning.rewards.frames`):
 
 - first, a dict: ``sys_path``, ``memory_limit`` (bytes or None), ``setup`` (a list of ``(function, arguments)``);
-- ``("define", key, pickled function)``: a function, sent once;
+- ``("define", key, pickled function)``: a function, sent once and loaded at once, which may import its module;
 - ``("run", [(index, key, pickled arguments), ...])``: calls, answered one by one, in order.
 
-Messages to the parent: ``("ready", setup error or None)`` once, then ``(index, kind, pickled value,
-error, counts)`` a call. After the kind ``memory`` the parent should end this process, which may keep what it ran out of
-memory with.
+Messages to the parent: ``("ready", setup error or None)`` once, ``("defined", key)`` when a function is loaded, or cannot
+be, then ``(index, kind, pickled value, error, counts)`` a call; in between ``("clock", runs)`` to stop the clock and let it
+run again. After the kind ``memory`` the parent should end this
+process, which may keep what it ran out of memory with.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pickle
-import signal
+import resource
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, BinaryIO, SupportsFloat
 
-from rl_lightning.rewards import frames, tally
+from rl_lightning.rewards import clock, frames, keeper, tally
 from rl_lightning.rewards.resolve import resolve
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
@@ -33,10 +33,9 @@ _LARGEST_VALUE, _LONGEST_ERROR = 1 << 16, 1 << 14  # bytes, characters; the pare
 
 def main(lifeline: int) -> None:
     """Serve calls until the parent closes its pipe or dies."""
-    _die_with_parent(lifeline)
-    # An interrupt from the keyboard is the parent's to handle; it ends this process by closing the pipe.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keeper.keep(lifeline)
     requests, responses = _private_pipes()
+    clock.connect(lambda runs: _send(responses, ("clock", runs)))
     with contextlib.suppress(EOFError, BrokenPipeError):
         error = _set_up(frames.read(requests))
         _send(responses, ("ready", error))
@@ -44,22 +43,6 @@ def main(lifeline: int) -> None:
     # No clean-up of what rewards imported: a thread that one of them left running must not keep the process.
     sys.stderr.flush()
     os._exit(0)
-
-
-def _die_with_parent(lifeline: int) -> None:
-    """Let the kernel end this process when the other end of the lifeline pipe closes.
-
-    End-of-file on stdin is seen only between calls, a watching thread needs the interpreter lock, which a long
-    computation in C keeps, and PR_SET_PDEATHSIG follows the parent's *thread*. A signal on the pipe needs none of
-    these.
-    """
-    signal.signal(signal.SIGIO, signal.SIG_DFL)
-    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
-    os.set_inheritable(lifeline, False)
-    with contextlib.suppress(BlockingIOError):
-        if os.read(lifeline, 1) == b"":  # the parent died before the signal was armed
-            os._exit(0)
 
 
 def _private_pipes() -> tuple[BinaryIO, int]:
@@ -74,13 +57,11 @@ def _private_pipes() -> tuple[BinaryIO, int]:
 
 
 def _set_up(settings: dict[str, Any]) -> str | None:
-    """Apply the parent's settings; return the traceback of a setup call that failed."""
+    """Apply the parent's settings; return the traceback of one that failed."""
     sys.path[:] = settings["sys_path"]
-    if settings["memory_limit"] is not None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (settings["memory_limit"],) * 2)
     try:
+        if settings["memory_limit"] is not None:
+            _limit_memory(settings["memory_limit"])
         for function, arguments in settings["setup"]:
             resolve(function)(**arguments)
     except BaseException:
@@ -89,27 +70,41 @@ def _set_up(settings: dict[str, Any]) -> str | None:
     return None
 
 
+def _limit_memory(wanted: int) -> None:
+    """Limit address space in bytes, where this process is not limited to less already."""
+    present = [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *present]),) * 2)
+
+
 def _serve(requests: BinaryIO, responses: int) -> None:
-    functions: dict[int, bytes | Callable[..., Any]] = {}
+    functions: dict[int, Callable[..., Any] | str] = {}
     while True:
         message = frames.read(requests)
         if message[0] == "define":
-            functions[message[1]] = message[2]
+            functions[message[1]] = _load(message[2])
+            tally.drain()
+            _send(responses, ("defined", message[1]))
             continue
         for index, key, arguments in message[1]:
-            _send(responses, (index, *_call(functions, key, arguments), tally.drain()))
+            _send(responses, (index, *_call(functions[key], arguments), tally.drain()))
 
 
-def _call(
-    functions: dict[int, bytes | Callable[..., Any]], key: int, arguments: bytes
-) -> tuple[str, bytes, str | None]:
+def _load(pickled: bytes) -> Callable[..., Any] | str:
+    """Return a function, or the traceback of why there is none: then every call of it fails."""
+    try:
+        loaded = pickle.loads(pickled)
+        function: Callable[..., Any] = resolve(loaded) if isinstance(loaded, str) else loaded
+        return function
+    except BaseException:
+        return traceback.format_exc()[-_LONGEST_ERROR:]
+
+
+def _call(function: Callable[..., Any] | str, arguments: bytes) -> tuple[str, bytes, str | None]:
     """Call a function and pickle its value; what it raises, ``SystemExit`` included, is that one call's failure."""
+    if isinstance(function, str):
+        return "raised", b"", function
     kind = "raised"
     try:
-        function = functions[key]
-        if isinstance(function, bytes):
-            loaded = pickle.loads(function)
-            function = functions[key] = resolve(loaded) if isinstance(loaded, str) else loaded
         value = pickle.dumps(_plain(function(**pickle.loads(arguments))))
         if len(value) > _LARGEST_VALUE:
             raise ValueError(f"it returned {len(value)} bytes, more than {_LARGEST_VALUE}")

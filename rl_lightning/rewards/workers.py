@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import selectors
@@ -17,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rl_lightning.errors import UserError
-from rl_lightning.rewards import frames
-from rl_lightning.rewards.process import STARTUP_S, Worker
+from rl_lightning.rewards import clock, frames
+from rl_lightning.rewards.process import Worker
 
 Kind = Literal["ok", "raised", "timeout", "died"]
 Function = str | Callable[..., Any]
@@ -54,10 +55,12 @@ class WorkerPool:
 
     Args:
         workers: number of processes.
-        timeout_s: longest time for one call, in seconds; the time to start a worker isn't counted.
+        timeout_s: longest time for one call, in seconds. The time to start a worker isn't counted, nor that to import a
+            function's module.
         memory_limit_gb: address space of a worker, in units of 2^30 bytes (RLIMIT_AS); None is no limit. A worker that
             ran into it is replaced.
         setup: calls (dotted path, arguments) that each worker makes once, before its first call and untimed.
+        start_timeout_s: longest time in seconds for a worker to start with its setup, and for each import.
     """
 
     def __init__(
@@ -66,15 +69,18 @@ class WorkerPool:
         timeout_s: float = 10.0,
         memory_limit_gb: float | None = None,
         setup: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        start_timeout_s: float = 300.0,
     ) -> None:
         if workers < 1:
             raise UserError(f"workers must be at least 1, not {workers}")
-        if not timeout_s > 0:
-            raise UserError(f"timeout_s must be above 0 seconds, not {timeout_s}")
+        for name, limit in (("timeout_s", timeout_s), ("start_timeout_s", start_timeout_s)):
+            if not limit > 0:
+                raise UserError(f"{name} must be above 0 seconds, not {limit}")
         if memory_limit_gb is not None and not memory_limit_gb > 0:
             raise UserError(f"memory_limit_gb must be above 0 or null, not {memory_limit_gb}")
         self.workers = workers
         self.timeout_s = timeout_s
+        self.start_timeout_s = start_timeout_s
         self._settings: dict[str, Any] = {
             "memory_limit": None if memory_limit_gb is None else int(memory_limit_gb * 2**30),
             "setup": [(function, dict(arguments)) for function, arguments in setup],
@@ -87,9 +93,18 @@ class WorkerPool:
         self._closing = False
         self._finalizer = weakref.finalize(self, _kill_all, self._running, os.getpid())
 
-    def start(self) -> None:
-        """Start the workers and return at once; they import in the background. Does nothing for those that run."""
+    def start(self, functions: Sequence[Function] = ()) -> None:
+        """Start the workers and return at once; they import in the background. Does nothing for those that run.
+
+        Args:
+            functions: that will be called.
+
+        Raises:
+            UserError: if the system grants no process.
+        """
         with self._lock:
+            for function in functions:
+                self._key(function)
             self._start()
 
     def _start(self) -> None:
@@ -97,7 +112,12 @@ class WorkerPool:
             self._running.remove(worker)
             worker.kill()
         while len(self._running) < self.workers:
-            self._running.append(Worker({**self._settings, "sys_path": list(sys.path)}))
+            if self._closing:
+                raise RuntimeError("The worker pool was closed during a call")
+            worker = Worker({**self._settings, "sys_path": list(sys.path)}, self.start_timeout_s)
+            for key, (_, pickled) in enumerate(self._functions):
+                worker.define(key, pickled)
+            self._running.append(worker)
 
     def close(self) -> None:
         """Kill the workers. A later ``start`` or ``map`` starts new ones."""
@@ -145,6 +165,7 @@ class WorkerPool:
             self.timeout_s,
             None if limit is None else limit / 2**30,
             self._settings["setup"],
+            self.start_timeout_s,
         )
 
 
@@ -191,22 +212,28 @@ class _Dispatch:
 
     def _wait(self, selector: selectors.BaseSelector) -> list[Worker]:
         """Wait for news; return the workers that have some."""
-        busy = [worker for worker in self.pool._running if worker.owed or not worker.ready]
+        busy = [worker for worker in self.pool._running if worker.owed or worker.starting]
         pause = max(0.0, min(worker.deadline for worker in busy) - time.monotonic()) if busy else 0.0
         if any(worker.outgoing for worker in busy):
             pause = min(pause, 0.001)  # a large message is on its way: come back to it soon
-        return [key.data for key, _ in selector.select(pause)]
+        # This process may itself be a reward worker.
+        unhurried = clock.stopped() if all(worker.starting for worker in busy) else contextlib.nullcontext()
+        with unhurried:
+            return [key.data for key, _ in selector.select(pause)]
 
     def _feed(self, worker: Worker) -> None:
-        """Give an idle worker its next chunk."""
-        if worker.ready and not worker.owed and self.waiting:
-            chunk = [self.waiting.popleft() for _ in range(min(self.chunk, len(self.waiting)))]
-            for key in {self.keys[index] for index in chunk} - worker.defined:
-                worker.outgoing += frames.pack(("define", key, self.pool._functions[key][1]))
-                worker.defined.add(key)
-            worker.outgoing += frames.pack(("run", [(i, self.keys[i], self.arguments[i]) for i in chunk]))
-            worker.owed.extend(chunk)
-            worker.deadline = time.monotonic() + self.pool.timeout_s
+        """Give an idle worker its next chunk, and before that the functions that are called in it."""
+        if not worker.starting and not worker.owed and self.waiting:
+            chunk = [self.waiting[place] for place in range(min(self.chunk, len(self.waiting)))]
+            unknown = {self.keys[index] for index in chunk} - worker.defined
+            for key in unknown:
+                worker.define(key, self.pool._functions[key][1])
+            if not unknown:
+                worker.outgoing += frames.pack(("run", [(i, self.keys[i], self.arguments[i]) for i in chunk]))
+                worker.owed.extend(chunk)
+                for _ in chunk:
+                    self.waiting.popleft()
+            worker.wind(self.pool.timeout_s)
         worker.flush()
 
     def _collect(self, worker: Worker, selector: selectors.BaseSelector) -> None:
@@ -217,19 +244,27 @@ class _Dispatch:
                     raise UserError(f"A reward worker's setup failed: {message[1].strip().splitlines()[-1]}")
                 worker.ready = True
                 continue
+            if message[0] == "defined":
+                worker.loading.remove(message[1])
+                continue
+            if message[0] == "clock":
+                worker.clock_stopped = not message[1]
+                continue
+            index, kind, value, error, counts = message
             worker.owed.popleft()
-            self.outcomes[message[0]] = _outcome(*message[1:])
-            if message[1] == "memory":
+            worker.proven.add(self.keys[index])
+            self.outcomes[index] = _outcome(kind, value, error, counts)
+            if kind == "memory":
                 # What a call leaves behind must not count against the next one.
                 self._exchange(worker, selector)
                 return
         if messages:
-            worker.deadline = time.monotonic() + self.pool.timeout_s
+            worker.wind(self.pool.timeout_s)
         if not alive:
             self._replace(worker, selector, "died")
 
     def _check_clock(self, worker: Worker, selector: selectors.BaseSelector) -> None:
-        if (worker.owed or not worker.ready) and time.monotonic() > worker.deadline and worker in self.pool._running:
+        if (worker.owed or worker.starting) and time.monotonic() > worker.deadline and worker in self.pool._running:
             # A result may have come in while this process was busy elsewhere.
             self._collect(worker, selector)
             if worker in self.pool._running and time.monotonic() > worker.deadline:
@@ -240,13 +275,32 @@ class _Dispatch:
         if self.pool._closing:
             raise RuntimeError("The worker pool was closed during a call")
         status = self._end(worker, selector)
-        if not worker.ready:
-            what = f"was not ready after {STARTUP_S:g} s" if kind == "timeout" else f"exited with status {status}"
-            raise UserError(f"A reward worker {what} while starting; what it printed on stderr says why")
+        if worker.starting:
+            limit = self.pool.start_timeout_s
+            what = f"was not done after start_timeout_s = {limit:g} s" if kind == "timeout" else _death(status)
+            raise UserError(f"A reward worker {what} while {self._start_of(worker)}")
         if worker.owed:
-            how = f"took longer than {self.pool.timeout_s:g} s" if kind == "timeout" else _death(status)
-            self.outcomes[worker.owed.popleft()] = Outcome(kind, error=f"The call {how}")
+            self.outcomes[worker.owed[0]] = Outcome(kind, error=f"The call {self._fate(worker, kind, status)}")
+            worker.owed.popleft()
         self._succeed(worker, selector)
+
+    def _start_of(self, worker: Worker) -> str:
+        """Return what a worker that starts is at, and what to do about it."""
+        if worker.ready:
+            function = self.pool._functions[worker.loading[0]][0]
+            module = function.rpartition(".")[0] if isinstance(function, str) else type(function).__module__
+            return f"importing {module}; do slow work of its import where it is needed, or in the reward's `prepare`"
+        setup = ", ".join(function for function, _ in self.pool._settings["setup"])
+        return f"starting{f' and preparing ({setup})' if setup else ''}; what it printed on stderr may say why"
+
+    def _fate(self, worker: Worker, kind: Kind, status: int) -> str:
+        if kind != "timeout":
+            return _death(status)
+        first = "" if self.keys[worker.owed[0]] in worker.proven else (
+            ", the first of this function in its process: what it loads once belongs to the import of its module or to its "
+            "`prepare`, where no clock runs"
+        )  # fmt: skip
+        return f"took longer than {self.pool.timeout_s:g} s{first}"
 
     def _exchange(self, worker: Worker, selector: selectors.BaseSelector) -> None:
         """Kill a worker between two calls, and start another for the rest."""

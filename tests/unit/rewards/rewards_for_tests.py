@@ -133,3 +133,39 @@ class Longer:
 
     def __call__(self, response):
         return len(response) > self.than
+
+
+def set_loose(file, seconds=0.0):
+    """Start a process that leaves the session and the parent, note its id, and take long."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            with open(file, "w") as out:
+                out.write(f"{os.getpid()}\n")
+            time.sleep(1000)
+        os._exit(0)
+    os.wait()
+    time.sleep(seconds)
+    return 1.0
+
+
+def terminated(how):
+    """Return how a program ends that this process starts and terminates."""
+    if how == "exec":
+        program = subprocess.Popen(["sleep", "1000"])
+        program.terminate()
+        return program.wait()
+    there, here = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(here, b".")
+        time.sleep(1000)
+    os.read(there, 1)
+    os.kill(pid, 15)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def address_space():
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0]

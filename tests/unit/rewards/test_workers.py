@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from rewards_for_tests import Longer, by_response
@@ -109,6 +110,100 @@ def test_a_pool_inside_a_worker_dies_with_it(pool):
     assert not gone(inner, within_s=0.05)
     assert kinds(pool.map(respond("hang"))) == ["timeout"]
     assert gone(inner)
+
+
+@contextlib.contextmanager
+def noted(file, within_s=30.0):
+    """Give the process whose id a file will hold, and end it whatever comes."""
+    until = time.monotonic() + within_s
+    text = ""
+    while not text.endswith("\n"):
+        assert time.monotonic() < until, f"{file} was not written"
+        time.sleep(0.01)
+        text = Path(file).read_text() if Path(file).exists() else ""
+    pid = int(text)
+    try:
+        yield pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to a process of our choice")
+@pytest.mark.parametrize("end", ["close", "timeout", "die"])
+def test_what_left_session_and_parent_dies_with_the_worker_too(pool, end):
+    pool.map([(f"{MODULE}.set_loose", {"file": "loose"})])
+    with noted("loose") as loose:
+        assert not gone(loose, within_s=0.05)
+        if end == "close":
+            pool.close()
+        else:
+            pool.map(respond("hang" if end == "timeout" else "die"))
+        assert gone(loose)
+
+
+def test_a_scheduler_that_signals_every_process_ends_no_call(pool):
+    """The trainer alone decides what becomes of the run; programs that rewards start can still be terminated."""
+    pid = pool.map([(f"{MODULE}.pid", {})])[0].value
+    with open(f"/proc/{pid}/stat") as stat:
+        keeper = int(stat.read().rpartition(")")[2].split()[1])
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+        for process in (pid, keeper):
+            os.kill(process, number)
+    terminate = [(f"{MODULE}.terminated", {"how": how}) for how in ("fork", "exec")]
+    assert [outcome.value for outcome in pool.map([(f"{MODULE}.pid", {}), *terminate])] == [pid, -15, -15]
+
+
+def test_no_clock_runs_while_a_module_is_imported(monkeypatch, tmp_path):
+    """In no worker, be it the first or one that comes after a call that hung."""
+    monkeypatch.setenv("SLOW_IMPORT_S", "1.5")
+    pool = WorkerPool(timeout_s=0.75)
+    calls = [("slow_import.hang_once", {"response": text}) for text in ("", "hang", "", "")]
+    assert kinds(pool.map(calls)) == ["ok", "timeout", "ok", "ok"]
+    pool.start(["slow_import.one"])
+    assert kinds(pool.map([("slow_import.one", {"response": ""})])) == ["ok"]
+    pool.close()
+
+
+def test_an_import_without_end_is_named(monkeypatch):
+    monkeypatch.setenv("SLOW_IMPORT_S", "1000")
+    pool = WorkerPool(timeout_s=0.1, start_timeout_s=20.0)
+    pool.map(respond(""))  # what starts the process itself is not short of time
+    pool.start_timeout_s = pool._running[0].start_s = 0.5
+    with pytest.raises(UserError, match=r"start_timeout_s = 0\.5 s while importing slow_import; .*`prepare`"):
+        pool.map([("slow_import.one", {"response": ""})])
+
+
+def test_a_first_call_that_is_late_hints_at_prepare(pool):
+    outcomes = pool.map(respond("hang"))
+    assert "`prepare`, where no clock runs" in outcomes[0].error
+    assert "prepare" not in pool.map(respond("", "hang"))[1].error
+
+
+@pytest.mark.parametrize(("ulimit", "expected"), [(1 << 30, 1 << 30), (8 << 30, 4 << 30)])
+def test_the_smaller_limit_on_memory_holds(ulimit, expected):
+    code = (
+        f"import resource, sys; sys.path[:0] = {sys.path!r};"
+        "from rl_lightning.rewards import WorkerPool;"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({ulimit}, {ulimit}));"
+        "print([o.value for o in WorkerPool(memory_limit_gb=4.0).map([('rewards_for_tests.address_space', {})])])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == f"[{expected}]", done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [BlockingIOError(11, "Resource temporarily unavailable"), OSError(24, "Too many open files")]
+)
+def test_a_system_that_grants_no_process_is_one_line(monkeypatch, error):
+    def refuse(*args, **options):
+        raise error
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UserError, match=r"cannot be started .*lower reward_limits.workers"):
+        WorkerPool().map(respond(""))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_dies_is_replaced_and_exactly_it_is_charged(pool):
@@ -256,8 +351,33 @@ def test_no_worker_outlives_its_parent(number, what):
             os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands orphans to a process of our choice")
+@pytest.mark.parametrize("forked", [False, True], ids=["alone", "with a fork that lives on"])
+def test_nothing_outlives_a_trainer_that_is_killed(tmp_path, forked):
+    """Not even where a fork of the trainer keeps its files open."""
+    code = PARENT.format(path=sys.path, what="hang").replace(
+        "print(", f"pool.map([('rewards_for_tests.set_loose', {{'file': {str(tmp_path / 'loose')!r}}})]); print(", 1
+    )
+    if forked:
+        fork = f"\nif os.fork() == 0: open({str(tmp_path / 'fork')!r}, 'w').write(f'{{os.getpid()}}\\n'); time.sleep(1000)\n"
+        code = code.replace('\npool.map([("rewards', fork + 'pool.map([("rewards', 1)
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    with contextlib.ExitStack() as stack:
+        worker = int(parent.stdout.readline())
+        loose = stack.enter_context(noted(tmp_path / "loose"))
+        if forked:
+            stack.enter_context(noted(tmp_path / "fork"))
+        assert not gone(loose, within_s=0.05)
+        parent.kill()
+        parent.wait(5)
+        parent.stdout.close()
+        assert gone(worker) and gone(loose)
+
+
 @pytest.mark.parametrize(
-    "options", [{"workers": 0}, {"timeout_s": 0}, {"timeout_s": math.nan}, {"memory_limit_gb": 0}], ids=str
+    "options",
+    [{"workers": 0}, {"timeout_s": 0}, {"timeout_s": math.nan}, {"start_timeout_s": 0}, {"memory_limit_gb": 0}],
+    ids=str,
 )
 def test_senseless_settings_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
