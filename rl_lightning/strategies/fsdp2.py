@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from rl_lightning.errors import UserError
 from rl_lightning.strategies.checkpoints import load_plain
+from rl_lightning.strategies.checksums import check_directory, write_checksums
 from rl_lightning.strategies.sharding import whole
 
 
@@ -108,6 +109,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._as_rank_zero(lambda: _remove(unfinished))
         super().save_checkpoint(checkpoint, unfinished, storage_options)
         self.barrier()
+        write_checksums(unfinished)
         self._as_rank_zero(lambda: _replace(path, unfinished))
 
     def _as_rank_zero(self, action: Any) -> None:
@@ -125,6 +127,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if weights_only is False:
             raise UserError("checkpoints are loaded with weights_only=True: they hold nothing that could run code")
         if path.is_dir():
+            check_directory(path)
             return super().load_checkpoint(path, weights_only=True)
         checkpoint: dict[str, Any] = load_plain(path, mmap=True, map_location="cpu")
         assert self.model is not None
