@@ -1,5 +1,8 @@
-# Every target sets up what it needs: a virtual environment in .venv, made from any Python from 3.10 on.
+# Every target sets up what it needs: a virtual environment in .venv, made from any Python from 3.10 to 3.13.
 PYTHON ?= python3
+# A CPU build, of some 200 MB, where pip finds one, here or in pytorch's index; PyPI's own builds for Linux bring gigabytes of CUDA.
+# Only a version named whole keeps pip from a newer CUDA build. For a GPU: make ... TORCH=torch
+TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
 SEEDS ?= 0
@@ -8,9 +11,10 @@ DIRECTORY ?= runs/demo
 N ?= 50
 SEED ?= 0
 NAME ?=
+ARGS ?=
 MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 
-.PHONY: demo test lint check slow tensorboard embedded drill bench clean
+.PHONY: demo test lint check slow tensorboard embedded drill bench versions resolve clean
 
 demo: $(VENV)/core  ## GRPO on the embedded policy, and the evaluation before and after
 	$(BIN)/python examples/demo.py --seeds $(SEEDS) --rollouts $(ROLLOUTS) --directory $(DIRECTORY)
@@ -44,9 +48,17 @@ drill: $(VENV)/core  ## kill N runs at random moments, go on with them, compare:
 bench: $(VENV)/bench  ## this library beside TRL on the same work; all benchmarks, or those in NAME
 	$(BIN)/python -m examples.bench $(NAME) --model $(MODEL)
 
+versions: $(VENV)/dev  ## the suite on the oldest and the newest releases that pyproject.toml admits; ARGS="--only oldest -- tests/unit"
+	$(BIN)/python -m examples.versions suite --directory $(VENV)/versions $(ARGS)
+
+resolve: $(VENV)/dev  ## what every extra, and all together, would install today; installs nothing
+	$(BIN)/pip install --quiet uv
+	$(BIN)/python -m examples.versions resolve
+
 $(VENV)/core: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
