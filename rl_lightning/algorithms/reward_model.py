@@ -47,7 +47,8 @@ class RewardModel(ObjectiveModule):
                 raise UserError(f"{name} must be at least 0, not {value}")
         self.margin = margin
         self.centring = centring
-        self.classifier_files = ClassifierFiles(policy, self.policy_files.options)
+        # Not a policy's: nothing has to end a response, and BERT has no EOS.
+        self.policy_files = self.classifier_files = ClassifierFiles(policy, self.policy_files.options)
 
     def configure_model(self) -> None:
         """Load the classifier; Lightning calls this once the strategy is ready, possibly more than once."""

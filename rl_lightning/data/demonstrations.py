@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rl_lightning.data.offline import OfflineDataModule
 from rl_lightning.data.record import digest
+from rl_lightning.data.sources.base import Split
 from rl_lightning.data.stages import refuse_stages
-from rl_lightning.data.written import encode_written, stack
+from rl_lightning.data.written import stack
 from rl_lightning.types import Minibatch
 
 
@@ -46,8 +47,12 @@ class DemonstrationDataModule(OfflineDataModule):
             refuse_stages(self.trainer, stages, "acts on rollouts, and demonstrations are none")
         super().setup(stage)
         if stage == "fit":
-            self._responses = encode_written(self._encoded["train"], self.module.policy_files, "demonstrations")
+            self._responses = [prompt.written[0] for prompt in self._encoded["train"]]
             self.check_size()
+
+    def learns_written(self, split: Split) -> bool:
+        """Tell whether written responses to the prompts of a split are learnt from."""
+        return split == "train"
 
     def count(self) -> int:
         """Return the number of demonstrations."""

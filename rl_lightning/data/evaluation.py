@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Evaluation:
-    """How held-out prompts are answered in `validate`, `test` and `predict`.
+    """How held-out prompts are answered in `validate`, `test` and `predict`; responses end as in training.
 
     Args:
         samples_per_prompt: k answers each; pass@1 to pass@k are estimated from them.
@@ -48,7 +48,10 @@ class Evaluation:
 
     def sampling(self, training: Sampling) -> Sampling:
         """Return how to sample, given how training samples."""
-        return Sampling(self.max_new_tokens or training.max_new_tokens, self.temperature, self.top_k, self.top_p)
+        longest = self.max_new_tokens or training.max_new_tokens
+        return replace(
+            training, max_new_tokens=longest, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
 
 
 def batches_of_rank(trainer: Trainer, count: int, size: int) -> list[list[int]]:

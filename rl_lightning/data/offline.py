@@ -22,6 +22,8 @@ from rl_lightning.data.loader import (
     step_weights,
 )
 from rl_lightning.data.sampling import SamplingDataModule
+from rl_lightning.data.sources.base import Split
+from rl_lightning.data.written import Truncation, WrittenReader
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Minibatch
@@ -41,6 +43,10 @@ class OfflineDataModule(SamplingDataModule):
         max_tokens_per_microbatch: instead of it, the tokens in one forward pass of one device at most, padding not counted.
             An optimizer step has as many passes as the longest units would need, cut so that the largest is as small as it
             can be.
+        max_length: longest written text to learn from: prompt and response, in tokens; the policy's context if null.
+        truncation: a longer one is left out and counted (`drop`), or its prompt loses its beginning (`left`; a special token
+            in front stays, both responses of a pair keep the same prompt, and a response is never cut). Where `max_length` is
+            null, `drop` does what `prompt_options.on_bad` says.
         **sampling_options: prompts, rewards, and what serves evaluation, which samples the policy as for the other
             algorithms: see `SamplingDataModule`.
     """
@@ -52,13 +58,50 @@ class OfflineDataModule(SamplingDataModule):
         batch_size: int = 64,
         microbatch_size: int | None = None,
         max_tokens_per_microbatch: int | None = None,
+        max_length: int | None = None,
+        truncation: Truncation = "drop",
         **sampling_options: Any,
     ) -> None:
         super().__init__(**sampling_options)
+        if max_length is not None and max_length < 2:
+            raise UserError(f"max_length must be at least 2, not {max_length}")
+        self.max_length = max_length
+        self.truncation = truncation
         self.batch_size = batch_size
         check_cuts(microbatch_size, max_tokens_per_microbatch)
         self.microbatch_size = microbatch_size
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
+
+    def learns_written(self, split: Split) -> bool:
+        """Tell whether written responses to the prompts of a split are learnt from."""
+        return False
+
+    def learns_written_pairs(self, split: Split) -> bool:
+        """Tell whether they are learnt from in pairs, each with the rejected one."""
+        return False
+
+    def written_reader(self, split: Split) -> WrittenReader | None:
+        """Return what reads the written responses to the prompts of a split; None if nobody learns from them."""
+        if not self.learns_written(split):
+            return None
+        limits = [limit for limit in (self.max_length, self.module.policy_files.context_length) if limit is not None]
+        return WrittenReader(
+            self.text_format,
+            self.learns_written_pairs(split),
+            min(limits, default=None),
+            self.max_length is not None,
+            self.truncation,
+            self.advice,
+        )
+
+    def called(self, split: Split) -> str:
+        """Return what messages call the examples of a split."""
+        return "pairs" if self.learns_written(split) and self.learns_written_pairs(split) else super().called(split)
+
+    @property
+    def advice(self) -> str:
+        """What to do where no example has a written response."""
+        return "for files and datasets, set the source's response_column"
 
     @property
     def units(self) -> str:

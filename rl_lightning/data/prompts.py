@@ -6,18 +6,17 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rl_lightning.data.sources.base import Example
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
+from rl_lightning.text import Messages, TextFormat, has_lone_surrogate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
-
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -28,23 +27,37 @@ class EncodedPrompt:
         example: what it was made from.
         input_ids: its tokens, special ones included; no end-of-sequence token at the end.
         text: what was tokenised: the prompt, with the chat template applied if there is one.
+        messages: what the chat template rendered, a system prompt included; None without a template.
+        written: the tokens of the example's response and of its rejected one, as far as they are to be learnt from.
     """
 
     example: Example
     input_ids: list[int]
     text: str
+    messages: Messages | None = None
+    written: tuple[list[int], ...] = ()
 
 
 @dataclass(frozen=True)
-class _Problem:
-    """What is wrong with an example: a kind, to count by, and the case."""
+class Problem:
+    """What is wrong with an example.
+
+    Args:
+        kind: to count by.
+        what: the case.
+        expected: the example is left out even if bad ones are errors, because an option says so.
+    """
 
     kind: str
     what: str
+    expected: bool = False
 
 
 #: What is wrong with each example, in the order of the examples; empty lists where nothing is.
-_Found = list[list[_Problem]]
+_Found = list[list[Problem]]
+
+#: Completes good prompts by what was written to them: for each the completed prompt, or what is wrong with it.
+AddWritten = Callable[[Sequence[EncodedPrompt]], Sequence[EncodedPrompt | Problem]]
 
 
 def encode_prompts(
@@ -58,12 +71,14 @@ def encode_prompts(
     chat_template: bool | None = None,
     on_bad: Literal["error", "drop"] = "error",
     check_answers: Callable[[list[str | None]], list[str | None]] | None = None,
+    add_written: AddWritten | None = None,
+    unread: Problems | None = None,
+    called: str = "prompts",
 ) -> list[EncodedPrompt]:
     """Turn examples into prompts of token ids, and find everything that is wrong with them.
 
     With a chat template, a text becomes the message of a user, and the template adds the beginning of the assistant's
-    turn. Without one, the text gets the special tokens that the tokenizer puts before every text; an end-of-sequence
-    token that some tokenizers put after it is taken off, because a policy would have nothing to continue.
+    turn. Without one, the text gets the special tokens that the tokenizer puts before every text; see `TextFormat`.
 
     Args:
         examples: what to encode.
@@ -75,6 +90,9 @@ def encode_prompts(
         chat_template: whether to apply the tokenizer's; None to do so if it has one.
         on_bad: raise an error for bad examples, or drop them, with a warning that counts them by kind.
         check_answers: from all gold answers, in one call, to what is wrong with each, None where nothing is.
+        add_written: adds the tokens of written responses to the good prompts.
+        unread: rows of the source that made no example, to be counted with the bad ones.
+        called: what messages call the examples.
 
     Returns:
         The good prompts, in the order of the examples.
@@ -83,99 +101,76 @@ def encode_prompts(
         UserError: naming every bad example by its location, if there are any and they are not to be dropped; if no
             example is left; or if a chat template is needed and there is none.
     """
-    use_chat = _use_chat(tokenizer, chat_template, system_prompt)
+    form = text_format(tokenizer, chat_template, system_prompt)
     found: _Found = [[] for _ in examples]
-    texts = _render(examples, found, tokenizer, system_prompt) if use_chat else _plain(examples, found)
-    ids = _tokenize(texts, found, tokenizer, special=not use_chat)
+    messages = [_conversation(example, system_prompt) if form.chat else None for example in examples]
+    texts = _render(examples, found, form, messages)
+    ids = _tokenize(texts, found, form)
     _check_lengths(ids, found, max_prompt_length, context_length, max_new_tokens)
     if check_answers is not None:
         complaints = check_answers([example.answer for example in examples])
         for problems, complaint in zip(found, complaints, strict=True):
             if complaint is not None:
-                problems.append(_Problem("bad gold answer", f"the gold answer: {complaint}"))
-    _report(examples, found, on_bad)
-    encoded = [
-        EncodedPrompt(example, tokens, text)
-        for example, tokens, text, problems in zip(examples, ids, texts, found, strict=True)
-        if not problems
-    ]
+                problems.append(Problem("bad gold answer", f"the gold answer: {complaint}"))
+    made = [EncodedPrompt(*parts) for parts in zip(examples, ids, texts, messages, strict=True)]
+    if add_written is not None:
+        good = [place for place, problems in enumerate(found) if not problems]
+        for place, one in zip(good, add_written([made[place] for place in good]), strict=True):
+            if isinstance(one, Problem):
+                found[place].append(one)
+            else:
+                made[place] = one
+    _report(examples, found, on_bad, unread or Problems(), called)
+    encoded = [prompt for prompt, problems in zip(made, found, strict=True) if not problems]
     _warn_of_unknown(encoded, tokenizer)
     return encoded
 
 
-def encode_demonstration(encoded: EncodedPrompt, tokenizer: PreTrainedTokenizerBase, eos_token_id: int) -> list[int]:
-    """Turn the demonstration of one prompt into response tokens; see `encode_demonstrations`."""
-    return encode_demonstrations([encoded], tokenizer, eos_token_id)[0]
-
-
-def encode_demonstrations(
-    prompts: Sequence[EncodedPrompt], tokenizer: PreTrainedTokenizerBase, eos_token_id: int
-) -> list[list[int]]:
-    """Turn demonstrations into response tokens that follow the prompts' tokens.
-
-    A response is tokenised on its own. Tokenised together with its prompt, it could merge with the prompt's last
-    characters into one token: the policy would be taught after other prompt tokens than those it is sampled from, and
-    no token boundary would say where the response begins.
+def text_format(
+    tokenizer: PreTrainedTokenizerBase, chat_template: bool | None, system_prompt: str | None = None
+) -> TextFormat:
+    """Return how prompts and responses become tokens.
 
     Args:
-        prompts: whose examples have a response.
         tokenizer: of the policy.
-        eos_token_id: the token that ends a response.
-
-    Returns:
-        For each prompt, the response's tokens; the last is ``eos_token_id``, once.
+        chat_template: whether to apply the tokenizer's; None to do so if it has one.
+        system_prompt: needs a chat template.
 
     Raises:
-        UserError: naming every example that has no response.
+        UserError: if a chat template is needed and there is none.
     """
-    missing = Problems()
-    for prompt in prompts:
-        if prompt.example.response is None:
-            missing.add(prompt.example.location, "no response")
-    missing.raise_if_any("examples without a response to learn from (for files, set response_column):")
-    texts = [prompt.example.response or "" for prompt in prompts]
-    responses = _ids(texts, tokenizer, special=False)
-    return [ids if ids[-1:] == [eos_token_id] else [*ids, eos_token_id] for ids in responses]
-
-
-def _use_chat(tokenizer: PreTrainedTokenizerBase, wanted: bool | None, system_prompt: str | None) -> bool:
-    """Decide whether to apply a chat template."""
     available = tokenizer.chat_template is not None
-    if wanted and not available:
+    if chat_template and not available:
         raise UserError("chat_template: true, but the tokenizer has none; use an instruction-tuned policy, or false")
-    use = available if wanted is None else wanted
+    use = available if chat_template is None else chat_template
     if system_prompt is not None and not use:
         raise UserError("system_prompt is set, but without a chat template there is no place to put it")
-    return use
+    return TextFormat(tokenizer, use)
 
 
 def _render(
-    examples: Sequence[Example], found: _Found, tokenizer: PreTrainedTokenizerBase, system_prompt: str | None
+    examples: Sequence[Example], found: _Found, form: TextFormat, messages: Sequence[Messages | None]
 ) -> list[str]:
-    """Apply the chat template; an empty text where it cannot be done, which is noted."""
-    from jinja2 import TemplateError
-
-    conversations = [_conversation(example, system_prompt) for example in examples]
-    for problems, example in zip(found, examples, strict=True):
+    """Return the texts of prompts; an empty text where it cannot be done, which is noted."""
+    texts = []
+    for problems, example, conversation in zip(found, examples, messages, strict=True):
+        text = ""
         if _is_empty(example.prompt):
-            problems.append(_Problem("empty prompt", "the prompt is empty"))
-
-    def apply(which: Any) -> Any:
-        return tokenizer.apply_chat_template(which, tokenize=False, add_generation_prompt=True)
-
-    if not conversations:
-        return []
-    try:
-        texts: list[str] = apply(conversations)
-    except TemplateError:
-        # One conversation that the template refuses spoils them all; singly they are slower, but the bad ones show.
-        texts = []
-        for problems, conversation in zip(found, conversations, strict=True):
+            problems.append(Problem("empty prompt", "the prompt is empty"))
+        elif conversation is None:
+            text = _plain(example.prompt, problems)
+        else:
             try:
-                texts.append(apply(conversation))
-            except TemplateError as error:
-                problems.append(_Problem("refused by the chat template", f"the chat template refuses it: {error}"))
-                texts.append("")
+                (text,) = form.render([conversation])
+            except Exception as error:  # a template is a program: it may raise anything
+                what = " ".join(str(error).split())
+                problems.append(Problem("refused by the chat template", f"the chat template refuses it: {what}"))
+        if has_lone_surrogate(text):
+            problems.append(
+                Problem("lone surrogate", "the prompt holds half of a surrogate pair, which is no character")
+            )
+            text = ""
+        texts.append(text)
     return texts
 
 
@@ -187,19 +182,15 @@ def _conversation(example: Example, system_prompt: str | None) -> Messages:
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
-def _plain(examples: Sequence[Example], found: _Found) -> list[str]:
-    """Return prompts as plain texts; an empty text where it cannot be done, which is noted."""
-    texts = []
-    for problems, example in zip(found, examples, strict=True):
-        prompt = example.prompt
-        if _is_empty(prompt):
-            problems.append(_Problem("empty prompt", "the prompt is empty"))
-        elif not isinstance(prompt, str) and [message["role"] for message in prompt] != ["user"]:
-            roles = ", ".join(message["role"] for message in prompt)
-            problems.append(_Problem("needs a chat template", f"messages ({roles}) need a chat template"))
-            prompt = ""
-        texts.append(prompt if isinstance(prompt, str) else prompt[0]["content"] if prompt else "")
-    return texts
+def _plain(prompt: str | Messages, problems: list[Problem]) -> str:
+    """Return a prompt as plain text; an empty text where it cannot be done, which is noted."""
+    if isinstance(prompt, str):
+        return prompt
+    if [message["role"] for message in prompt] == ["user"]:
+        return prompt[0]["content"]
+    roles = ", ".join(message["role"] for message in prompt)
+    problems.append(Problem("needs a chat template", f"messages ({roles}) need a chat template"))
+    return ""
 
 
 def _is_empty(prompt: str | Messages) -> bool:
@@ -207,38 +198,22 @@ def _is_empty(prompt: str | Messages) -> bool:
     return not (prompt if isinstance(prompt, str) else "".join(message["content"] for message in prompt)).strip()
 
 
-def _tokenize(texts: list[str], found: _Found, tokenizer: PreTrainedTokenizerBase, special: bool) -> list[list[int]]:
+def _tokenize(texts: list[str], found: _Found, form: TextFormat) -> list[list[int]]:
     """Tokenise prompts; no tokens where it cannot be done, which is noted."""
     try:
-        ids = _ids(texts, tokenizer, special)
+        ids = form.ids(texts)
     # The tokenizers library raises bare exceptions, such as for a character that is not in a closed vocabulary.
     except Exception:
         ids = []
         for text, problems in zip(texts, found, strict=True):
             try:
-                ids += _ids([text], tokenizer, special)
+                ids += form.ids([text])
             except Exception as error:
-                problems.append(_Problem("cannot be tokenised", f"the tokenizer cannot read it: {error}"))
+                problems.append(Problem("cannot be tokenised", f"the tokenizer cannot read it: {error}"))
                 ids.append([])
-    eos, eos_text = tokenizer.eos_token_id, str(tokenizer.eos_token)
-    for text, tokens, problems in zip(texts, ids, found, strict=True):
-        # Only a prompt that says so itself ends with this token (some chat templates end every turn with it).
-        if special and tokens[-1:] == [eos] and not text.endswith(eos_text):
-            tokens.pop()
+    for tokens, problems in zip(ids, found, strict=True):
         if not tokens and not problems:
-            problems.append(_Problem("empty prompt", "the tokenizer makes no tokens of the prompt"))
-    return ids
-
-
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> list[list[int]]:
-    """Tokenise texts as they are."""
-    if not texts:
-        return []
-    # `verbose` off: a text longer than the tokenizer's own idea of the context is found and named by location.
-    batch = tokenizer(
-        texts, add_special_tokens=special, padding=False, truncation=False, return_attention_mask=False, verbose=False
-    )
-    ids: list[list[int]] = batch["input_ids"]
+            problems.append(Problem("empty prompt", "the tokenizer makes no tokens of the prompt"))
     return ids
 
 
@@ -254,31 +229,34 @@ def _check_lengths(
         length = len(tokens)
         if max_prompt_length is not None and length > max_prompt_length:
             what = f"the prompt has {length} tokens, more than max_prompt_length: {max_prompt_length}"
-            problems.append(_Problem("longer than max_prompt_length", what))
+            problems.append(Problem("longer than max_prompt_length", what))
         if context_length is not None and length + max_new_tokens > context_length:
             what = (
                 f"the prompt's {length} tokens and max_new_tokens: {max_new_tokens} are together more than the "
                 f"{context_length} tokens of the policy's context"
             )
-            problems.append(_Problem("too long for the context", what))
+            problems.append(Problem("too long for the context", what))
 
 
-def _report(examples: Sequence[Example], found: _Found, on_bad: Literal["error", "drop"]) -> None:
+def _report(
+    examples: Sequence[Example], found: _Found, on_bad: Literal["error", "drop"], unread: Problems, called: str
+) -> None:
     """Raise an error for what was found, or log it, as was asked."""
-    bad = sum(map(bool, found))
+    bad, total = sum(map(bool, found)) + len(unread.rows), len(examples) + len(unread.rows)
     if on_bad == "error":
-        problems = Problems()
         for example, of_example in zip(examples, found, strict=True):
             for problem in of_example:
-                problems.add(example.location, problem.what)
-        problems.raise_if_any(f"{bad} of {len(examples)} prompts cannot be used (on_bad: drop leaves them out):")
+                if not problem.expected:
+                    unread.add(example.location, problem.what)
+        faulty = sum(not all(problem.expected for problem in of_example) for of_example in found)
+        unread.raise_if_any(f"{faulty} of {total} {called} cannot be used (on_bad: drop leaves them out):")
     # An example with two faults is still one example: it counts under the first.
-    kinds = Counter(problems[0].kind for problems in found if problems)
+    kinds = Counter(unread.rows.values()) + Counter(problems[0].kind for problems in found if problems)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    if bad == len(examples):
-        raise UserError(f"no prompts are left of {len(examples)}" + (f": {counts}" if counts else ""))
+    if bad == total:
+        raise UserError(f"no {called} are left of {total}" + (f": {counts}" if counts else ""))
     if bad:
-        log.warning("dropped %d of %d prompts: %s", bad, len(examples), counts)
+        log.warning("dropped %d of %d %s: %s", bad, total, called, counts)
 
 
 def _warn_of_unknown(encoded: list[EncodedPrompt], tokenizer: PreTrainedTokenizerBase) -> None:

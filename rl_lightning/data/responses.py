@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.generation import Responses
 from rl_lightning.rewards import Ahead, Rewarder, RewardSample
+from rl_lightning.text import Ends
 from rl_lightning.types import Rollout
 
 
@@ -19,7 +19,7 @@ def unscored(
     prompts: Sequence[EncodedPrompt],
     index: Sequence[int],
     temperature: float,
-    tokenizer: PreTrainedTokenizerBase,
+    ends: Ends,
     texts: Mapping[int, str] | None = None,
 ) -> Rollout:
     """Return sampled responses as a rollout whose rewards are NaN.
@@ -29,7 +29,7 @@ def unscored(
         prompts: one a group.
         index: the number of each prompt in its split.
         temperature: that they were sampled at; 0 counts as 1.
-        tokenizer: of the policy that sampled.
+        ends: of the responses.
         texts: of the responses that are decoded already, by their rows.
     """
     owner = torch.arange(len(prompts)).repeat_interleave(len(sampled.response_ids) // len(prompts))
@@ -38,7 +38,7 @@ def unscored(
     lengths = sampled.response_mask.sum(1).tolist()
     known = texts or {}
     responses = [
-        known[row] if row in known else str(tokenizer.decode(ids[:length], skip_special_tokens=True))
+        known[row] if row in known else ends.text(ids[:length])
         for row, (ids, length) in enumerate(zip(sampled.response_ids.tolist(), lengths, strict=True))
     ]
     return Rollout(
@@ -62,7 +62,7 @@ def unscored(
 def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool) -> RewardSample:
     """Return what rewards see of a response."""
     metadata = {**prompt.example.metadata, "truncated": truncated}
-    return RewardSample(prompt.text, response, prompt.example.answer, metadata)
+    return RewardSample(prompt.text, response, prompt.example.answer, metadata, prompt.messages)
 
 
 def scored(

@@ -23,12 +23,14 @@ from rl_lightning.data.responses import scored
 from rl_lightning.data.samples import SampleTable, with_demonstrations
 from rl_lightning.data.scoring import rollout_metrics
 from rl_lightning.data.sources.base import Example, Split
+from rl_lightning.data.sources.problems import Problems
 from rl_lightning.data.stages import check_callbacks, refuse_stages, rollout_callbacks
 from rl_lightning.data.tables import reference_logprobs, sampled_table
-from rl_lightning.data.written import encode_written, written_pairs, written_rollout
+from rl_lightning.data.written import written_pairs, written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
 from rl_lightning.strategies import data_parallel_size
+from rl_lightning.text import Ends
 from rl_lightning.types import Minibatch, Rollout
 
 log = logging.getLogger(__name__)
@@ -162,6 +164,11 @@ class RewardDataModule(OfflineDataModule):
             if self.sampling.temperature == 0 and self.samples_per_prompt > 1:
                 raise UserError("sampling.temperature: 0 makes the same response again and again: set it above 0")
             self.sampling.check(training=False)
+            if not self.mix_demonstrations and (self.max_length is not None or self.truncation != "drop"):
+                raise UserError(
+                    "max_length and truncation are of written text, and with origin: sampled none is learnt from: leave them out, and "
+                    "set sampling.max_new_tokens"
+                )
         elif self.cache_dir and not self.module.wants_reference:
             raise UserError("cache_dir is set, but there is nothing to keep: leave it out")
         refuse_stages(
@@ -177,9 +184,9 @@ class RewardDataModule(OfflineDataModule):
         labels = self.origin == "sampled" and (stage == "fit" or self.holds_out_pairs)
         return trains or labels or (self._evaluates(stage) and not self.holds_out_pairs)
 
-    def examples(self, split: Split) -> list[Example]:
+    def examples(self, split: Split, unread: Problems) -> list[Example]:
         """Return the examples of a split that are used."""
-        examples = super().examples(split)
+        examples = super().examples(split, unread)
         return examples[: self.max_prompts] if split == "train" else examples
 
     def new_tokens(self, split: Split) -> int:
@@ -190,14 +197,37 @@ class RewardDataModule(OfflineDataModule):
 
     # ------------------------------------------------------------------ tables
 
+    def learns_written(self, split: Split) -> bool:
+        """Tell whether written responses to the prompts of a split are learnt from, or judged."""
+        if self.origin == "sampled":
+            return self.mix_demonstrations and split == "train"
+        return split == "train" or self.holds_out_pairs
+
+    def learns_written_pairs(self, split: Split) -> bool:
+        """Tell whether they are learnt from in pairs, each with the rejected one."""
+        return self.serves_pairs if split == "train" else self.holds_out_pairs
+
+    @property
+    def advice(self) -> str:
+        """What to do where no example has a written response."""
+        if self.origin == "sampled":
+            return "mix_demonstrations: the source has no demonstrations; set response_column on it, or mix_demonstrations to false"
+        if self.serves_pairs or self.holds_out_pairs:
+            return "origin: files needs pairs from the source: set its response_column and rejected_column"
+        return super().advice
+
+    @property
+    def _ends(self) -> Ends:
+        return self.ends(self.module.policy_files, self.sampling)
+
     def _scored(self, split: Split) -> Rollout:
         """Return the responses to the prompts of a split, with rewards that callbacks have changed, the same on all ranks."""
         assert self.trainer is not None and self.rewarder is not None
-        prompts, files = self._encoded[split], self.module.policy_files
+        prompts = self._encoded[split]
         if self.origin == "sampled":
             rollout = sampled_table(self, split)
         else:
-            rollout = written_rollout(prompts, encode_written(prompts, files, "responses"), files.tokenizer)
+            rollout = written_rollout(prompts, [prompt.written[0] for prompt in prompts], self._ends)
             rollout = scored(rollout, prompts, self.rewarder, self.correct_threshold)
         for callback in rollout_callbacks(self.trainer):
             callback.on_rollout_rewards(self.trainer, self.module, rollout)
@@ -206,9 +236,9 @@ class RewardDataModule(OfflineDataModule):
     def _pairs(self, split: Split) -> PairTable:
         """Return the pairs of a split, with the reference's log-probabilities where training wants them."""
         options = self.pairs or PairOptions()
-        prompts, files = self._encoded[split], self.module.policy_files
+        prompts = self._encoded[split]
         if self.origin == "files":
-            table = written_pairs(prompts, files, self.prompt_options.on_bad)
+            table = written_pairs(prompts, self._ends)
         else:
             rollout = self._scored(split)
             table = PairTable.of(rollout, options, self.seed)
@@ -248,7 +278,7 @@ class RewardDataModule(OfflineDataModule):
                 "learn: raise samples_per_prompt, choose easier prompts or a better sampler, or lower the threshold"
             )
         if self.mix_demonstrations:
-            rollout = with_demonstrations(rollout, self._encoded["train"], self.module.policy_files)
+            rollout = with_demonstrations(rollout, self._encoded["train"], self._ends)
         table = SampleTable.of(rollout)
         log.info("Samples: %s", table)
         return table

@@ -43,7 +43,9 @@ class ModelReward:
     def __call__(self, samples: Sequence[RewardSample]) -> list[float]:
         """Return a score a sample; NaN where the classifier gives none."""
         judge = self._judge or self.prepare(self.device)
-        texts = [Text(one.prompt, one.response, not one.metadata.get("truncated", False)) for one in samples]
+        texts = [
+            Text(one.prompt, one.response, not one.metadata.get("truncated", False), one.messages) for one in samples
+        ]
         scores, cut = judge.score(texts, self.device)
         for _ in range(sum(cut)):
             tally.count("text_cut")

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.scoring import teaches
-from rl_lightning.data.written import encode_written, written_rollout
+from rl_lightning.data.written import written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals
-from rl_lightning.models import PolicyFiles
+from rl_lightning.text import Ends
 from rl_lightning.types import Minibatch, Rollout
 
 
@@ -69,17 +69,9 @@ class SampleTable:
         return f"{len(self):,} of {int(self.counted.sequences):,} that count"
 
 
-def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], files: PolicyFiles) -> Rollout:
-    """Return scored responses and, after them, the prompts' demonstrations with advantage 1 and reward NaN.
-
-    Raises:
-        UserError: if the prompts bring no demonstrations.
-    """
-    if all(prompt.example.response is None for prompt in prompts):
-        raise UserError(
-            "mix_demonstrations: the source has no demonstrations; set response_column on it, or mix_demonstrations to false"
-        )
-    written = written_rollout(prompts, encode_written(prompts, files, "demonstrations"), files.tokenizer)
+def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], ends: Ends) -> Rollout:
+    """Return scored responses and, after them, the prompts' demonstrations with advantage 1 and reward NaN."""
+    written = written_rollout(prompts, [prompt.written[0] for prompt in prompts], ends)
     missing = {name: torch.full((len(written),), torch.nan) for name in rollout.reward_components}
     written = replace(
         written,
@@ -87,4 +79,4 @@ def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], file
         reward_components=missing,
         advantages=None if rollout.advantages is None else written.response_mask.to(rollout.advantages),
     )
-    return Rollout.concatenate([rollout, written], files.tokenizer.pad_token_id)
+    return Rollout.concatenate([rollout, written], ends.tokenizer.pad_token_id)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -17,18 +18,20 @@ from torch import nn
 
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.loader import Epoch, EpochLoader
-from rl_lightning.data.prompts import EncodedPrompt, encode_prompts
+from rl_lightning.data.prompts import AddWritten, EncodedPrompt, encode_prompts, text_format
 from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
 from rl_lightning.data.responses import reward_sample, scored, unscored
 from rl_lightning.data.reward_models import with_models
 from rl_lightning.data.sources import ChainSum, ExampleSource
 from rl_lightning.data.sources.base import Example, Split
+from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
 from rl_lightning.generation.base import Progress
 from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+from rl_lightning.text import Ends, TextFormat
 from rl_lightning.types import Rollout, Rows, Sealed
 
 log = logging.getLogger(__name__)
@@ -45,7 +48,8 @@ class PromptOptions:
         max_length: longest prompt in tokens; no limit but the model's context if null.
         system_prompt: put before every prompt, where a chat template is used.
         chat_template: use the tokenizer's; by default if it has one.
-        on_bad: an unusable example stops the run (`error`) or is left out and counted (`drop`).
+        on_bad: an unusable example or row stops the run (`error`), and every one is named, or is left out and counted by
+            reason (`drop`).
     """
 
     max_length: int | None = None
@@ -191,6 +195,7 @@ class SamplingDataModule(pl.LightningDataModule):
             )
         self._digests = None
         self.evaluation.sampling(self.sampling).check(training=False)
+        self._check_stop_ids()
         if self.rewarder is not None:
             self.rewarder.start()
             for reward in self._reward_models:
@@ -210,6 +215,13 @@ class SamplingDataModule(pl.LightningDataModule):
                         f"there are fewer {split} prompts than the {data_parallel_size(self.trainer)} ranks that answer them"
                     )
 
+    def _check_stop_ids(self) -> None:
+        """Refuse stop tokens that the policy does not have."""
+        known = self.module.policy_files.config.get_text_config().vocab_size
+        unknown = [number for number in self.sampling.stop_token_ids or () if number >= known]
+        if unknown:
+            raise UserError(f"sampling.stop_token_ids: {unknown[0]} is none of the policy's {known} token ids")
+
     def _evaluates(self, stage: str) -> bool:
         return stage != "fit" or bool(self.trainer and self.trainer.limit_val_batches)
 
@@ -223,26 +235,50 @@ class SamplingDataModule(pl.LightningDataModule):
             return 0 if "demonstrations" in self.serves else self.sampling.max_new_tokens
         return self.evaluation.sampling(self.sampling).max_new_tokens
 
-    def examples(self, split: Split) -> list[Example]:
-        """Return the examples of a split that are used."""
-        examples = self.source.load(split)
-        if not examples:
+    def examples(self, split: Split, unread: Problems) -> list[Example]:
+        """Return the examples of a split that are used; where bad rows are to be dropped, note those that make no example."""
+        drops = self.prompt_options.on_bad == "drop"
+        examples = self.source.read(split, unread) if drops else self.source.load(split)
+        if not examples and not len(unread):
             raise UserError(f"{type(self.source).__name__} has no examples for the split {split!r}")
         return examples if split == "train" else examples[: self.evaluation.max_prompts]
 
+    def written_reader(self, split: Split) -> AddWritten | None:
+        """Return what adds the tokens of written responses to the prompts of a split; None if nobody learns from them."""
+        return None
+
+    def called(self, split: Split) -> str:
+        """Return what messages call the examples of a split."""
+        return "prompts"
+
+    @cached_property
+    def text_format(self) -> TextFormat:
+        """How prompts and responses become token ids."""
+        options = self.prompt_options
+        return text_format(self.module.policy_files.tokenizer, options.chat_template, options.system_prompt)
+
+    def ends(self, files: PolicyFiles, sampling: Sampling) -> Ends:
+        """Return what ends the responses of a policy."""
+        return Ends.of(self.text_format, files.stop_ids, sampling.stop or (), sampling.stop_token_ids or ())
+
     def encode(self, split: Split) -> list[EncodedPrompt]:
         """Return the prompts of a split as token ids, or report all that is wrong with them."""
-        files = self.module.policy_files
+        files, unread = self.module.policy_files, Problems()
+        reader, new_tokens = self.written_reader(split), self.new_tokens(split)
         return encode_prompts(
-            self.examples(split),
+            self.examples(split, unread),
             files.tokenizer,
             max_prompt_length=self.prompt_options.max_length,
-            context_length=files.context_length,
-            max_new_tokens=self.new_tokens(split),
+            # Where nothing is sampled, the reader of written responses knows what is too long.
+            context_length=None if reader is not None and not new_tokens else files.context_length,
+            max_new_tokens=new_tokens,
             system_prompt=self.prompt_options.system_prompt,
             chat_template=self.prompt_options.chat_template,
             on_bad=self.prompt_options.on_bad,
             check_answers=self.rewarder.check_answers if self.rewarder else None,
+            add_written=reader,
+            unread=unread,
+            called=self.called(split),
         )
 
     def teardown(self, stage: str) -> None:
@@ -258,7 +294,11 @@ class SamplingDataModule(pl.LightningDataModule):
         sizes = ", ".join(f"{len(prompts):,} {split}" for split, prompts in self._encoded.items())
         listed = self.rewarder.rewards if self.rewarder else []
         rewards = ", ".join(f"{reward.name} × {reward.weight:g}" for reward in listed)
-        return {"prompts": f"{type(self.source).__name__}: {sizes}", "rewards": rewards}
+        return {
+            "prompts": f"{type(self.source).__name__}: {sizes}",
+            "rewards": rewards,
+            "responses": f"{self.text_format}; sampling stops at {self.ends(self.module.policy_files, self.sampling)}",
+        }
 
     # --------------------------------------------------------------- responses
 
@@ -287,13 +327,14 @@ class SamplingDataModule(pl.LightningDataModule):
         assert self.rewarder is not None and self.trainer is not None
         started = time.perf_counter()
         model, files = sampler or (self.module.policy, self.module.policy_files)
+        ends = self.ends(files, sampling)
         owners = [prompt for prompt in prompts for _ in range(len(streams) // len(prompts))]
         ahead = self.rewarder.ahead()
         texts: dict[int, str] = {}
 
         def finished(number: int, ids: list[int]) -> None:
-            texts[number] = str(files.tokenizer.decode(ids, skip_special_tokens=True))
-            ahead.add(number, reward_sample(owners[number], texts[number], ids[-1] not in files.stop_ids))
+            texts[number] = ends.text(ids)
+            ahead.add(number, reward_sample(owners[number], texts[number], not ends.stop(ids)))
 
         profile = self.trainer.profiler.profile  # type: ignore[attr-defined]
         with ahead, profile("[rl_lightning]generate"), self.frozen_mode() if sampler else self.module.rollout_mode():
@@ -303,14 +344,15 @@ class SamplingDataModule(pl.LightningDataModule):
                 [prompt.input_ids for prompt in prompts],
                 streams,
                 sampling,
-                stop_ids=files.stop_ids,
+                stop_ids=ends.ids,
+                stop_strings=ends.strings,
                 pad_id=files.tokenizer.pad_token_id,
                 progress=progress or self._progress,
                 finished=finished,
             )
         generated = time.perf_counter()
         with profile("[rl_lightning]reward"):
-            rollout = unscored(sampled, prompts, index, sampling.temperature, files.tokenizer, texts)
+            rollout = unscored(sampled, prompts, index, sampling.temperature, ends, texts)
             rollout = scored(rollout, owners, self.rewarder, self.correct_threshold, ahead)
         # Before groups are dropped: the time below is that of all.
         tokens = float(sampled.response_mask.sum())

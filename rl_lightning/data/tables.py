@@ -65,6 +65,7 @@ def _table_key(data: RewardDataModule, split: Split) -> str:
             "precision": str(data.trainer.precision),
             "generator": type(data.generator).__qualname__,
             "sampling": asdict(data.sampling),
+            "ends": str(data.ends(data.sampler_files, data.sampling)),
             "prompts": [prompt.input_ids for prompt in prompts],
             "seen_by_rewards": [[p.text, p.example.answer, p.example.metadata] for p in prompts],
             "rewards": [*rewards_key(data.rewarder), *models, data.correct_threshold],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
+from rl_lightning.text import StopStrings
 
 #: Names the random numbers of one response: (seed, number of the response in the run). The same stream gives the same
 #: numbers whatever else is in the batch, on whichever rank, before or after a restart.
@@ -31,12 +32,17 @@ class Sampling:
         temperature: τ ≥ 0; 0 takes the most probable token (in evaluation only).
         top_k: sample among the k most probable tokens; 0 is off.
         top_p: sample among the fewest tokens whose probability reaches p; 1 is off.
+        stop: texts that end a response, beside the end of a turn in the chat template and every EOS. The token that completes
+            one is the response's last, and its text stays in the response.
+        stop_token_ids: further tokens that end a response.
     """
 
     max_new_tokens: int = 32
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    stop: list[str] | None = None
+    stop_token_ids: list[int] | None = None
 
     @property
     def truncates(self) -> bool:
@@ -55,6 +61,10 @@ class Sampling:
             raise UserError(f"temperature must be above 0 in training and at least 0 elsewhere, not {self.temperature}")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"top_k must be at least 0 and top_p in (0, 1], not {self.top_k} and {self.top_p}")
+        if any(not text for text in self.stop or ()):
+            raise UserError("stop: an empty text ends nothing, or everything: take it out")
+        if any(number < 0 for number in self.stop_token_ids or ()):
+            raise UserError(f"stop_token_ids must be at least 0, not {min(self.stop_token_ids or ())}")
         if training and self.truncates:
             raise UserError(
                 "top_k and top_p must be off (0 and 1.0) in training: log-probabilities of the whole vocabulary are "
@@ -73,7 +83,7 @@ class Responses:
         response_mask: (B, R) bool; True on sampled tokens.
         logprobs: (B, R) float32, nats; of the sampled tokens at the sampling temperature over the whole vocabulary,
             0 outside the mask. NaN where a sampler cannot say them, which is so in evaluation only.
-        truncated: (B,) bool; reached `max_new_tokens` without a stop token.
+        truncated: (B,) bool; reached `max_new_tokens` without a stop token or a stop string.
     """
 
     prompt_ids: Tensor
@@ -118,6 +128,7 @@ class Generator(ABC):
         sampling: Sampling,
         *,
         stop_ids: frozenset[int],
+        stop_strings: StopStrings | None = None,
         pad_id: int,
         progress: Progress | None = None,
         finished: Finished | None = None,
@@ -130,6 +141,7 @@ class Generator(ABC):
             streams: len(prompts) × samples of them, the samples of a prompt side by side.
             sampling: how.
             stop_ids: token ids that end a response.
+            stop_strings: texts that end a response; its last token is the one that completes such a text.
             pad_id: fills the tensors where there is no token.
             progress: told how far it is.
             finished: given each response once, as it ends; by a generator that does not know it earlier, not at all.

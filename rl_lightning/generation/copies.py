@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.models import PolicyFiles
+from rl_lightning.text import StopStrings
 from rl_lightning.types import pad_left, pad_right
 
 
@@ -69,14 +70,19 @@ class CopyGenerator(Generator):
 
     @abstractmethod
     def answers(
-        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], progress: Progress | None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        stop_strings: StopStrings | None,
+        progress: Progress | None,
     ) -> list[Answer]:
         """Return an answer to each request, in their order.
 
         Args:
             requests: what to sample.
             sampling: how; 0 < temperature < 0.01 does not come.
-            stop_ids: token ids that end a response, and nothing else does.
+            stop_ids, stop_strings: tokens and texts that end a response, and nothing else does.
             progress: told how many are finished.
         """
 
@@ -113,6 +119,7 @@ class CopyGenerator(Generator):
         sampling: Sampling,
         *,
         stop_ids: frozenset[int],
+        stop_strings: StopStrings | None = None,
         pad_id: int,
         progress: Progress | None = None,
         finished: Finished | None = None,
@@ -129,11 +136,11 @@ class CopyGenerator(Generator):
             )
         repeated = [list(prompt) for prompt in prompts for _ in range(len(streams) // len(prompts))]
         requests = [Request(*pair) for pair in zip(repeated, seeds(streams), strict=True)]
-        answers = self.answers(requests, sampling, stop_ids, progress)
+        answers = self.answers(requests, sampling, stop_ids, stop_strings, progress)
         for answer in answers:
-            check_answer(answer, sampling.max_new_tokens, stop_ids)
-        whole = sampling.top_k == 0 and sampling.top_p == 1
-        return assembled(repeated, answers, stop_ids, pad_id, whole, next(model.parameters()).device)
+            check_answer(answer, sampling.max_new_tokens, stop_ids, stop_strings)
+        whole, device = sampling.top_k == 0 and sampling.top_p == 1, next(model.parameters()).device
+        return assembled(repeated, answers, stop_ids, pad_id, whole, device, stop_strings)
 
 
 def seeds(streams: Sequence[Stream]) -> list[int]:
@@ -143,7 +150,14 @@ def seeds(streams: Sequence[Stream]) -> list[int]:
     return [int(np.random.Philox(key=key).random_raw()) >> 1 for key in keys]
 
 
-def check_answer(answer: Answer, max_new_tokens: int, stop_ids: frozenset[int]) -> None:
+def has_ended(answer: Answer, stop_ids: frozenset[int], stop_strings: StopStrings | None) -> bool:
+    """Tell whether the last token of an answer is a stop token or completes a stop string."""
+    return answer.ids[-1] in stop_ids or (stop_strings is not None and stop_strings.completes(answer.ids))
+
+
+def check_answer(
+    answer: Answer, max_new_tokens: int, stop_ids: frozenset[int], stop_strings: StopStrings | None = None
+) -> None:
     """Refuse an answer that no sampling at these settings could give.
 
     Raises:
@@ -157,8 +171,8 @@ def check_answer(answer: Answer, max_new_tokens: int, stop_ids: frozenset[int]) 
         wrong = f"{len(ids)} tokens where at most {max_new_tokens} were asked for"
     elif any(token in stop_ids for token in ids[:-1]):
         wrong = "tokens after a stop token"
-    elif len(ids) < max_new_tokens and ids[-1] not in stop_ids:
-        wrong = f"a response that ends after {len(ids)} of {max_new_tokens} tokens without a stop token"
+    elif len(ids) < max_new_tokens and not has_ended(answer, stop_ids, stop_strings):
+        wrong = f"a response that ends after {len(ids)} of {max_new_tokens} tokens without a stop token or string"
     if wrong:
         raise UserError(f"the engine returned {wrong}: is its version of vLLM one that this package knows?")
 
@@ -170,13 +184,14 @@ def assembled(
     pad_id: int,
     whole: bool,
     device: torch.device,
+    stop_strings: StopStrings | None = None,
 ) -> Responses:
     """Return answers as tensors.
 
     Args:
         prompts: one an answer.
         answers: at least one.
-        stop_ids: end a response.
+        stop_ids, stop_strings: end a response.
         pad_id: fills the rest.
         whole: the log-probabilities are over the whole vocabulary.
         device: of the tensors.
@@ -194,5 +209,5 @@ def assembled(
         response_ids=ids.to(device),
         response_mask=mask.to(device),
         logprobs=logprobs.float().to(device),
-        truncated=torch.tensor([answer.ids[-1] not in stop_ids for answer in answers], device=device),
+        truncated=torch.tensor([not has_ended(answer, stop_ids, stop_strings) for answer in answers], device=device),
     )

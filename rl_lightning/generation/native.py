@@ -21,6 +21,7 @@ from rl_lightning.generation.slots import Slots
 from rl_lightning.generation.transformers import TransformersGenerator
 from rl_lightning.models.families import accepts, unlike_plain_attention
 from rl_lightning.models.forward import padded
+from rl_lightning.text import StopStrings
 from rl_lightning.types import pad_left
 
 #: Prompt tokens read in one pass.
@@ -91,6 +92,7 @@ class NativeGenerator(Generator):
         sampling: Sampling,
         *,
         stop_ids: frozenset[int],
+        stop_strings: StopStrings | None = None,
         pad_id: int,
         progress: Progress | None = None,
         finished: Finished | None = None,
@@ -102,7 +104,8 @@ class NativeGenerator(Generator):
         """
         reason = _unlike_what_slots_hold(model)
         if reason is not None:
-            return self._through_transformers(reason, model, prompts, streams, sampling, stop_ids, pad_id, progress)
+            ends: dict[str, Any] = {"stop_ids": stop_ids, "stop_strings": stop_strings, "pad_id": pad_id}
+            return self._through_transformers(reason, model, prompts, streams, sampling, progress, **ends)
         capacity = max(map(len, prompts)) + sampling.max_new_tokens
         if capacity > self.max_tokens:
             raise UserError(
@@ -111,7 +114,8 @@ class NativeGenerator(Generator):
             )
         most = min(self.max_tokens // capacity, self.max_rows or len(streams), len(streams))
         run = _Run(self, model, prompts, len(streams) // len(prompts), sampling, capacity, most, pad_id)
-        batch = _Batch.empty(streams, sampling.max_new_tokens, stop_ids, pad_id, next(model.parameters()).device)
+        device = next(model.parameters()).device
+        batch = _Batch.empty(streams, sampling.max_new_tokens, stop_ids, stop_strings, pad_id, device)
         done = 0
         with self._precision(batch.ids.device), blocked_weights(model, most):
             for ended in run.to_the_end(batch):
@@ -133,9 +137,8 @@ class NativeGenerator(Generator):
         prompts: Sequence[Sequence[int]],
         streams: Sequence[Stream],
         sampling: Sampling,
-        stop_ids: frozenset[int],
-        pad_id: int,
         progress: Progress | None,
+        **ends: Any,
     ) -> Responses:
         """Sample a model that slots cannot hold, and say so once."""
         if type(model) not in self._told:
@@ -144,9 +147,7 @@ class NativeGenerator(Generator):
         rows = max(1, self.max_tokens // (max(map(len, prompts)) + sampling.max_new_tokens))
         other = TransformersGenerator(min(rows, self.max_rows or rows))
         with self._precision(next(model.parameters()).device):
-            return other.generate(
-                model, prompts, streams, sampling, stop_ids=stop_ids, pad_id=pad_id, progress=progress
-            )
+            return other.generate(model, prompts, streams, sampling, progress=progress, **ends)
 
 
 def _unlike_what_slots_hold(model: Any) -> str | None:
@@ -167,10 +168,17 @@ class _Batch:
     stopped: Tensor
     uniforms: Tensor
     stops: Tensor
+    strings: StopStrings | None
 
     @classmethod
     def empty(
-        cls, streams: Sequence[Stream], columns: int, stop_ids: frozenset[int], pad_id: int, device: torch.device
+        cls,
+        streams: Sequence[Stream],
+        columns: int,
+        stop_ids: frozenset[int],
+        strings: StopStrings | None,
+        pad_id: int,
+        device: torch.device,
     ) -> _Batch:
         rows = len(streams)
         return cls(
@@ -180,6 +188,7 @@ class _Batch:
             stopped=torch.zeros(rows, dtype=torch.bool, device=device),
             uniforms=uniforms(streams, columns).to(device),
             stops=torch.tensor(sorted(stop_ids), device=device),
+            strings=strings,
         )
 
     def write(self, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> list[bool]:
@@ -189,9 +198,20 @@ class _Batch:
         self.logprobs[rows, columns] = logprobs
         self.lengths[rows] = columns + 1
         stopped = torch.isin(tokens, self.stops)
+        if self.strings is not None:
+            stopped |= self._completed(rows, self.strings)
         self.stopped[rows] = stopped
         going: list[bool] = (~stopped & (columns + 1 < self.ids.shape[1])).tolist()
         return going
+
+    def _completed(self, rows: Tensor, strings: StopStrings) -> Tensor:
+        """Return which rows' newest token completes a stop string, (rows,) bool."""
+        first = (self.lengths[rows] - strings.window).clamp(min=0)
+        columns = first[:, None] + torch.arange(strings.window, device=rows.device)
+        newest = self.ids[rows[:, None], columns.clamp(max=self.ids.shape[1] - 1)].tolist()
+        sizes = (self.lengths[rows] - first).tolist()
+        found = [strings.completes(ids[:size]) for ids, size in zip(newest, sizes, strict=True)]
+        return torch.tensor(found, dtype=torch.bool, device=rows.device)
 
     def responses(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Responses:
         device, samples = self.ids.device, len(self.ids) // len(prompts)

@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from rl_lightning.functional import response_mask_from_ids
 from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.generation.sampling import draw, uniforms
+from rl_lightning.text import StopStrings
 from rl_lightning.types import pad_left, pad_right
 
 
@@ -38,6 +44,7 @@ class TransformersGenerator(Generator):
         sampling: Sampling,
         *,
         stop_ids: frozenset[int],
+        stop_strings: StopStrings | None = None,
         pad_id: int,
         progress: Progress | None = None,
         finished: Finished | None = None,
@@ -50,11 +57,12 @@ class TransformersGenerator(Generator):
         numbers = uniforms(streams, sampling.max_new_tokens).to(device)
         ids: list[list[int]] = []
         logprobs: list[Tensor] = []
+        stopped: list[Tensor] = []
         for start in range(0, len(streams), self.max_rows):
             turn = slice(start, min(len(streams), start + self.max_rows))
             # Padded by the turn: columns that are padding in all of its rows would only cost time.
             prompt_ids, prompt_mask = (part.to(device) for part in pad_left(repeated[turn], pad_id))
-            drawing = _Draw(numbers[turn], sampling, stop_ids, prompt_ids.shape[1])
+            drawing = _Draw(numbers[turn], sampling, stop_ids, stop_strings, prompt_ids.shape[1])
             if progress is not None:
                 drawing.report(progress, start, len(streams))
             with _neutral_defaults(policy):
@@ -68,11 +76,13 @@ class TransformersGenerator(Generator):
                         pad_token_id=pad_id,
                     ),
                     logits_processor=LogitsProcessorList([drawing]),
+                    stopping_criteria=StoppingCriteriaList([_Stopped(drawing)]),
                 )
             if progress is not None:  # what the cap has ended is finished too
                 progress(turn.stop, len(streams))
             turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
-            mask = response_mask_from_ids(turn_ids, stop_ids)
+            mask = torch.arange(turn_ids.shape[1], device=device) < drawing.lengths[:, None]
+            stopped.append(drawing.stopped)
             ids += [row[kept].tolist() for row, kept in zip(turn_ids, mask, strict=True)]
             logprobs += [row[kept] for row, kept in zip(turn_logprobs, mask, strict=True)]
         prompt_ids, prompt_mask = pad_left(repeated, pad_id)
@@ -83,7 +93,7 @@ class TransformersGenerator(Generator):
             response_ids=response_ids.to(device),
             response_mask=response_mask.to(device),
             logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True),
-            truncated=torch.tensor([row[-1] not in stop_ids for row in ids], device=device),
+            truncated=~torch.cat(stopped),
         )
 
 
@@ -92,16 +102,26 @@ class _Draw(LogitsProcessor):
 
     Args:
         numbers: (B, max_new_tokens), uniform in [0, 1).
-        sampling, stop_ids: see `Generator.generate`.
+        sampling, stop_ids, stop_strings: see `Generator.generate`.
         prompt_columns: of the ids that generation starts from.
     """
 
-    def __init__(self, numbers: Tensor, sampling: Sampling, stop_ids: frozenset[int], prompt_columns: int) -> None:
+    def __init__(
+        self,
+        numbers: Tensor,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        stop_strings: StopStrings | None,
+        prompt_columns: int,
+    ) -> None:
         self.numbers = numbers
         self.sampling = sampling
+        self.stop_strings = stop_strings
         self.prompt_columns = prompt_columns
         self.stops = torch.tensor(sorted(stop_ids), device=numbers.device)
         self.stopped = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
+        #: (B,) long; tokens of each response, the one that stopped it included.
+        self.lengths = torch.zeros(len(numbers), dtype=torch.long, device=numbers.device)
         #: What was drawn, column by column, for finished rows too: (B,) each.
         self.ids: list[Tensor] = []
         self.logprobs: list[Tensor] = []
@@ -122,11 +142,36 @@ class _Draw(LogitsProcessor):
         tokens, logprobs = draw(scores, self.numbers[:, column], self.sampling)
         self.ids.append(tokens)
         self.logprobs.append(logprobs)
+        self.lengths += (~self.stopped).long()
         self.stopped |= torch.isin(tokens, self.stops)
+        if self.stop_strings is not None:
+            self._find_strings(self.stop_strings)
         if self._progress is not None:
             progress, done, total = self._progress
             progress(done + int(self.stopped.sum()), total)
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0)
+
+    def _find_strings(self, strings: StopStrings) -> None:
+        """Note the rows whose newest token completes a stop string."""
+        running = (~self.stopped).nonzero()[:, 0]
+        rows = torch.stack(self.ids[-strings.window :], 1)[running].tolist()
+        found = [strings.completes(ids) for ids in rows]
+        self.stopped[running] = torch.tensor(found, dtype=torch.bool, device=self.stopped.device)
+
+
+class _Stopped(StoppingCriteria):
+    """Tells `generate` which rows have stopped, whatever it was that stopped them.
+
+    Args:
+        drawing: knows them.
+    """
+
+    def __init__(self, drawing: _Draw) -> None:
+        self.drawing = drawing
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """Return (B,) bool."""
+        return self.drawing.stopped
 
 
 @contextlib.contextmanager

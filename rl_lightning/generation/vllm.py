@@ -18,6 +18,7 @@ from rl_lightning.generation.base import Progress, Sampling
 from rl_lightning.generation.copies import Answer, CopyGenerator, Request
 from rl_lightning.generation.snapshots import Snapshots, number_of_ranks, together
 from rl_lightning.models import PolicyFiles
+from rl_lightning.text import StopStrings
 
 ValueT = TypeVar("ValueT")
 
@@ -124,9 +125,14 @@ class VLLMGenerator(CopyGenerator):
             return llm
 
     def answers(
-        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], progress: Progress | None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        stop_strings: StopStrings | None,
+        progress: Progress | None,
     ) -> list[Answer]:
-        """See `CopyGenerator.answers`."""
+        """See `CopyGenerator.answers`. The engine has no tokenizer: strings are looked for here, token by token."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -144,15 +150,23 @@ class VLLMGenerator(CopyGenerator):
                 stop_token_ids=sorted(stop_ids),
                 ignore_eos=True,
                 detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
+                output_kind=RequestOutputKind.CUMULATIVE if stop_strings else RequestOutputKind.FINAL_ONLY,
             )
             engine.add_request(name, {"prompt_token_ids": request.prompt}, params)
         finished: dict[str, Answer] = {}
+        seen = dict.fromkeys(names, 0)
         try:
             while engine.has_unfinished_requests():
                 for output in self._call(engine.step):
-                    if output.finished:
-                        finished[output.request_id] = _answer(output.outputs[0])
+                    name, answer = output.request_id, _answer(output.outputs[0])
+                    length = stop_strings.end(answer.ids, seen[name]) if stop_strings is not None else None
+                    seen[name] = len(answer.ids)
+                    if length is not None and name not in finished:
+                        finished[name] = Answer(answer.ids[:length], answer.logprobs[:length])
+                        if not output.finished:
+                            engine.abort_request([name])
+                    elif output.finished:
+                        finished.setdefault(name, answer)
                 if progress is not None:
                     progress(len(finished), len(requests))
         except UserError:

@@ -17,6 +17,7 @@ from rl_lightning.generation.connection import Connection, Refused
 from rl_lightning.generation.copies import Answer, CopyGenerator, Request
 from rl_lightning.generation.snapshots import Snapshots, together
 from rl_lightning.models import PolicyFiles
+from rl_lightning.text import StopStrings
 
 log = logging.getLogger(__name__)
 
@@ -150,12 +151,17 @@ class VLLMServerGenerator(CopyGenerator):
     # ------------------------------------------------------------------ responses
 
     def answers(
-        self, requests: Sequence[Request], sampling: Sampling, stop_ids: frozenset[int], progress: Progress | None
+        self,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        stop_strings: StopStrings | None,
+        progress: Progress | None,
     ) -> list[Answer]:
         """See `CopyGenerator.answers`. One request a response: of a list of prompts the server would seed all alike."""
         pool = ThreadPoolExecutor(self.concurrency)
         try:
-            waiting = [pool.submit(self._answer, request, sampling, stop_ids) for request in requests]
+            waiting = [pool.submit(self._answer, request, sampling, stop_ids, stop_strings) for request in requests]
             for done, future in enumerate(as_completed(waiting), 1):
                 future.result()
                 if progress is not None:
@@ -165,7 +171,9 @@ class VLLMServerGenerator(CopyGenerator):
             pool.shutdown(wait=False, cancel_futures=True)
             self._count_retries()
 
-    def _answer(self, request: Request, sampling: Sampling, stop_ids: frozenset[int]) -> Answer:
+    def _answer(
+        self, request: Request, sampling: Sampling, stop_ids: frozenset[int], stop_strings: StopStrings | None
+    ) -> Answer:
         body = {
             "model": self._model,
             "prompt": request.prompt,
@@ -185,12 +193,17 @@ class VLLMServerGenerator(CopyGenerator):
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
+        if stop_strings is not None:
+            body |= {"stop": list(stop_strings.strings), "include_stop_str_in_output": True}
         try:
             (choice,) = self.server.ask("POST", "/v1/completions", body)["choices"]
         except Refused as refusal:
             raise UserError(str(refusal)) from refusal
         ids, said = choice["token_ids"], choice["logprobs"] or {}
-        return Answer(ids, said.get("token_logprobs") or [None] * len(ids))
+        logprobs = said.get("token_logprobs") or [None] * len(ids)
+        # The server may have looked for strings only after several tokens.
+        length = None if stop_strings is None else stop_strings.end(ids)
+        return Answer(ids[:length], logprobs[:length])
 
     def _count_retries(self) -> None:
         lost = self.server.take_lost()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.models.forward import accepts
 from rl_lightning.models.loading import PolicyFiles, without_load_report
 from rl_lightning.models.seeding import seeded
+from rl_lightning.text import Messages, TextFormat, cut_left
 
 log = logging.getLogger(__name__)
 
@@ -143,11 +145,28 @@ def classifier_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
 
 
 class Text(NamedTuple):
-    """A prompt and a response to it; `ended` says that the response has an end-of-sequence token."""
+    """A prompt and a response to it.
+
+    Args:
+        prompt: as the policy read it.
+        response: without what ends it.
+        ended: it came to its end, and was not cut off.
+        messages: the prompt as chat messages, where the policy's chat template has rendered it.
+    """
 
     prompt: str
     response: str
     ended: bool
+    messages: Messages | None = None
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt as the classifier reads it; see `ReadPrompt`."""
+
+    text: str
+    input_ids: list[int]
+    messages: Messages | None
 
 
 class Judge:
@@ -158,18 +177,34 @@ class Judge:
         label: which label's log-probability is the score, by name or number; a classifier of one label has its logit as the
             score and takes none.
         batch_size: texts in one forward pass.
+        chat_template: whether to render prompt and response by the classifier's chat template, as in training; if null, where
+            it has one and the policy's prompts are rendered too.
 
     Raises:
         UserError: if there is no such label, or no label is named and there are several.
     """
 
-    def __init__(self, files: ClassifierFiles, label: str | int | None = None, batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        files: ClassifierFiles,
+        label: str | int | None = None,
+        batch_size: int = 64,
+        chat_template: bool | None = None,
+    ) -> None:
         files.check_classifier()
         if batch_size < 1:
             raise UserError(f"{files.role} {files.policy!r}: batch_size must be at least 1, not {batch_size}")
         self.files = files
         self.label = _label_number(files, label)
         self.batch_size = batch_size
+        self.chat_template = chat_template
+        if chat_template and files.tokenizer.chat_template is None:
+            raise UserError(f"{files.role} {files.policy!r}: chat_template is true, but its tokenizer has none")
+
+    @cached_property
+    def _formats(self) -> dict[bool, TextFormat]:
+        """How texts become tokens, with and without the chat template."""
+        return {chat: TextFormat(self.files.tokenizer, chat) for chat in (True, False)}
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -179,23 +214,45 @@ class Judge:
     def encode(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[bool]]:
         """Return the token ids of some texts, and which of them were too long.
 
-        Prompt and response are tokenised apart, as they are when the policy writes: the prompt with special tokens, unless
-        a chat template has put them there, the response without, then the end-of-sequence token if it ended. A text that is
-        too long loses the beginning of its prompt; the response stays.
+        They are those that training on the same prompt and response makes; see `TextFormat`. A text that is too long loses the
+        beginning of its prompt; the response stays.
         """
-        tokenizer = self.files.tokenizer
-        rows, cut = [], []
-        for text in texts:
-            templated = bool(tokenizer.bos_token) and text.prompt.startswith(str(tokenizer.bos_token))
-            prompt = tokenizer(text.prompt, add_special_tokens=not templated).input_ids
-            response = tokenizer(text.response, add_special_tokens=False).input_ids
-            end = [tokenizer.eos_token_id] if text.ended and tokenizer.eos_token_id is not None else []
-            row = [*prompt, *response, *end]
-            excess = max(0, len(row) - self.longest)
-            first = int(bool(prompt) and prompt[0] in tokenizer.all_special_ids)
-            rows.append(row[:first] + row[first + excess :])
-            cut.append(excess > 0)
+        rows: list[list[int]] = [[]] * len(texts)
+        cut = [False] * len(texts)
+        for chat, form in self._formats.items():
+            chosen = [place for place, text in enumerate(texts) if self._renders(text) == chat]
+            prompts = [self._prompt(texts[place], form) for place in chosen]
+            written = [texts[place].response for place in chosen]
+            responses = form.responses(prompts, written, [texts[place].ended for place in chosen])
+            for place, prompt, response in zip(chosen, prompts, responses, strict=True):
+                rows[place] = self._cut(prompt.input_ids, response)
+                cut[place] = len(rows[place]) < len(prompt.input_ids) + len(response)
         return rows, cut
+
+    def _renders(self, text: Text) -> bool:
+        """Tell whether the chat template is used for a text."""
+        if self.chat_template is not None:
+            return self.chat_template
+        rendered = text.messages is not None or self._formats[True].is_rendered(text.prompt)
+        return rendered and self.files.tokenizer.chat_template is not None
+
+    def _prompt(self, text: Text, form: TextFormat) -> _Prompt:
+        """Return a prompt as the classifier reads it."""
+        messages = text.messages
+        if form.chat and messages is None and not form.is_rendered(text.prompt):
+            messages = [{"role": "user", "content": text.prompt}]
+        if form.chat and messages is not None:
+            (prompt,) = form.render([messages])
+        elif messages is not None and [message["role"] for message in messages] == ["user"]:
+            prompt = messages[0]["content"]
+        else:
+            prompt = text.prompt
+        return _Prompt(prompt, form.ids([prompt])[0], messages)
+
+    def _cut(self, prompt: list[int], response: list[int]) -> list[int]:
+        """Return prompt and response, without the prompt's beginning where they are too long together."""
+        excess = len(prompt) + len(response) - self.longest
+        return [*cut_left(prompt, excess, self.files.tokenizer.all_special_ids), *response]
 
     @property
     def longest(self) -> int:

@@ -29,6 +29,7 @@ from transformers import (
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapter_files import AdapterFiles
 from rl_lightning.models.packing import enable_packing
+from rl_lightning.text import TextFormat
 
 #: Files of a policy that do not say what it is: they hold state of training, or are for people.
 _NO_PART_OF_IT = ("*.md", "*.pt", "*.ckpt", "training_args*", "optimizer*", "trainer_state*", ".*")
@@ -167,16 +168,19 @@ class PolicyFiles:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every token id that ends a response: the tokenizer's, the model's and those for generation."""
+        """Every token id that ends a response: the tokenizer's, the model's and those for generation, and the end of a turn
+        in the chat template, if that is one token."""
         generation: Any = None
         # Most models that are no chat models have no generation_config.json; that is not an error.
         with contextlib.suppress(OSError):
             generation = GenerationConfig.from_pretrained(self._location["pretrained_model_name_or_path"])
-        found: set[int] = {self.tokenizer.eos_token_id}
-        for source in (self.config, generation):
+        found: set[int | None] = {self.tokenizer.eos_token_id}
+        for source in (self.config, self.config.get_text_config(), generation):
             ids = getattr(source, "eos_token_id", None)
-            found |= set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
-        return frozenset(found)
+            found |= set(ids) if isinstance(ids, list | tuple) else {ids}
+        if self.tokenizer.chat_template is not None:
+            found.add(TextFormat(self.tokenizer, chat=True).turn_end.token)
+        return frozenset(number for number in found if number is not None and number >= 0)
 
     @property
     def context_length(self) -> int | None:

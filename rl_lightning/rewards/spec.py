@@ -18,7 +18,7 @@ class RewardSpec:
         weight: factor in the sum of rewards; 0 makes it a metric only.
         name: what its metric is called; the last part of the path, or ``reward_model``, if null.
         arguments: further keyword arguments of the function; of a model ``label``, by name or number, if it has several,
-            and ``batch_size``.
+            ``batch_size`` and ``chat_template``.
         model: a sequence classifier: a directory in Hugging Face format or a name on the hub.
     """
 
@@ -68,12 +68,14 @@ class RewardSample:
         response: what the model wrote.
         answer: the gold answer, if the example has one.
         metadata: of the example; picklable.
+        messages: the prompt as chat messages, where a chat template has rendered it: a reward model renders them by its own.
     """
 
     prompt: str
     response: str
     answer: str | None
     metadata: dict[str, Any]
+    messages: list[dict[str, str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rl_lightning.data.sources.problems import Problems
+
 Split = Literal["train", "val", "test"]
 
 
@@ -49,3 +51,12 @@ class ExampleSource(ABC):
         Raises:
             UserError: with every bad row at once, each by file and line.
         """
+
+    def read(self, split: Split, problems: Problems) -> list[Example]:
+        """Return the examples of a split, without rows that make none.
+
+        Args:
+            split: which.
+            problems: where such rows are noted, by a source that can have some.
+        """
+        return self.load(split)

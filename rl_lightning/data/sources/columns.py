@@ -13,6 +13,7 @@ from typing import Any
 from rl_lightning.data.sources.base import Example, ExampleSource, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
+from rl_lightning.text import has_lone_surrogate
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,16 @@ Row = dict[str, Any]
 
 
 class _BadValue(ValueError):
-    """A value that cannot be used; the message continues "column 'x' ..."."""
+    """A value that cannot be used.
+
+    Args:
+        what: is wrong; it continues "column 'x' ...".
+        kind: what to count it as; `what` itself if None.
+    """
+
+    def __init__(self, what: str, kind: str | None = None) -> None:
+        super().__init__(what)
+        self.kind = kind or what
 
 
 @dataclass(frozen=True)
@@ -69,32 +79,35 @@ class Columns:
 
         Returns:
             One example for each good row, in order.
+
+        Raises:
+            UserError: if no row at all has a column.
         """
         present = dict.fromkeys(column for _, row in rows for column in row)
-        absent = set()
+        absent = Problems()
         named = [*self.options.items(), *(("metadata_columns", column) for column in self.metadata or [])]
         for option, column in named:
             if rows and column not in present:
-                absent.add(column)
                 hint = (
                     "; set answer_column to null in a YAML file if there are no gold answers (on the command line null is read as text)"
                     if option == "answer_column"
                     else ""
                 )
-                problems.add(name, f"no column {column!r} ({option}): its columns are {', '.join(present)}{hint}")
+                absent.add(name, f"no column {column!r} ({option}): its columns are {', '.join(present)}{hint}")
+        # No row lacks it by mistake, so none can be dropped for it.
+        absent.raise_if_any(f"{name} has rows that cannot be used:")
         examples = []
         for location, row in rows:
             before = len(problems)
             for column in self.options.values():
-                # A column that no row has was reported above, once.
-                if column not in row and column not in absent:
+                if column not in row:
                     problems.add(location, f"column {column!r} is missing")
             prompt = self._value(row, self.prompt, location, problems)
             answer = self._value(row, self.answer, location, problems)
             response = self._value(row, self.response, location, problems)
             rejected = self._value(row, self.rejected, location, problems)
             margin = self._value(row, self.margin, location, problems)
-            if len(problems) == before and not absent:
+            if len(problems) == before:
                 examples.append(Example(prompt, answer, response, self._metadata(row), location, rejected, margin))
         return examples
 
@@ -110,7 +123,7 @@ class Columns:
         try:
             return readers.get(column, _text)(row[column])
         except _BadValue as bad:
-            problems.add(location, f"column {column!r} {bad}")
+            problems.add(location, f"column {column!r} {bad}", f"column {column!r} {bad.kind}")
             return None
 
     def _metadata(self, row: Row) -> Row:
@@ -152,15 +165,19 @@ class ColumnSource(ExampleSource):
         Raises:
             UserError: if the split is not given or cannot be read, and with every bad row at once.
         """
+        problems = Problems()
+        examples = self.read(split, problems)
+        problems.raise_if_any(f"{self._name(self._where(split))} has rows that cannot be used:")
+        return examples
+
+    def read(self, split: Split, problems: Problems) -> list[Example]:
+        """Return the examples of a split, in the order of the table, and note rows that make none."""
         where = self._where(split)
         name = self._name(where)
-        problems = Problems()
         rows = list(islice(self._rows(where, problems), self.limit))
         if not rows and not len(problems):
             raise UserError(f"{name} is empty: it has no rows")
-        examples = self.columns.examples(name, rows, problems)
-        problems.raise_if_any(f"{name} has rows that cannot be used:")
-        return examples
+        return self.columns.examples(name, rows, problems)
 
     def _where(self, split: Split) -> str:
         """Return where a split is."""
@@ -191,6 +208,8 @@ def _text(value: Any) -> str:
         raise _BadValue(f"is of type {type(value).__name__}, not text")
     if not value.strip():
         raise _BadValue("is empty")
+    if has_lone_surrogate(value):
+        raise _BadValue("holds half of a surrogate pair, which is no character")
     return value
 
 
@@ -207,7 +226,7 @@ def _margin(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
         raise _BadValue("is no finite number")
     if value < 0:
-        raise _BadValue(f"is {value}: the response must be the better one, the rejected one the worse")
+        raise _BadValue(f"is {value}: the response must be the better one, the rejected one the worse", "is below 0")
     return float(value)
 
 
@@ -220,15 +239,26 @@ def _prompt(value: Any) -> str | list[dict[str, str]]:
     messages = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict):
-            raise _BadValue(f"has a message {number} of type {type(message).__name__}, not one with role and content")
+            raise _BadValue(
+                f"has a message {number} of type {type(message).__name__}, not one with role and content",
+                "has something that is no message",
+            )
         # Parquet gives every message every key that any message has.
         message = {key: text for key, text in message.items() if text is not None}
         for key in ("role", "content"):
             if not str(message.get(key, "")).strip():
-                raise _BadValue(f"has a message {number} without {key}")
+                raise _BadValue(f"has a message {number} without {key}", f"has a message without {key}")
         for key, text in message.items():
             if not isinstance(text, str):
-                raise _BadValue(f"has a message {number} whose {key} is of type {type(text).__name__}, not text")
+                raise _BadValue(
+                    f"has a message {number} whose {key} is of type {type(text).__name__}, not text",
+                    f"has a message whose {key} is no text",
+                )
+            if has_lone_surrogate(text):
+                raise _BadValue(
+                    f"has a message {number} whose {key} holds half of a surrogate pair, which is no character",
+                    "has a message with half of a surrogate pair",
+                )
         messages.append(message)
     if messages[-1]["role"] == "assistant":
         raise _BadValue("ends with a message of the assistant: leave the turn to be sampled out of the prompt")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import gzip
 import json
+import os
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,10 +66,13 @@ class FileExamples(ColumnSource):
 
     def _rows(self, where: str, problems: Problems) -> Iterator[tuple[str, Row]]:
         path = Path(where).expanduser()
-        if path.is_dir():
-            raise UserError(f"FileExamples: {where} is a directory; name a file in it, or use DatasetExamples")
-        if not path.exists():
-            raise UserError(f"FileExamples: there is no file {where}{near_misses(path)}")
+        try:
+            if path.is_dir():
+                raise UserError(f"FileExamples: {where} is a directory; name a file in it, or use DatasetExamples")
+            if not path.exists():
+                raise UserError(f"FileExamples: there is no file {where}{near_misses(path)}")
+        except OSError as error:  # a folder on the way may be out of bounds
+            raise UserError(f"FileExamples: {where} cannot be read: {error.strerror}") from error
         if path.name.lower().endswith(_JSON_LINES):
             return _json_rows(path, where, problems)
         if path.suffix.lower() == ".parquet":
@@ -86,6 +91,8 @@ def near_misses(path: Path) -> str:
     """
     if not path.parent.is_dir():
         return f": there is no folder {path.parent}"
+    if not os.access(path.parent, os.R_OK):
+        return f", or it cannot be seen: there is no permission to list the folder {path.parent}"
     close = difflib.get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), cutoff=0.5)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
@@ -122,17 +129,26 @@ def _refuse_array(first_line: bytes, where: str) -> None:
 def _parse(line: bytes, location: str, problems: Problems) -> Row | None:
     """Parse a line; None if it is bad, which is noted."""
     try:
-        row: Any = json.loads(line.decode("utf-8"))
+        row: Any = json.loads(line.decode("utf-8"), parse_int=_integer)
     except UnicodeDecodeError:
         problems.add(location, "not UTF-8 text")
         return None
     except json.JSONDecodeError as error:
-        problems.add(location, f"invalid JSON: {error.msg} at column {error.colno}")
+        problems.add(location, f"invalid JSON: {error.msg} at column {error.colno}", "invalid JSON")
+        return None
+    except RecursionError:
+        problems.add(location, "JSON that is nested too deeply")
         return None
     if not isinstance(row, dict):
-        problems.add(location, f"not a JSON object but of type {type(row).__name__}")
+        problems.add(location, f"not a JSON object but of type {type(row).__name__}", "not a JSON object")
         return None
     return row
+
+
+def _integer(digits: str) -> int | str:
+    """Return an integer; its text where Python refuses to convert one of so many digits."""
+    limit = sys.get_int_max_str_digits()
+    return digits if limit and len(digits) > limit else int(digits)
 
 
 def _parquet_rows(path: Path, where: str) -> Iterator[tuple[str, Row]]:
@@ -149,5 +165,5 @@ def _parquet_rows(path: Path, where: str) -> Iterator[tuple[str, Row]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{where}:{number}", row
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"FileExamples: {where} cannot be read: {error}") from error

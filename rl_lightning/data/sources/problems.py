@@ -21,18 +21,22 @@ class Problems:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        #: The rows that cannot be used, by location: the kind of the first problem of each.
+        self.rows: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._lines)
 
-    def add(self, location: str, what: str) -> None:
+    def add(self, location: str, what: str, kind: str | None = None) -> None:
         """Note a problem.
 
         Args:
             location: where it is, such as ``train.jsonl:17``.
             what: what is wrong there.
+            kind: what to count it as; `what` itself if None.
         """
         self._lines.append(f"{location}: {what}")
+        self.rows.setdefault(location, kind or what)
 
     def raise_if_any(self, headline: str) -> None:
         """Report the problems, if there are any.

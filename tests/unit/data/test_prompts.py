@@ -7,8 +7,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rl_lightning.data.prompts import encode_demonstration, encode_demonstrations, encode_prompts
+from rl_lightning.data.prompts import encode_prompts, text_format
 from rl_lightning.data.sources.base import Example
+from rl_lightning.data.written import WrittenReader
 from rl_lightning.errors import UserError
 
 TEMPLATE = (
@@ -236,15 +237,21 @@ def test_characters_that_the_tokenizer_does_not_know(caplog):
     assert "f:3: the tokenizer cannot read it" in message
 
 
+def reader(tokenizer, **options):
+    return WrittenReader(text_format(tokenizer, None), **options)
+
+
 def demonstrated(response, tokenizer, prompt="3+4="):
-    return encode_prompts([Example(prompt, response=response, location="f:1")], tokenizer, **LIMITS)[0]
+    """Return the tokens of a prompt and of the response to it."""
+    example = Example(prompt, response=response, location="f:1")
+    (encoded,) = encode_prompts([example], tokenizer, **LIMITS, add_written=reader(tokenizer))
+    return encoded.input_ids, *encoded.written
 
 
 def test_a_demonstration_is_its_own_tokens_and_one_end():
     for tokenizer in (character_tokenizer(around="<bos> $A <eos>"), character_tokenizer(template=TEMPLATE)):
-        assert encode_demonstration(demonstrated("7#7", tokenizer), tokenizer, 1) == [*characters("7#7"), 1]
-        assert encode_demonstration(demonstrated("7#7<eos>", tokenizer), tokenizer, 1) == [*characters("7#7"), 1]
-        assert encode_demonstration(demonstrated("7", tokenizer), tokenizer, 9) == [*characters("7"), 9]
+        assert demonstrated("7#7", tokenizer)[1] == [*characters("7#7"), 1]
+        assert demonstrated("7#7<eos>", tokenizer)[1] == [*characters("7#7"), 1]
 
 
 def test_a_demonstration_does_not_merge_with_its_prompt():
@@ -252,21 +259,16 @@ def test_a_demonstration_does_not_merge_with_its_prompt():
     core = Tokenizer(models.BPE(vocab=index, merges=[("a", "b")], unk_token="<unk>"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
     assert tokenizer("ab")["input_ids"] == [6]
-    prompt = demonstrated("b", tokenizer, prompt="a")
-    assert (prompt.input_ids, encode_demonstration(prompt, tokenizer, 1)) == ([4], [5, 1])
+    assert demonstrated("b", tokenizer, prompt="a") == ([4], [5, 1])
 
 
 def test_missing_responses_are_named_together():
     examples = [Example("1", response="2", location="f:1"), Example("2", location="f:2"), Example("3", location="f:3")]
     tokenizer = character_tokenizer()
-    prompts = encode_prompts(examples, tokenizer, **LIMITS)
-    assert encode_demonstrations(prompts[:1], tokenizer, 1) == [[*characters("2"), 1]]
-    assert encode_demonstrations([], tokenizer, 1) == []
-    with pytest.raises(UserError) as caught:
-        encode_demonstrations(prompts, tokenizer, 1)
-    assert str(caught.value).split("\n")[1:] == ["  f:2: no response", "  f:3: no response"]
-    with pytest.raises(UserError, match="f:3: no response"):
-        encode_demonstration(prompts[2], tokenizer, 1)
+    message = complaint(examples, tokenizer, add_written=reader(tokenizer))
+    assert message.split("\n")[1:] == ["  f:2: no response", "  f:3: no response"]
+    message = complaint(examples[1:], tokenizer, add_written=reader(tokenizer))
+    assert message == "none of the examples has a response: give them one"
 
 
 @pytest.mark.parametrize("template", [None, TEMPLATE])
