@@ -69,7 +69,7 @@ def ours(work: Work) -> None:
     module.train()
     tokenizer = module.policy_files.tokenizer
     for step in range(work.steps):
-        group = _group(work, tokenizer, module.policy_files.config.vocab_size, step)
+        group = _group(work, tokenizer, module.policy_files.config.get_text_config().vocab_size, step)
         turns().wait()
         packed_loss(module, group).backward()
         module.zero_grad()
@@ -85,7 +85,7 @@ def theirs(work: Work) -> None:
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32).train()
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     for step in range(work.steps):
-        group = _group(work, tokenizer, model.config.vocab_size, step)
+        group = _group(work, tokenizer, model.config.get_text_config().vocab_size, step)
         turns().wait()
         padded_loss(model, group).backward()
         model.zero_grad()

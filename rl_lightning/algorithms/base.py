@@ -19,7 +19,7 @@ from rl_lightning.algorithms.metrics import Observations
 from rl_lightning.algorithms.state import TrainedState
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
-from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter
+from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
 from rl_lightning.strategies import clip_gradients, data_parallel_size, gradient_norm, place, sum_over_ranks
 from rl_lightning.types import Minibatch, Rows
 
@@ -95,10 +95,14 @@ class ObjectiveModule(TrainedState):
         self.optimizer_options = optimizer or OptimizerOptions()
         self.reduction: Reduction = reduction
         self.lora = lora
+        #: Which layers have an adapter, for the run card.
+        self.adapter_says: str | None = None
         self.observations = Observations()
         #: Whether the latest optimizer step had a finite loss and gradient; the weights stay as they are in the others.
         self.finite = True
         self._idle = False
+        self._ends_step = False
+        self._has_looked_for_gradients = False
         self._loss_finite = True
         self._evaluation: dict[str, MetricCollection] = {}
 
@@ -108,7 +112,9 @@ class ObjectiveModule(TrainedState):
             return model
         if self._trainer is not None:
             check_adapter_precision(self._trainer, model.dtype)
-        return add_adapter(model, self.lora)
+        add_adapter(model, self.lora)
+        self.adapter_says = self.adapter_says or describe_adapter(model)
+        return model
 
     def placed(self, model: ModelT) -> ModelT:
         """Return a loaded model, spread over the ranks where the strategy shards; `configure_model` gives it every model."""
@@ -173,13 +179,31 @@ class ObjectiveModule(TrainedState):
 
     def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
         """Return the loss such that Lightning's averages over microbatches and ranks come out as their sum."""
-        self._idle = batch.idle
+        self._idle, self._ends_step = batch.idle, batch.ends_step
         loss = self.loss(batch)
         self.observations.add_to_loss(loss)
         self.observations.keep(batch.metrics)
         if batch.ends_step:
             self._log_step()
         return loss * self.trainer.accumulate_grad_batches * data_parallel_size(self.trainer)
+
+    def on_after_backward(self) -> None:
+        """Name, once, what no gradient reaches: pictures' part of a model that reads text, say, or layers that a foreign model's code
+        has no gradient for in evaluation mode."""
+        if self._has_looked_for_gradients or self._idle or not self._ends_step:
+            return
+        self._has_looked_for_gradients = True
+        # An empty parameter is one whose numbers other ranks have.
+        trained = {name: one for name, one in self.named_parameters() if one.requires_grad and one.numel()}
+        without = [name for name, parameter in trained.items() if parameter.grad is None]
+        if without:
+            log.warning(
+                "no gradient reached %d of %d trained weights in the first optimizer step, such as %s: what no step reaches stays as "
+                "it was loaded",
+                len(without),
+                len(trained),
+                without[0],
+            )
 
     def observe(self, values: Mapping[str, Tensor], batch: Rows) -> None:
         """Record per-token values; their mean over the tokens of the optimizer step is logged under the given names."""

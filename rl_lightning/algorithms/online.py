@@ -91,7 +91,7 @@ class OnlineModule(PolicyModule):
         within = self.lora is not None and self.reference_files is self.policy_files
         if not self.kl_coef or within or self.reference is not None or self._is_evaluating():
             return
-        own, other = self.policy_files.config.vocab_size, self.reference_files.config.vocab_size
+        own, other = (files.config.get_text_config().vocab_size for files in (self.policy_files, self.reference_files))
         if own != other:
             raise UserError(
                 f"reference {self.reference_files.policy!r} has a vocabulary of {other} tokens and the policy one of {own}: their "

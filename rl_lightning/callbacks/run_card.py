@@ -47,7 +47,8 @@ def _parameters(count: int) -> str:
 def _adapter(module: Any) -> str | None:
     if module.lora is None:
         return None
-    return f"LoRA, {module.lora}; {_parameters(sum(model.trained for model in held(module)))} parameters are trained in all"
+    trained = _parameters(sum(model.trained for model in held(module)))
+    return f"LoRA, {module.lora}; {trained} parameters are trained in all; {module.adapter_says}"
 
 
 def _memory(module: Any) -> str:

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rl_lightning.generation.slots import Slots
+from rl_lightning.models.noise import hooked_by_others
 
 #: Families that are the same here: norms before attention and before the feed-forward layer, rotated queries and keys.
 _ALIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -51,10 +52,7 @@ def _written_out(model: Any) -> Step:
             attention = layer.self_attn
             query, key, value = _projected(attention, _normed(layer.input_layernorm, states), rotation)
             seen = cache.update(key, value)
-            dropout = attention.attention_dropout if attention.training else 0.0
-            read, _ = attend(
-                attention, query, *seen, given["attention_mask"], dropout=dropout, scaling=attention.scaling
-            )
+            read, _ = attend(attention, query, *seen, given["attention_mask"], scaling=attention.scaling)
             states = states + attention.o_proj(read.flatten(2))
             states = states + layer.mlp(_normed(layer.post_attention_layernorm, states))
         logits: Tensor = model.lm_head(_normed(body.norm, states))[:, -1]
@@ -96,9 +94,6 @@ def _is_plain(model: Any) -> bool:
     passed_over += [layer.self_attn for layer in model.model.layers]
     passed_over += [part for part in model.modules() if hasattr(part, "variance_epsilon")]
     return all(
-        type(part).__module__ == type(model).__module__
-        and "forward" not in vars(part)
-        and not part._forward_hooks
-        and not part._forward_pre_hooks
+        type(part).__module__ == type(model).__module__ and "forward" not in vars(part) and not hooked_by_others(part)
         for part in passed_over
     )

@@ -16,7 +16,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.generation.blocked import blocked_weights
 from rl_lightning.generation.decoding import decoding_step
-from rl_lightning.generation.sampling import draw, uniforms
+from rl_lightning.generation.sampling import check_drawn, draw, uniforms
 from rl_lightning.generation.slots import Slots
 from rl_lightning.generation.transformers import TransformersGenerator
 from rl_lightning.models.families import accepts, unlike_plain_attention
@@ -102,11 +102,11 @@ class NativeGenerator(Generator):
         Raises:
             UserError: if not even one response fits into `max_tokens`.
         """
-        reason = _unlike_what_slots_hold(model)
+        capacity = max(map(len, prompts)) + sampling.max_new_tokens
+        reason = _unlike_what_slots_hold(model, capacity)
         if reason is not None:
             ends: dict[str, Any] = {"stop_ids": stop_ids, "stop_strings": stop_strings, "pad_id": pad_id}
             return self._through_transformers(reason, model, prompts, streams, sampling, progress, **ends)
-        capacity = max(map(len, prompts)) + sampling.max_new_tokens
         if capacity > self.max_tokens:
             raise UserError(
                 f"NativeGenerator.max_tokens={self.max_tokens} has no room for one response: the longest prompt and "
@@ -150,9 +150,9 @@ class NativeGenerator(Generator):
             return other.generate(model, prompts, streams, sampling, progress=progress, **ends)
 
 
-def _unlike_what_slots_hold(model: Any) -> str | None:
-    """Return why a model cannot be sampled in slots; None if it can."""
-    reason = unlike_plain_attention(model)
+def _unlike_what_slots_hold(model: Any, capacity: int) -> str | None:
+    """Return why a model cannot be sampled in slots of so many tokens; None if it can."""
+    reason = unlike_plain_attention(model, capacity)
     if reason is None and str(model.config._attn_implementation).startswith("flash"):
         return "takes no mask of its own under flash attention"
     return reason
@@ -214,6 +214,7 @@ class _Batch:
         return torch.tensor(found, dtype=torch.bool, device=rows.device)
 
     def responses(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Responses:
+        check_drawn(self.logprobs)
         device, samples = self.ids.device, len(self.ids) // len(prompts)
         prompt_ids, prompt_mask = (part.to(device).repeat_interleave(samples, 0) for part in pad_left(prompts, pad_id))
         width = int(self.lengths.max())

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl_lightning.errors import UserError
 from rl_lightning.functional import logprobs_from_logits
 from rl_lightning.generation.base import Sampling, Stream
 
@@ -52,7 +53,7 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     block = _search(mass, target)
     before = mass.cumsum(1).gather(1, block[:, None])[:, 0] - mass.gather(1, block[:, None])[:, 0]
     inside = blocks[torch.arange(len(probs), device=probs.device), block]
-    return block * _BLOCK + _search(inside, target - before)
+    return (block * _BLOCK + _search(inside, target - before)).clamp(max=vocabulary - 1)
 
 
 def _search(mass: Tensor, target: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ def _search(mass: Tensor, target: Tensor) -> Tensor:
     # Rounding may carry a target up to the total or below zero; keep it where some token holds it.
     below_total = torch.nextafter(cumulative[:, -1], torch.zeros_like(cumulative[:, -1]))
     target = target.to(mass.dtype).clamp(min=0).minimum(below_total)
-    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    # Where the masses are NaN no place is right, but it must be one: `check_drawn` tells.
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].clamp(max=mass.shape[1] - 1)
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -100,3 +102,19 @@ def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, T
     tokens = inverse_cdf(masses, uniform)
     whole = masses.sum(1) if not sampling.truncates else (tempered - top).exp_().sum(1)
     return tokens, (tempered.gather(1, tokens[:, None]) - top).squeeze(1) - whole.log()
+
+
+def check_drawn(logprobs: Tensor) -> None:
+    """Refuse what was drawn from logits that are NaN or infinite.
+
+    Args:
+        logprobs: of the tokens drawn, any shape.
+
+    Raises:
+        UserError: if one is not finite.
+    """
+    if not bool(logprobs.isfinite().all()):
+        raise UserError(
+            "the policy's logits are not finite, so no token can be drawn from them: its weights are damaged, or too large for the "
+            "precision that it computes in (trainer.precision, model.load.dtype)"
+        )

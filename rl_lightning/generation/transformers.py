@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
-from rl_lightning.generation.sampling import draw, uniforms
+from rl_lightning.generation.sampling import check_drawn, draw, uniforms
 from rl_lightning.text import StopStrings
 from rl_lightning.types import pad_left, pad_right
 
@@ -83,6 +83,7 @@ class TransformersGenerator(Generator):
             turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
             mask = torch.arange(turn_ids.shape[1], device=device) < drawing.lengths[:, None]
             stopped.append(drawing.stopped)
+            check_drawn(turn_logprobs[mask])
             ids += [row[kept].tolist() for row, kept in zip(turn_ids, mask, strict=True)]
             logprobs += [row[kept] for row, kept in zip(turn_logprobs, mask, strict=True)]
         prompt_ids, prompt_mask = pad_left(repeated, pad_id)

@@ -1,7 +1,14 @@
 """Loading policies and classifiers, and running them forward."""
 
 from rl_lightning.models.adapter_files import save_adapter
-from rl_lightning.models.adapters import LoraOptions, adapter_off, add_adapter, is_adapted, merged_weights
+from rl_lightning.models.adapters import (
+    LoraOptions,
+    adapter_off,
+    add_adapter,
+    describe_adapter,
+    is_adapted,
+    merged_weights,
+)
 from rl_lightning.models.classifier import ClassifierFiles, Judge, Text, classifier_logits
 from rl_lightning.models.critic import Critic, CriticFiles, ValueHead, head_for
 from rl_lightning.models.forward import Entropy, Reading, read_responses, response_logits
@@ -23,6 +30,7 @@ __all__ = [
     "adapter_off",
     "add_adapter",
     "classifier_logits",
+    "describe_adapter",
     "head_for",
     "is_adapted",
     "merged_weights",

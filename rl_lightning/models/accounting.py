@@ -49,7 +49,8 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> Shape:
-        """Return the shape that a configuration of transformers describes."""
+        """Return the shape that a configuration of transformers describes; its text model's, if it has several."""
+        config = config.get_text_config()
         return cls(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,

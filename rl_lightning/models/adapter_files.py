@@ -74,6 +74,11 @@ class AdapterFiles:
         """Tell whether a directory holds an adapter and no whole model."""
         return (directory / _CONFIG).is_file() and not (directory / "config.json").is_file()
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was saved beside the adapter: the one that it was trained with."""
+        return (self.directory / "tokenizer_config.json").is_file()
+
     def config(self) -> dict[str, Any]:
         """Return peft's settings.
 
@@ -81,8 +86,8 @@ class AdapterFiles:
             UserError: if they cannot be read, or are not those of a plain LoRA adapter.
         """
         try:
-            config: dict[str, Any] = json.loads((self.directory / _CONFIG).read_text())
-        except ValueError as error:
+            config: dict[str, Any] = dict(json.loads((self.directory / _CONFIG).read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{self._said} whose {_CONFIG} cannot be read: {error}") from error
         for name, plain in _PLAIN.items():
             if name in config and config[name] not in plain:
@@ -90,6 +95,10 @@ class AdapterFiles:
                     f"{self._said} with {name}: {config[name]}, and only plain LoRA can be merged while loading: merge it yourself "
                     "(peft's merge_and_unload, or HFExport with merge: true) and name the result"
                 )
+        if not all(isinstance(config.get(name), int | float) for name in ("r", "lora_alpha")):
+            raise UserError(
+                f"{self._said} whose {_CONFIG} does not say r and lora_alpha, what its size and its weight are"
+            )
         if not config.get("base_model_name_or_path"):
             raise UserError(
                 f"{self._said} whose {_CONFIG} does not say of which model: set base_model_name_or_path in it"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,8 @@ ADAPTER = "default"
 _WRAPPED = "_fsdp_wrapped_module"
 #: What peft calls the layer that an adapter is added to.
 _BASE = "base_layer"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -80,6 +84,7 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
     except ImportError as error:
         raise UserError("lora needs peft: pip install 'rl_lightning[lora]'") from error
     heads = _heads(model)
+    left_out = [*heads, *_unlike_linear(model)]
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM,
         r=options.rank,
@@ -87,7 +92,7 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
         use_rslora=options.rank_stabilized,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
         target_modules=options.target_modules,
-        exclude_modules=rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
+        exclude_modules=rf"({'|'.join(map(re.escape, left_out))})(\..*)?" if left_out else None,
     )
     _check_targets(model, options)
     try:
@@ -100,12 +105,59 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
     for layer in adapter_layers(model).values():
         for part in (layer.lora_A, layer.lora_B):
             part.to(_wide(layer.base_layer.weight.dtype))
+    log.info("lora: %s", describe_adapter(model))
     for name in heads:
         head: nn.Module = model.get_submodule(name).requires_grad_(True)
         dtype = next(head.parameters()).dtype
         if dtype != _wide(dtype):
             head.to(_wide(dtype)).register_forward_pre_hook(_to_own_dtype)
     return model
+
+
+def _unlike_linear(model: nn.Module) -> list[str]:
+    """Return the names of linear layers that do more with their weight than to multiply by it, as some routers do: they would
+    have no use for an adapter, or break with one."""
+    own = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward
+    ]
+    with seeded(), torch.no_grad():
+        return [name for name, layer in own if not _multiplies(layer)]
+
+
+def _multiplies(layer: nn.Linear) -> bool:
+    """Tell whether what a layer returns is W x + b, by an example."""
+    x = torch.linspace(-1, 1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device).expand(1, 2, -1)
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    try:
+        returned = layer(x.clone())
+    except RuntimeError:  # it takes another shape
+        return False
+    return isinstance(returned, Tensor) and torch.allclose(returned, expected, rtol=1e-2)
+
+
+def experts(model: nn.Module) -> list[str]:
+    """Return the names of the weights of experts that are stored as one tensor, (experts, ·, ·), which get no adapter."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if not type(module).__module__.startswith("torch.nn.")  # a convolution has three dimensions too
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dim() == 3 and min(weight.shape) > 1
+    ]
+
+
+def describe_adapter(model: nn.Module) -> str:
+    """Return, for people, which layers of a model have an adapter, and what is left out besides its embeddings and head."""
+    kinds = Counter(name.split(".")[-1] for name in adapter_layers(model))
+    said = "adapts " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    left_out = Counter(name.split(".")[-1] for name in experts(model))
+    if left_out:
+        said += "; experts stored as one tensor stay as they are: " + ", ".join(
+            f"{count} {kind}" for kind, count in left_out.items()
+        )
+    return said
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -147,6 +199,8 @@ def _check_targets(model: PreTrainedModel, options: LoraOptions) -> None:
         other = [path for path, layer in found.items() if not isinstance(layer, (nn.Linear, Conv1D))]
         if not found or other:
             what = f"is {other[0]}, which is no linear layer" if other else "is no layer"
+            if any(re.fullmatch(pattern, path) for path in experts(model)):
+                what = "is a tensor of all experts together, which no adapter is added to, not a layer"
             raise UserError(
                 f"lora.target_modules: {name!r} {what} of this {type(model).__name__}: its linear layers are {', '.join(linear)}"
             )

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.errors import UserError
 from rl_lightning.models.forward import accepts
@@ -34,11 +34,12 @@ class ClassifierFiles(PolicyFiles):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer; it pads with what the classifier takes for padding."""
-        with self._reading("the tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(**self._location, padding_side="right")
+        tokenizer = self._given_tokenizer
+        tokenizer.padding_side = "right"
         pad_id = self.config.get_text_config().pad_token_id
-        if self.is_classifier and pad_id is not None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
+        pad = None if pad_id is None else tokenizer.convert_ids_to_tokens(pad_id)
+        if self.is_classifier and pad is not None:
+            tokenizer.pad_token = pad
         elif tokenizer.pad_token in (None, tokenizer.eos_token):
             self._give_pad_token(tokenizer)
         return tokenizer
@@ -86,7 +87,7 @@ class ClassifierFiles(PolicyFiles):
                 "from a classifier of one label, or from a causal language model, which gets a new head"
             )
         with seeded(), without_load_report():
-            model, missing = self._read_weights(AutoModelForSequenceClassification, num_labels=1)
+            model, missing = self._read_weights(AutoModelForSequenceClassification, labels=1)
         self._refuse_missing([n for n in missing if self.is_classifier or n.startswith(f"{model.base_model_prefix}.")])
         self._tell_padding(model)
         return self._ready(model, trainable=True)

@@ -83,7 +83,7 @@ def layout(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: i
         The arguments; and (B, R + 1) long, the number, counted row by row over the whole pass, of the position before each
         response token and of the one after the last. Of columns beyond a response nothing may be read.
     """
-    if packs(model):
+    if packs(model) or packs(model, int(attention_mask.sum(1).max())):
         rows = Packing(input_ids, attention_mask, width)
         return packed(rows), rows.before
     count, length = input_ids.shape

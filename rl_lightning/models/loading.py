@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import difflib
 import hashlib
 import logging
@@ -14,8 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,7 +27,10 @@ from transformers import (
 
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapter_files import AdapterFiles
+from rl_lightning.models.checks import check_finite, check_tokens
+from rl_lightning.models.noise import recompute_layers, silence
 from rl_lightning.models.packing import enable_packing
+from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
 
 #: Files of a policy that do not say what it is: they hold state of training, or are for people.
@@ -127,15 +129,15 @@ class PolicyFiles:
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The model's configuration."""
+        """The model's configuration, but for what it must not decide; see `rl_lightning.models.settings`."""
         with self._reading("the configuration"):
-            return AutoConfig.from_pretrained(**self._location)
+            return settle(AutoConfig.from_pretrained(**self._location))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, padding on the left; its pad token is a stop token if it has none of its own."""
-        with self._reading("the tokenizer"):
-            tokenizer = AutoTokenizer.from_pretrained(**self._location, padding_side="left")
+        tokenizer = self._given_tokenizer
+        tokenizer.padding_side = "left"
         if tokenizer.eos_token_id is None:
             raise UserError(
                 f"policy {self.policy!r}: its tokenizer has no end-of-sequence token, so no response would ever end; "
@@ -143,6 +145,18 @@ class PolicyFiles:
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @cached_property
+    def _given_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as it is in the files: an adapter's own, where it has one beside it."""
+        place = self._location
+        if self.adapter is not None and self.adapter.has_tokenizer:
+            place = {**place, "pretrained_model_name_or_path": str(self.adapter.directory)}
+        with self._reading("the tokenizer"):
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**place, config=self.config)
+        size = getattr(self.config.get_text_config(), "vocab_size", None)
+        check_tokens(tokenizer, size, f"{self.role} {self.policy!r}")
         return tokenizer
 
     @cached_property
@@ -170,23 +184,31 @@ class PolicyFiles:
     def stop_ids(self) -> frozenset[int]:
         """Every token id that ends a response: the tokenizer's, the model's and those for generation, and the end of a turn
         in the chat template, if that is one token."""
-        generation: Any = None
-        # Most models that are no chat models have no generation_config.json; that is not an error.
-        with contextlib.suppress(OSError):
-            generation = GenerationConfig.from_pretrained(self._location["pretrained_model_name_or_path"])
         found: set[int | None] = {self.tokenizer.eos_token_id}
-        for source in (self.config, self.config.get_text_config(), generation):
+        for source in (self.config, self.config.get_text_config(), self._generation_config()):
             ids = getattr(source, "eos_token_id", None)
             found |= set(ids) if isinstance(ids, list | tuple) else {ids}
         if self.tokenizer.chat_template is not None:
             found.add(TextFormat(self.tokenizer, chat=True).turn_end.token)
-        return frozenset(number for number in found if number is not None and number >= 0)
+        size = getattr(self.config.get_text_config(), "vocab_size", None)
+        return frozenset(number for number in found if number is not None and in_vocabulary(number, size))
 
-    @property
+    def _generation_config(self) -> GenerationConfig | None:
+        """Return the model's settings for generation; most models that are no chat models have none."""
+        place = self._location["pretrained_model_name_or_path"]
+        if Path(place).is_dir():
+            if not (Path(place) / "generation_config.json").is_file():
+                return None
+            with self._reading("generation_config.json"):
+                return GenerationConfig.from_pretrained(place)
+        with contextlib.suppress(OSError):
+            return GenerationConfig.from_pretrained(place)
+        return None
+
+    @cached_property
     def context_length(self) -> int | None:
         """Longest sequence in tokens, if the model has a limit."""
-        text_config = self.config.get_text_config()
-        return getattr(text_config, "max_position_embeddings", None)
+        return context_length(self.config)
 
     def load(self, trainable: bool = True) -> PreTrainedModel:
         """Load the weights.
@@ -195,8 +217,7 @@ class PolicyFiles:
             trainable: False freezes them, for a reference.
 
         Returns:
-            The model with dropout off: a policy that drops units at random is not the policy that
-            sampled, so the ratio of the two would not be 1 before the first update.
+            The model; what it computes in training mode is what it computes in evaluation mode, see `rl_lightning.models.noise`.
         """
         model, missing = self._read_weights(AutoModelForCausalLM)
         if missing:
@@ -206,33 +227,51 @@ class PolicyFiles:
             )
         return self._ready(model, trainable)
 
-    def _read_weights(self, kind: Any, **extra: Any) -> tuple[PreTrainedModel, list[str]]:
-        """Return a model of one of transformers' `Auto` classes, and the names of the weights that no file has."""
-        extra["dtype"] = getattr(torch, self.options.dtype)
+    def _read_weights(self, kind: Any, labels: int | None = None) -> tuple[PreTrainedModel, list[str]]:
+        """Return a model, and the names of the weights that no file has.
+
+        Args:
+            kind: one of transformers' `Auto` classes.
+            labels: of a classifier; those in its configuration if None.
+        """
+        place = Path(self._location["pretrained_model_name_or_path"])
+        if not place.is_dir() or (place / "tokenizer_config.json").is_file():
+            _ = self._given_tokenizer  # tokens that the model lacks are told before its weights are read
+        extra: dict[str, Any] = {"dtype": getattr(torch, self.options.dtype), "config": copy.deepcopy(self.config)}
         if self.options.attn_implementation:
             extra["attn_implementation"] = self.options.attn_implementation
+        if labels is not None:
+            extra["config"].num_labels = labels
         with self._reading("the weights"):
-            model, report = kind.from_pretrained(**self._location, **extra, output_loading_info=True)
+            # Weights are read as numbers: a file that would run code is refused.
+            model, report = kind.from_pretrained(**self._location, **extra, weights_only=True, output_loading_info=True)
         if self.adapter is not None:
             self.adapter.merge_into(model)
         return model, sorted(report["missing_keys"])
 
     def _ready(self, model: PreTrainedModel, trainable: bool) -> PreTrainedModel:
-        """Switch dropout off, packing on, and gradients as wanted."""
-        _switch_off_dropout(model)
+        """Switch noise off, packing on, and gradients as wanted.
+
+        Raises:
+            UserError: for a weight that is not finite.
+        """
+        check_finite(model, f"{self.role} {self.policy!r}")
+        silence(model)
         if self.options.pack:
             enable_packing(model)
         if not trainable:
             return model.requires_grad_(False).eval()
         if self.options.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_layers(model)
         return model.train()
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever a parser makes of a file that is none of its kind
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if "trust_remote_code" in str(error):
                 reason = (
@@ -266,14 +305,3 @@ def _near_misses(path: Path) -> str:
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, siblings)
     return f"; did you mean {path.parent / close[0]}?" if close else ""
-
-
-def _switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0, both in modules and where a layer reads its rate as a plain number."""
-    for module in model.modules():
-        # OPT calls it `dropout` and `layerdrop`, BLOOM `hidden_dropout`, Llama `attention_dropout`, torch `p`.
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)

@@ -311,21 +311,33 @@ for _kernel, _attend in (("sdpa", Packing.attend), ("flex_attention", Packing.at
 def enable_packing(model: PreTrainedModel) -> None:
     """Give a model the attention that packed rows need, where it can have it; else say why not.
 
-    Whatever is not packed is read as by transformers' `sdpa`. A model that was asked for another attention keeps it.
+    Whatever is not packed is read as by transformers' `sdpa`. A model that was asked for another attention keeps it. One with a
+    window packs the rows that are no longer than it.
     """
     kernel = str(model.config._attn_implementation)
-    if kernel in _NAMES and unlike_plain_attention(model) is None:
+    reason = unlike_plain_attention(model)
+    if kernel in _NAMES and model._supports_sdpa and unlike_plain_attention(model, longest=1) is None:
         model.set_attn_implementation(_NAMES[kernel])
     else:
-        reason = unlike_plain_attention(model) or f"was loaded with attn_implementation {kernel}"
+        reason = reason or f"was loaded with attn_implementation {kernel}"
+    if reason is not None:
         log.info(
-            "%s %s: prompts are computed anew for each response, and padding with them", type(model).__name__, reason
+            "%s %s: %sprompts are computed anew for each response, and padding with them",
+            type(model).__name__,
+            reason,
+            "where a row is longer than that remembers, " if packs(model, longest=1) else "",
         )
 
 
-def packs(model: nn.Module) -> bool:
-    """Tell whether a model takes packed rows."""
-    return isinstance(model, PreTrainedModel) and model.config._attn_implementation in _NAMES.values()
+def packs(model: nn.Module, longest: int | None = None) -> bool:
+    """Tell whether a model takes packed rows.
+
+    Args:
+        model: of any kind.
+        longest: tokens of the longest of them; as many as the model can read if None.
+    """
+    ours = isinstance(model, PreTrainedModel) and model.config._attn_implementation in _NAMES.values()
+    return ours and unlike_plain_attention(model, longest) is None
 
 
 def packed(rows: Packing) -> dict[str, Any]:

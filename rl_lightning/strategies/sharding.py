@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard as shard_module
 from torch.distributed.tensor import DTensor
 
 from rl_lightning.errors import UserError
+from rl_lightning.models.families import decoder_layers
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -69,19 +70,6 @@ class _WrapLayers:
     def __call__(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
         """Tell whether to look inside a module, or, if not `recurse`, whether to wrap it."""
         return recurse or isinstance(module, tuple(self.classes))
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that make up most of a model: the members of its largest `ModuleList`, if it has one.
-
-    That holds for every family of transformers, whatever it calls them, and for a model inside another one.
-    """
-    lists: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
-    return list(max(lists, key=_numbers).children()) if lists else []
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextlib.contextmanager

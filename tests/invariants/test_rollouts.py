@@ -9,7 +9,9 @@ from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.hooks import RolloutCallback
+from rl_lightning.models import loading
 from rl_lightning.rewards import RewardLimits, RewardSpec
+from tests.shrunk import save_small
 from tests.support import trainer
 
 
@@ -27,14 +29,14 @@ class Watch(RolloutCallback):
         self.batches.append(batch)
 
 
-def run(policy, directory, function="rl_lightning.rewards.functions.response_length", limits=None, **options):
+def run(policy, directory, function="rl_lightning.rewards.functions.response_length", limits=None, lr=1e-2, **options):
     data = RolloutDataModule(
         prompts=ChainSum(train_size=32, val_size=4), sampling=Sampling(max_new_tokens=9), seed=1, prompts_per_rollout=8,
         group_size=4, epochs_per_rollout=2, minibatch_size=16, microbatch_size=8,
         rewards=[RewardSpec(function)], reward_limits=limits,
     )  # fmt: skip
     watch = Watch()
-    module = GRPO(policy=policy, optimizer=OptimizerOptions(lr=1e-2), kl_coef=0.04)
+    module = GRPO(policy=policy, optimizer=OptimizerOptions(lr=lr), kl_coef=0.04)
     trainer(directory, [watch], max_epochs=2, **options).fit(module, datamodule=data)
     return watch
 
@@ -46,6 +48,28 @@ def test_the_first_minibatch_of_a_rollout_has_ratio_one_exactly(precision, tiny_
     assert len(watch.ratios) == 16
     for number, ratios in enumerate(watch.ratios):
         assert bool((ratios == 1).all()) == (number % 8 < 2), number
+
+
+@pytest.mark.parametrize("family", ["phimoe", "falcon"])
+def test_of_a_noisy_family_every_ratio_is_one_where_nothing_moves(family, tmp_path, monkeypatch):
+    """Through Lightning's own changes of mode, and validation between rollouts."""
+    save_small("causal", family, tmp_path / "policy")
+    watch = run(str(tmp_path / "policy"), tmp_path, lr=0.0, limit_val_batches=1)
+    assert len(watch.ratios) == 16
+    for number, ratios in enumerate(watch.ratios):
+        # A second epoch computes the rows in other company, so it rounds otherwise.
+        assert float((ratios - 1).abs().max()) <= (0 if number % 8 < 4 else 1e-5), number
+    monkeypatch.setattr(loading, "silence", lambda model: None)
+    noisy = run(str(tmp_path / "policy"), tmp_path, lr=0.0)
+    assert not any(bool((ratios == 1).all()) for ratios in noisy.ratios)
+
+
+def test_what_no_gradient_reaches_is_named_once(tmp_path, caplog):
+    """The part for pictures of a model that reads text here."""
+    save_small("causal", "gemma3", tmp_path / "policy")
+    run(str(tmp_path / "policy"), tmp_path)
+    told = [record.getMessage() for record in caplog.records if "no gradient reached" in record.getMessage()]
+    assert len(told) == 1 and "such as policy.model.vision_tower" in told[0]
 
 
 def test_the_sampler_and_the_trainer_agree_on_log_probabilities(tiny_policy, tmp_path):

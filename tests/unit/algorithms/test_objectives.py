@@ -11,6 +11,7 @@ from rl_lightning.algorithms import GRPO, SFT, PolicyModule
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, response_logits
 from tests.checks import assert_same, holds_only_for
+from tests.shrunk import save_small
 from tests.support import random_rollout
 
 
@@ -232,3 +233,16 @@ def test_a_module_without_an_objective_says_so(tiny_policy):
     module.configure_model()
     with pytest.raises(TypeError, match="must define objective"):
         module.loss(batch())
+
+
+def test_a_policy_that_also_reads_pictures_has_a_reference(tmp_path):
+    """Its vocabulary stands in the configuration of its text model."""
+    save_small("causal", "gemma3", tmp_path)
+    module = GRPO(policy=str(tmp_path), reference=str(tmp_path), kl_coef=0.1)
+    module.configure_model()
+    module.train()
+    rollout = random_rollout()
+    minibatch = rollout.microbatch(torch.arange(len(rollout)), rollout.response_mask.float())
+    assert not hasattr(module.policy_files.config, "vocab_size")
+    with torch.no_grad():
+        assert torch.equal(module.logprobs(minibatch), module.reference_logprobs(minibatch))

@@ -7,9 +7,10 @@ import torch
 
 from rl_lightning.errors import UserError
 from rl_lightning.functional import logprobs_from_logits
-from rl_lightning.generation import Sampling
-from rl_lightning.generation.sampling import draw, inverse_cdf, uniforms
+from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
+from rl_lightning.generation.sampling import check_drawn, draw, inverse_cdf, uniforms
 from tests.checks import assert_same, holds_only_for
+from tests.tiny import EOS, PAD, tiny_model
 
 #: Narrow, one full block, the first of two levels, a last block that is not full.
 WIDTHS = (7, 256, 257, 1000)
@@ -228,3 +229,28 @@ def test_possible_settings_are_not():
     Sampling().check(training=True)
     Sampling(1, 0.0).check(training=False)
     Sampling(1, 0.7, 5, 0.9).check(training=False)
+
+
+@pytest.mark.parametrize("vocabulary", WIDTHS)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_give_some_token_and_are_told(vocabulary, temperature, value):
+    logits = torch.zeros(2, vocabulary)
+    sampling = Sampling(4, temperature=temperature)
+    tokens, logprobs = draw(logits, torch.tensor([0.3, LARGEST]), sampling)
+    check_drawn(logprobs)
+    logits[1] = value
+    tokens, logprobs = draw(logits, torch.tensor([0.3, LARGEST]), sampling)
+    assert 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary
+    with pytest.raises(UserError, match="the policy's logits are not finite"):
+        check_drawn(logprobs)
+
+
+@pytest.mark.parametrize("generator", [NativeGenerator(), TransformersGenerator()])
+def test_a_policy_whose_logits_overflow_says_so_while_it_samples(generator):
+    model = tiny_model().eval()
+    options = {"stop_ids": frozenset({EOS}), "pad_id": PAD}
+    generator.generate(model, [[3, 4]], [(1, 0)], Sampling(4), **options)
+    torch.nn.init.constant_(model.lm_head.weight, 3e38)
+    with pytest.raises(UserError, match="the policy's logits are not finite"):
+        generator.generate(model, [[3, 4]], [(1, 0)], Sampling(4), **options)

@@ -69,6 +69,23 @@ def test_an_adapter_that_peft_made_is_a_policy_a_backbone_and_the_beginning_of_a
     assert_same(scorer.model(IDS).last_hidden_state, hidden, 1e-5)
 
 
+def test_the_tokenizer_beside_an_adapter_is_used(tiny_policy, tmp_path):
+    """It may have another template, or name another end of a turn, than that of the model below."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_policy), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    model.save_pretrained(tmp_path)
+    for kind in (PolicyFiles, ClassifierFiles):
+        assert kind(str(tmp_path)).tokenizer.chat_template is None, "the model's own, where there is no other"
+    own = tiny_tokenizer()
+    own.chat_template, own.eos_token = "{{ messages[0].content }}=", ";"
+    own.save_pretrained(tmp_path)
+    for kind in (PolicyFiles, ClassifierFiles):
+        found = kind(str(tmp_path)).tokenizer
+        assert found.chat_template == own.chat_template and found.eos_token == ";"
+    assert own.eos_token_id in PolicyFiles(str(tmp_path)).stop_ids
+
+
 def test_a_reward_models_adapter_goes_with_its_head(tiny_policy, tmp_path):
     files = ClassifierFiles(tiny_policy)
     model = moved(add_adapter(files.load_scorer(), LoraOptions(rank=2)))
@@ -111,6 +128,12 @@ def changed(name, value):
         (changed("rank_pattern", {"q_proj": 2}), "with rank_pattern"),
         (changed("base_model_name_or_path", None), "does not say of which model"),
         (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json cannot be read"),
+        (lambda directory: (directory / "adapter_config.json").write_text("[1]"), "adapter_config.json cannot be read"),
+        (changed("r", None), "does not say r and lora_alpha"),
+        (
+            lambda directory: (directory / "adapter_model.safetensors").write_bytes(b"none"),
+            "safetensors cannot be read",
+        ),
         (lambda directory: (directory / "adapter_model.safetensors").write_bytes(b"x"), "safetensors cannot be read"),
         (lambda directory: (directory / "adapter_model.safetensors").unlink(), "safetensors cannot be read"),
     ],

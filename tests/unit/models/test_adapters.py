@@ -1,10 +1,12 @@
 """Adapters: what they compute, how they begin, what is trained, and what is refused."""
 
 import builtins
+import logging
 import math
 
 import pytest
 import torch
+from transformers import FalconConfig, FalconForCausalLM, PhimoeConfig, PhimoeForCausalLM
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import (
@@ -17,12 +19,17 @@ from rl_lightning.models import (
     adapter_off,
     add_adapter,
     classifier_logits,
+    describe_adapter,
     is_adapted,
+    merged_weights,
+    save_adapter,
 )
 from rl_lightning.models.adapters import adapter_layers, merge
 from rl_lightning.models.memory import held
+from rl_lightning.strategies import full_state_dict
 from tests.adapted import IDS, adapted, logits, moved, save_gpt2
 from tests.checks import assert_same, holds_only_for
+from tests.tiny import tiny_tokenizer
 from tests.unit.generation.families import lfm2
 
 
@@ -273,3 +280,45 @@ def test_without_peft(tiny_policy, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(UserError, match=r"lora needs peft: pip install 'rl_lightning\[lora\]'"):
         adapted(tiny_policy)
+
+
+def mixture(directory):
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 18,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    PhimoeForCausalLM(
+        PhimoeConfig(
+            **sizes, num_key_value_heads=2, num_local_experts=4, router_jitter_noise=0.1, input_jitter_noise=0.1
+        )
+    ).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return str(directory)
+
+
+def test_experts_stored_as_one_tensor_are_left_out_and_it_is_said(tmp_path, caplog):
+    """So is their router, a linear layer that returns more than a product."""
+    files = PolicyFiles(mixture(tmp_path / "policy"))
+    with caplog.at_level(logging.INFO):
+        model = moved(add_adapter(files.load(), LoraOptions(rank=2)), 0.05)
+    said = "adapts 2 q_proj, 2 k_proj, 2 v_proj, 2 o_proj; experts stored as one tensor stay as they are: 2 gate_up_proj, 2 down_proj"
+    assert describe_adapter(model) == said and said in caplog.text
+    assert not any(weight.requires_grad for name, weight in model.named_parameters() if "experts" in name)
+    weights = full_state_dict(model)
+    model.save_pretrained(tmp_path / "merged", state_dict=merged_weights(model, weights))
+    save_adapter(model, weights, files.base, tmp_path / "alone")
+    expected = model.eval()(IDS).logits
+    for name in ("merged", "alone"):
+        assert_same(PolicyFiles(str(tmp_path / name)).load()(IDS).logits, expected, 1e-5)
+    with pytest.raises(UserError, match="'gate_up_proj' is a tensor of all experts together"):
+        add_adapter(files.load(), LoraOptions(target_modules=["gate_up_proj"]))
+
+
+def test_falcons_own_linear_layers_have_an_adapter():
+    sizes = {"vocab_size": 18, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = add_adapter(FalconForCausalLM(FalconConfig(**sizes)), LoraOptions(rank=2))
+    assert "2 query_key_value" in describe_adapter(model) and "2 dense_h_to_4h" in describe_adapter(model)

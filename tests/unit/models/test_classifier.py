@@ -1,5 +1,6 @@
 """Sequence classifiers: fresh heads, the token that is read, and scores of texts."""
 
+import json
 import logging
 
 import pytest
@@ -14,6 +15,8 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from rl_lightning.errors import UserError
@@ -288,3 +291,51 @@ def test_the_special_tokens_of_an_encoder_stay(tmp_path):
         judge.score([Text("1=", "1", True), Text("1+2=", "3", True)], "cpu")[0],
     )
     assert alone == pytest.approx(together, rel=1e-5)
+
+
+def roberta(directory, **changes):
+    """Save a classifier whose positions begin behind that of padding."""
+    torch.manual_seed(0)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 18,
+    }
+    config = RobertaConfig(**sizes, max_position_embeddings=20, pad_token_id=1, eos_token_id=2, num_labels=1)
+    RobertaForSequenceClassification(config).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    file = directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return ClassifierFiles(str(directory))
+
+
+def test_the_last_positions_of_robertas_relatives_are_not_to_be_used(tmp_path):
+    files = roberta(tmp_path)
+    assert files.context_length == 20 - 1 - 1
+    judge = Judge(files)
+    assert judge.longest == 18
+    (whole, cut), was_cut = judge.score([Text("1" * 18, "", False), Text("1" * 40, "", False)], "cpu")
+    assert was_cut == [False, True] and whole == pytest.approx(cut)
+    ids = torch.full((1, 19), 4)
+    with pytest.raises((IndexError, RuntimeError)):
+        files.load_judge()(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_positions_without_padding_are_all_to_be_used(tiny_policy):
+    assert PolicyFiles(tiny_policy).context_length == 64
+
+
+@pytest.mark.parametrize("pad_id", [-1, 10**6])
+def test_a_pad_token_that_is_none_counts_as_not_given(tmp_path, pad_id):
+    path = save(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": pad_id}))
+    files = ClassifierFiles(path)
+    assert files.tokenizer.pad_token_id == PAD
+    texts = [Text("1+2=", "3", True), Text("1", "2", True)]
+    scores, _ = Judge(files).score(texts, "cpu")
+    alone = [Judge(ClassifierFiles(path)).score([text], "cpu")[0][0] for text in texts]
+    assert_same(scores, alone, 1e-5)
+    assert files.load_scorer().config.pad_token_id == PAD

@@ -1,21 +1,25 @@
 """Policies from directories and files, and what is wrong with some of them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from rl_lightning.errors import UserError
-from rl_lightning.models import LoadOptions, PolicyFiles, response_logits
+from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
+from rl_lightning.models import ClassifierFiles, CriticFiles, LoadOptions, PolicyFiles, read_responses, response_logits
 from rl_lightning.models.packing import packs
+from rl_lightning.types import Rows
 from tests.checks import assert_same, gradient_difference
-from tests.tiny import CHARACTERS, EOS, PAD, save_tiny_policy, tiny_model
+from tests.tiny import CHARACTERS, EOS, PAD, save_tiny_policy, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(3, 15).reshape(2, 6)
+LOADERS = {PolicyFiles: "load", CriticFiles: "load_backbone", ClassifierFiles: "load_scorer"}
 
 
 @pytest.fixture
@@ -100,6 +104,14 @@ def write_gguf(file):
     writer.close()
 
 
+def test_a_gguf_file_that_is_none(tmp_path):
+    for number, content in enumerate((b"", b"GGUF", b"no weights at all")):
+        file = tmp_path / f"{number}.gguf"
+        file.write_bytes(content)
+        for read in (lambda file=file: PolicyFiles(str(file)).config, PolicyFiles(str(file)).load):
+            assert f"policy '{file}': cannot read" in complaint(read)
+
+
 def test_a_gguf_file(tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
     files = PolicyFiles(str(tmp_path / "tiny.gguf"))
@@ -149,32 +161,52 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_policy):
     assert gradient_difference(gradients[1], gradients[0]) < 1e-12
 
 
-def opt():
-    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "max_position_embeddings": 64}
-    return OPTForCausalLM(
-        OPTConfig(vocab_size=18, num_hidden_layers=2, num_attention_heads=4, dropout=0.5, layerdrop=0.5, **sizes)
-    )
-
-
-def bloom():
-    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4}
-    return BloomForCausalLM(BloomConfig(vocab_size=18, hidden_dropout=0.5, attention_dropout=0.5, **sizes))
-
-
-def gpt2():
-    return GPT2LMHeadModel(GPT2Config(vocab_size=18, n_embd=32, n_layer=2, n_head=4, n_positions=64))
-
-
-@pytest.mark.parametrize("make", [gpt2, opt, bloom])
-def test_dropout_is_off(make, directory):
-    """Each keeps its rates in another place."""
-    model = make().train()
-    assert not torch.equal(model(IDS).logits, model(IDS).logits), "this family has no dropout to switch off"
-    model.save_pretrained(directory)
-    policy = PolicyFiles(str(directory)).load()
-    assert policy.training
-    in_training = policy(IDS).logits
-    assert torch.equal(in_training, policy.eval()(IDS).logits)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"output_router_logits": True},
+        {"output_hidden_states": True},
+        {"output_attentions": True},
+        {"return_dict": False},
+        {"use_cache": False},
+        {"pad_token_id": -1},
+        {"pad_token_id": 10**6},
+        {"eos_token_id": [EOS, -1]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("pack", [False, True])
+def test_what_the_configuration_asks_for_besides_changes_nothing(tmp_path, changes, pack):
+    """The same numbers are read and the same tokens sampled as without it."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 18,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    made = MixtralForCausalLM(MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=4, eos_token_id=EOS))
+    found = []
+    for name, asked in (("plain", {}), ("asked", changes)):
+        made.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+        rewrite(tmp_path / name / "config.json", **asked)
+        files = PolicyFiles(str(tmp_path / name), LoadOptions(pack=pack))
+        model = files.load()
+        assert files.stop_ids == {EOS} and type(model(IDS).logits) is torch.Tensor
+        mask = torch.ones_like(IDS, dtype=torch.bool)
+        rows = Rows(IDS, mask, mask[:, 2:], torch.arange(2), 1.0)
+        reading = read_responses(model, rows, "gradient")
+        reading.logprobs.sum().backward()
+        gradient = model.get_input_embeddings().weight.grad
+        streams = [(1, number) for number in range(4)]
+        for generator in (NativeGenerator(), TransformersGenerator()):
+            options = {"stop_ids": files.stop_ids, "pad_id": files.tokenizer.pad_token_id}
+            sampled = generator.generate(model.eval(), [[3, 4], [5]], streams, Sampling(6), **options)
+            found.append((reading.logprobs, reading.entropy, gradient, sampled.response_ids, sampled.logprobs))
+    for plain, asked in zip(found[:2], found[2:], strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(plain, asked, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------- stop and pad tokens
@@ -229,6 +261,34 @@ def cut(directory):
     file.write_bytes(file.read_bytes()[:1000])
 
 
+class Bomb:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))
+
+
+def pickled(directory):
+    """Weights as torch saved them before there was safetensors, and code among them."""
+    (directory / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Bomb(directory / "ran")}, directory / "pytorch_model.bin")
+
+
+def pickled_under_another_name(directory):
+    torch.save({"model.norm.weight": Bomb(directory / "ran")}, directory / "model.safetensors")
+
+
+def filled_with(content, name="model.safetensors"):
+    def fill(directory):
+        (directory / "model.safetensors").unlink()
+        (directory / name).write_bytes(content)
+
+    return fill
+
+
 def incomplete(directory):
     state = load_file(directory / "model.safetensors")
     del state["model.layers.0.mlp.up_proj.weight"]
@@ -248,15 +308,107 @@ def garbled(directory):
     [
         (without("model.safetensors"), "cannot read the weights: .*model.safetensors"),
         (cut, "cannot read the weights"),
-        (incomplete, "lack 1 weights, such as model.layers.0.mlp.up_proj.weight"),
+        (incomplete, "lack 1 weights, such as .*layers.0.mlp.up_proj.weight"),
         (wider, "cannot read the weights"),
-        (garbled, "cannot read the weights: .*config.json"),
+        (garbled, "cannot read the configuration: .*config.json"),
+        (pickled, "cannot read the weights"),
+        (pickled_under_another_name, "cannot read the weights"),
+        (filled_with(b""), "cannot read the weights"),
+        (filled_with(b"no weights"), "cannot read the weights"),
+        (filled_with(b"\xff" * 100), "cannot read the weights"),
+        (filled_with(b"", "pytorch_model.bin"), "cannot read the weights"),
+        (filled_with(b"no weights", "pytorch_model.bin"), "cannot read the weights"),
+        (filled_with(b"PK\x03\x04", "pytorch_model.bin"), "cannot read the weights"),
+        (filled_with(b"[]", "model.safetensors.index.json"), "cannot read the weights"),
+        (filled_with(b"{}", "pytorch_model.bin.index.json"), "cannot read the weights"),
     ],
 )
-def test_spoiled_weights(directory, spoil, what):
+@pytest.mark.parametrize("kind", [PolicyFiles, CriticFiles, ClassifierFiles])
+def test_spoiled_weights(directory, spoil, what, kind):
     spoil(directory)
-    with pytest.raises(UserError, match=what):
-        PolicyFiles(str(directory)).load()
+    told = complaint(getattr(kind(str(directory)), LOADERS[kind]))
+    assert re.search(what, told) and told.startswith(kind.role)
+    assert not (directory / "ran").exists(), "code in a file of weights has run"
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"model_type": 3}', '{"model_type": "llama", "vocab_size": "many"}'])
+def test_a_configuration_that_is_none(directory, content):
+    (directory / "config.json").write_text(content)
+    assert "cannot read the configuration" in complaint(lambda: PolicyFiles(str(directory)).config)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+def test_settings_for_generation_that_are_none(directory, content):
+    (directory / "generation_config.json").write_text(content)
+    assert "cannot read generation_config.json" in complaint(lambda: PolicyFiles(str(directory)).stop_ids)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"version": "1.0"}'])
+def test_a_tokenizer_that_is_none(directory, content):
+    (directory / "tokenizer.json").write_text(content)
+    assert "cannot read the tokenizer" in complaint(lambda: PolicyFiles(str(directory)).tokenizer)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_named(directory, value):
+    state = load_file(directory / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    for load in (PolicyFiles(str(directory)).load, CriticFiles(str(directory)).load_backbone):
+        told = complaint(load)
+        assert (
+            "logits are not finite" in told and "1 of the 1,536 numbers in" in told and "layers.1.mlp.up_proj" in told
+        )
+
+
+def test_a_weight_too_large_for_half_precision_is_told(directory):
+    state = load_file(directory / "model.safetensors")
+    state["model.norm.weight"][0] = 1e6
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    PolicyFiles(str(directory)).load()
+    assert "infinite in float16" in complaint(PolicyFiles(str(directory), LoadOptions(dtype="float16")).load)
+
+
+# --------------------------------------------------------------------------------- tokens that the model does not have
+
+
+def with_tokens(directory, tokens, **options):
+    """Add tokens to the tokenizer of a model and leave the model as it is."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(tokens, **options)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.mark.parametrize("kind", [PolicyFiles, CriticFiles, ClassifierFiles])
+def test_a_token_beyond_the_embedding_is_told_before_the_weights_are_read(directory, kind):
+    files = kind(with_tokens(directory, ["<one>", "<two>"]))
+    (directory / "model.safetensors").unlink()
+    told = complaint(getattr(files, LOADERS[kind]))
+    assert told == complaint(lambda: files.tokenizer)
+    assert told.startswith(kind.role) and "2 tokens beyond the model's 18 embeddings, such as '<one>' (18)" in told
+
+
+@pytest.mark.parametrize("mark", ["eos_token", "pad_token", "chat_template"])
+def test_a_special_token_that_every_text_may_have_is_no_exception(directory, mark):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    setattr(tokenizer, mark, "{{ '<turn>' }}" if mark == "chat_template" else "<turn>")
+    tokenizer.save_pretrained(directory)
+    assert "'<turn>' (18)" in complaint(lambda: PolicyFiles(str(directory)).tokenizer)
+
+
+def test_a_special_token_that_no_text_has_by_itself_is_a_warning(directory, caplog):
+    """As in text models of families with pictures."""
+    files = PolicyFiles(with_tokens(directory, ["<picture>"], special_tokens=True))
+    assert files.tokenizer.convert_tokens_to_ids("<picture>") == 18 and "'<picture>'" in caplog.text
+
+
+def test_more_embeddings_than_tokens_are_fine(directory):
+    model = tiny_model()
+    model.resize_token_embeddings(64)
+    model.save_pretrained(directory)
+    assert len(PolicyFiles(str(directory)).tokenizer) == 18
 
 
 def test_no_tokenizer(directory):

@@ -297,6 +297,37 @@ def test_other_kinds_of_attention_stay_padded_and_say_so(name, reason, caplog):
     check(name, rows(), module=double_norms(made.double().eval()))
 
 
+def windowed(window, longest=64):
+    torch.manual_seed(5)
+    sizes = HEADED | {"max_position_embeddings": longest}
+    return double_norms(MistralForCausalLM(MistralConfig(**sizes, sliding_window=window)).double().eval())
+
+
+@pytest.mark.parametrize(("window", "longest"), [(64, 64), (4096, 64), (9, 64)])
+def test_a_window_that_no_row_is_longer_than_is_full_attention(window, longest, monkeypatch, caplog):
+    """The longest row here has nine tokens."""
+    made = windowed(window, longest)
+    with caplog.at_level(logging.INFO):
+        enable_packing(made)
+    assert packs(made) == (window >= longest) and packs(made, 9)
+    assert ("where a row is longer" in caplog.text) == (window < longest)
+    packed_passes = []
+    monkeypatch.setattr(forward_module, "packed", lambda rows: packed_passes.append(1) or packed(rows))
+    check("mistral", rows(), module=made)
+    assert packed_passes
+
+
+def test_rows_longer_than_the_window_are_padded(monkeypatch):
+    made = windowed(4)
+    enable_packing(made)
+    assert not packs(made, 5) and packs(made, 4)
+    check("mistral", rows(), module=made)
+    # Packed all the same, they would see too much.
+    monkeypatch.setattr(forward_module, "packs", lambda model, longest=None: True)
+    with pytest.raises(AssertionError):
+        check("mistral", rows(), module=made)
+
+
 def test_an_attention_that_was_asked_for_stays(caplog):
     made = MODELS["llama"]()
     made.set_attn_implementation("eager")

@@ -9,8 +9,8 @@ from torch import nn
 
 from rl_lightning.data.evaluation import batches_of_rank
 from rl_lightning.errors import UserError
+from rl_lightning.models.families import decoder_layers
 from rl_lightning.strategies import FSDP2Strategy, full_state_dict, gathered, place
-from rl_lightning.strategies.sharding import decoder_layers
 from tests.tiny import tiny_model
 from tests.unit.generation.families import FAMILIES
 
