@@ -46,7 +46,8 @@ class PredictionWriter(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Rollout, batch: Rollout, batch_idx: int, *_: object
     ) -> None:
         """Add a batch."""
-        with self._target(trainer).open("a", encoding="utf-8") as file:
+        # Half of a surrogate pair is no character, but JSON has an escape for it, which is what this handler writes.
+        with self._target(trainer).open("a", encoding="utf-8", errors="backslashreplace") as file:
             for row in range(len(outputs)):
                 reward = float(outputs.rewards[row])
                 record = {

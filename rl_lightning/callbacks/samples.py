@@ -67,6 +67,7 @@ class SampleTable(RolloutCallback):
 
     def _cell(self, text: str) -> str:
         """Return a text such that neither Markdown nor HTML reads anything into it."""
+        text = text.encode("utf-8", "backslashreplace").decode()
         if len(text) > self.max_chars:
             half = self.max_chars // 2
             text = f"{text[:half]} … {text[len(text) - half :]}"

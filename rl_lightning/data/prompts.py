@@ -107,6 +107,11 @@ def encode_prompts(
     texts = _render(examples, found, form, messages)
     ids = _tokenize(texts, found, form)
     _check_lengths(ids, found, max_prompt_length, context_length, max_new_tokens)
+    for problems, example in zip(found, examples, strict=True):
+        if isinstance(example.answer, str) and has_lone_surrogate(example.answer):
+            problems.append(
+                Problem("lone surrogate", "the gold answer holds half of a surrogate pair, which is no character")
+            )
     if check_answers is not None:
         complaints = check_answers([example.answer for example in examples])
         for problems, complaint in zip(found, complaints, strict=True):
