@@ -222,9 +222,16 @@ class Judge:
         cut = [False] * len(texts)
         for chat, form in self._formats.items():
             chosen = [place for place, text in enumerate(texts) if self._renders(text) == chat]
-            prompts = [self._prompt(texts[place], form) for place in chosen]
             written = [texts[place].response for place in chosen]
-            responses = form.responses(prompts, written, [texts[place].ended for place in chosen])
+            ended = [texts[place].ended for place in chosen]
+            try:
+                prompts = [self._prompt(texts[place], form) for place in chosen]
+                responses = form.responses(prompts, written, ended)
+            except Exception as error:  # a template is a program, and tokenizers raise bare exceptions
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"{self.files.role} {self.files.policy!r}: its chat template or tokenizer refuses a text: {reason}"
+                ) from error
             for place, prompt, response in zip(chosen, prompts, responses, strict=True):
                 rows[place] = self._cut(prompt.input_ids, response)
                 cut[place] = len(rows[place]) < len(prompt.input_ids) + len(response)

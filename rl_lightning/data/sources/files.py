@@ -6,7 +6,6 @@ import difflib
 import gzip
 import json
 import os
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,8 +146,10 @@ def _parse(line: bytes, location: str, problems: Problems) -> Row | None:
 
 def _integer(digits: str) -> int | str:
     """Return an integer; its text where Python refuses to convert one of so many digits."""
-    limit = sys.get_int_max_str_digits()
-    return digits if limit and len(digits) > limit else int(digits)
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
 
 
 def _parquet_rows(path: Path, where: str) -> Iterator[tuple[str, Row]]:

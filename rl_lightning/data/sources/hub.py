@@ -75,10 +75,10 @@ class DatasetExamples(ColumnSource):
         except ImportError as error:
             raise UserError("DatasetExamples needs datasets: pip install 'rl_lightning[data]'") from error
         local = Path(self.path).expanduser()
-        if not local.exists() and (local.is_absolute() or self.path.startswith((".", "~"))):
-            raise UserError(f"DatasetExamples: there is no directory {self.path}{near_misses(local)}")
-        path = str(local) if local.exists() else self.path
         try:
+            if not local.exists() and (local.is_absolute() or self.path.startswith((".", "~"))):
+                raise UserError(f"DatasetExamples: there is no directory {self.path}{near_misses(local)}")
+            path = str(local) if local.exists() else self.path
             if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
                 return self._saved(datasets.load_from_disk(path), where)
             return datasets.load_dataset(path, self.name, split=where)

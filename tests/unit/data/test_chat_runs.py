@@ -5,7 +5,7 @@ import string
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from rl_lightning.algorithms import DPO, GRPO, SFT, RewardModel
 from rl_lightning.callbacks.run_card import run_card
@@ -72,6 +72,22 @@ def test_demonstrations_and_pairs_end_as_the_template_ends_a_turn(tmp_path, kind
         fit(pairs, module, tmp_path / type(module).__name__, online=False)
         batch = pairs.table.batch(torch.tensor([1]))
         assert [tokenizer.decode(ids) for ids in batch.response_ids] == [f"2{end}", f"1{end}"]
+
+
+def test_a_reward_model_may_be_an_encoder_without_eos(tmp_path):
+    tokenizer = build("bert")
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    columns = {"answer_column": None, "response_column": "good", "rejected_column": "bad"}
+    pairs = RewardDataModule(prompts=source(tmp_path, **columns), origin="files", batch_size=2, seed=0)
+    fit(pairs, RewardModel(policy=str(tmp_path / "bert")), tmp_path, online=False)
+    batch = pairs.table.batch(torch.tensor([1]))
+    assert [tokenizer.decode(ids) for ids in batch.input_ids] == ["[CLS]1+1=2[SEP]", "[CLS]1+1=1[SEP]"]
 
 
 @pytest.mark.parametrize("generator", [NativeGenerator, TransformersGenerator])
