@@ -94,7 +94,9 @@ def scored(
     judge = next(iter(components.values()))
     # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
     mask = rollout.response_mask & ~total.isnan().unsqueeze(1)
-    failures = {f"reward_failures/{kind}": float(count) for kind, count in scores.failures.items()}
+    failures = {
+        kind if "/" in kind else f"reward_failures/{kind}": float(count) for kind, count in scores.failures.items()
+    }
     return replace(
         rollout,
         response_mask=mask,

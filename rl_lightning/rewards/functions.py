@@ -29,12 +29,15 @@ from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
 from rl_lightning.errors import UserError
+from rl_lightning.rewards import tally
 from rl_lightning.rewards.grading import check_answer, extract_answer, is_equivalent
 from rl_lightning.rewards.grading.equivalence import check_options
 from rl_lightning.rewards.grading.extract import DEFAULT_MARKERS, Extract, markers_of
+from rl_lightning.rewards.grading.gold import gold_answers, marked_in_gold
 from rl_lightning.rewards.grading.rational import Percent
-from rl_lightning.rewards.grading.symbolic import require_backend
+from rl_lightning.rewards.grading.symbolic import ProcessDied, require_backend
 from rl_lightning.rewards.grading.symbolic import start as start_backend
+from rl_lightning.rewards.grading.thought import DEFAULT_THOUGHTS, Thoughts, after_thought, check_thoughts
 
 Reward = TypeVar("Reward", bound=Callable[..., float])
 
@@ -50,31 +53,47 @@ def _carrying(**attributes: Any) -> Callable[[Reward], Reward]:
     return attach
 
 
-def _check_final_answer(answer: str | None) -> None:
-    if answer is None or not answer.strip():
-        raise ValueError("there is no gold answer")
-    if "#" in answer:
-        raise ValueError(f"gold answer {answer[:80]!r} contains '#', which marks the answer in a response")
+def _final_golds(answer: Any) -> list[str]:
+    """Return the gold texts, any of which is right."""
+    golds = [marked_in_gold(text).strip() for text in gold_answers(answer)]
+    for gold in golds:
+        if not gold:
+            raise ValueError("there is no gold answer")
+        if "#" in gold:
+            raise ValueError(f"gold answer {gold[:80]!r} contains '#', which marks the answer in a response")
+    return golds
+
+
+def _check_final_answer(answer: Any) -> None:
+    _final_golds(answer)
 
 
 @_carrying(check_answer=_check_final_answer)
-def final_answer(response: str, answer: str, metadata: Mapping[str, Any] | None = None, wrong: float = 0.0) -> float:
+def final_answer(
+    response: str,
+    answer: Any,
+    prompt: str = "",
+    metadata: Mapping[str, Any] | None = None,
+    wrong: float = 0.0,
+    thoughts: Thoughts = DEFAULT_THOUGHTS,
+) -> float:
     """Return 1 if what follows the only ``#`` of the response is the gold answer, else `wrong`.
 
     Space around both is ignored; nothing else is: ``12;8#8`` is right for 8, ``12;8#8.0`` and ``#8#8`` are wrong. So is
-    a response that was cut off: nobody knows how its last number goes on.
+    a response that was cut off: nobody knows how its last number goes on. A thought counts for nothing.
 
     Args:
         metadata: has ``truncated``, if the response was sampled.
         wrong: the reward of a wrong answer, -1 for rewards of plus and minus one.
+        thoughts: see :func:`rl_lightning.rewards.grading.is_equivalent`.
 
     Raises:
         ValueError: if there is no gold answer.
     """
-    _check_final_answer(answer)
-    _, marker, given = response.partition("#")
+    golds = _final_golds(answer)
+    _, marker, given = (after_thought(response, prompt, thoughts) or "").partition("#")
     finished = not (metadata or {}).get("truncated", False)
-    return 1.0 if marker and finished and given.strip() == answer.strip() else wrong
+    return 1.0 if marker and finished and given.strip() in golds else wrong
 
 
 def _check_answer_correct(
@@ -83,14 +102,16 @@ def _check_answer_correct(
     percent: str = "hundredth",
     rtol: float = 0.0,
     symbolic: bool = False,
+    thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> None:
     markers_of(extract)
+    check_thoughts(thoughts)
     check_options(multiple=multiple, percent=percent, rtol=rtol)
     if symbolic:
         require_backend()
 
 
-def prepare_symbolic_grading(symbolic: bool = False, timeout_s: float = 2.0) -> None:
+def prepare_symbolic_grading(symbolic: bool = False, timeout_s: float = 0.5) -> None:
     """Start the process for symbolic grading ahead of the first sample, if it is wanted."""
     if symbolic:
         start_backend(timeout_s)
@@ -103,7 +124,8 @@ def prepare_symbolic_grading(symbolic: bool = False, timeout_s: float = 2.0) -> 
 )
 def answer_correct(
     response: str,
-    answer: str | None,
+    answer: Any,
+    prompt: str = "",
     wrong: float = 0.0,
     extract: Extract = DEFAULT_MARKERS,
     multiple: Literal["reject", "last"] = "reject",
@@ -111,25 +133,26 @@ def answer_correct(
     rtol: float = 0.0,
     ignore_case: bool = False,
     symbolic: bool = False,
-    timeout_s: float = 2.0,
+    timeout_s: float = 0.5,
+    thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> float:
     """Return 1 if the response gives the gold answer in any accepted notation, else `wrong`.
 
     Args:
         wrong: the reward of a wrong answer, -1 for rewards of plus and minus one.
-        extract, multiple, percent, rtol, ignore_case, timeout_s: see
+        extract, multiple, percent, rtol, ignore_case, timeout_s, thoughts: see
             :func:`rl_lightning.rewards.grading.is_equivalent`.
-        symbolic: compare expressions with math-verify too. Comparisons that time out are wrong, and
-            counted as ``grader_timeout``.
+        symbolic: compare expressions by their values too. Comparisons that time out are wrong, and counted as
+            ``grader_timeout``.
 
     Raises:
         ValueError: if the gold answer is missing or no answer at all.
+        ProcessDied: if the process of the symbolic comparison was ended from outside, counted as ``grader_died``.
     """
-    if answer is None:
-        raise ValueError("there is no gold answer")
     verdict = is_equivalent(
         answer=answer,
         response=response,
+        prompt=prompt,
         extract=extract,
         multiple=multiple,
         percent=percent,
@@ -137,15 +160,21 @@ def answer_correct(
         ignore_case=ignore_case,
         symbolic=symbolic,
         timeout_s=timeout_s,
+        thoughts=thoughts,
     )
     if verdict.reason == "bad_gold":
         check_answer(answer)
+    if verdict.reason == "died":
+        raise ProcessDied("the process for symbolic grading was ended during a comparison")
     return 1.0 if verdict else wrong
 
 
-def _check_reasoning_gym(extract: Extract = ("answer_tag", *DEFAULT_MARKERS), multiple: str = "reject") -> None:
+def _check_reasoning_gym(
+    extract: Extract = ("answer_tag", *DEFAULT_MARKERS), multiple: str = "reject", thoughts: Thoughts = DEFAULT_THOUGHTS
+) -> None:
     markers_of(extract)
     check_options(multiple=multiple)
+    check_thoughts(thoughts)
     if importlib.util.find_spec("reasoning_gym") is None:
         raise UserError("reasoning_gym_score needs the package reasoning-gym: pip install reasoning-gym")
 
@@ -167,14 +196,19 @@ def prepare_reasoning_gym() -> None:
 def reasoning_gym_score(
     response: str,
     metadata: dict[str, Any],
+    prompt: str = "",
     extract: Extract = ("answer_tag", *DEFAULT_MARKERS),
     multiple: Literal["reject", "last"] = "reject",
+    thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> float:
     """Return the score, usually in [0, 1], that the reasoning-gym task itself gives to the response's answer.
 
+    An answer that the task's scorer cannot read, and raises on, scores 0 and is counted as ``grading/malformed``. A scorer
+    that raises on the gold answer too is at fault itself.
+
     Args:
         metadata: has ``reasoning_gym``: ``{"task": name, "entry": the whole entry}``; some scorers need all of it.
-        extract, multiple: where the answer is, see :func:`rl_lightning.rewards.grading.is_equivalent`; a response
+        extract, multiple, thoughts: where the answer is, see :func:`rl_lightning.rewards.grading.is_equivalent`; a response
             without a clear answer scores 0. The answer is passed on as it was written.
 
     Raises:
@@ -183,10 +217,17 @@ def reasoning_gym_score(
     origin = metadata.get("reasoning_gym")
     if not isinstance(origin, dict) or not {"task", "entry"} <= origin.keys():
         raise ValueError("the example's metadata have no reasoning_gym: {task, entry}; is it a reasoning-gym source?")
-    given = extract_answer(response, extract, multiple)
+    given = extract_answer(response, extract, multiple, prompt, thoughts)
     if given is None:
         return 0.0
-    return float(_reasoning_gym_task(origin["task"]).score_answer(given, origin["entry"]))
+    task, entry = _reasoning_gym_task(origin["task"]), origin["entry"]
+    try:
+        return float(task.score_answer(given, entry))
+    except Exception:
+        # Raises what is wrong with the scorer, if it is not the answer.
+        float(task.score_answer(entry["answer"], entry))
+        tally.count("grading/malformed")
+        return 0.0
 
 
 def response_length(response: str) -> float:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal
 
+from rl_lightning.rewards import tally
+from rl_lightning.rewards.grading import symbolic as backend
+from rl_lightning.rewards.grading.compare import Comparison, Layer, Rules
 from rl_lightning.rewards.grading.extract import DEFAULT_MARKERS, Extract, find_answers
+from rl_lightning.rewards.grading.gold import gold_answers, marked_in_gold
 from rl_lightning.rewards.grading.normalize import normalize, tighten
-from rl_lightning.rewards.grading.rational import Percent, Quantity, divides_by_zero, parse_quantity
-from rl_lightning.rewards.grading.structure import Collection, choice_letter, parse_collection
-from rl_lightning.rewards.grading.symbolic import compare as compare_symbolically
-
-Layer = Literal["extract", "exact", "rational", "structure", "symbolic", "none"]
+from rl_lightning.rewards.grading.rational import Percent, divides_by_zero
+from rl_lightning.rewards.grading.structure import parse_collection
+from rl_lightning.rewards.grading.thought import DEFAULT_THOUGHTS, Thoughts
 
 MOST_CHARACTERS = 4096  # of an answer; the response may be of any length
-_MOST_CANDIDATES = 4
-_MOST_NESTING = 8
-_ASSIGNMENT = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w+\}?)?) *= *([^=<>]+)")
+_MOST_CANDIDATES = 16
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Verdict:
         correct: whether the response gives the right answer.
         layer: the layer that decided; ``none`` if no layer could compare the two, which counts as incorrect.
         extracted: the answer found in the response, normalized.
-        reason: ``equal``; ``different``; ``not_comparable``; ``timeout`` and ``refused`` (of the symbolic layer); or
-            why there is no answer: ``no_marker``, ``unclosed``, ``unfinished_thought``, ``empty``, ``ambiguous``,
-            ``too_long``; or ``bad_gold``.
+        reason: ``equal``; ``different``; ``not_comparable``; of the symbolic layer ``timeout``, ``refused``, and ``died`` if
+            its process was ended from outside, so that nobody knows; or why there is no answer: ``no_marker``,
+            ``unclosed``, ``unfinished_thought``, ``empty``, ``ambiguous``, ``too_long``; or ``bad_gold``.
         elapsed_s: time that grading took, in seconds.
     """
 
@@ -47,24 +46,19 @@ class Verdict:
         return self.correct
 
 
-@dataclass(frozen=True)
-class _Rules:
-    percent: Percent
-    rtol: float
-    ignore_case: bool
-
-
 def is_equivalent(
     *,
-    answer: str,
+    answer: Any,
     response: str,
+    prompt: str = "",
     extract: Extract = DEFAULT_MARKERS,
     multiple: Literal["reject", "last"] = "reject",
     percent: Percent = "hundredth",
     rtol: float = 0.0,
     ignore_case: bool = False,
     symbolic: bool = False,
-    timeout_s: float = 2.0,
+    timeout_s: float = 0.5,
+    thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> Verdict:
     r"""Return whether a response gives the gold answer.
 
@@ -72,32 +66,38 @@ def is_equivalent(
 
     1. ``extract`` the answer from the end of the response; none, an empty or an ambiguous one is incorrect;
     2. ``exact``: the same text after Unicode, LaTeX wrapping and spaces are normalized;
-    3. ``rational``: the same exact number, in any notation (0.5, .50, 1/2, ``\frac12``, 50%); a known unit may be left
-       out but not changed;
-    4. ``structure``: choice letters (``B``, ``(B)``); tuples, intervals and bare lists in order; sets in any order;
-    5. ``symbolic``: math-verify, in a process that is killed when it takes too long.
+    3. ``rational``: the same exact number, in any notation (0.5, .50, 1/2, ``\frac12``, 50%); a unit that one side alone
+       has is ignored, two different ones are never equal;
+    4. ``structure``: choice letters (``B``, ``(B)``); tuples, intervals, bare lists and matrices in order; sets and unions in
+       any order; relations side by side;
+    5. ``symbolic``: the same values at several points, to 40 digits, in a process that is killed when it takes too long.
+       Where the gold answer is a number, the response must be one that is worked out: at most a fraction, a root or a power
+       of numbers, or a multiple of a constant.
 
-    Nothing that the model wrote is ever evaluated as code.
+    Nothing that the model wrote is ever evaluated as code. Verdicts are kept, so that the same answer costs once.
 
     Args:
-        answer: the gold answer; check it once with :func:`check_answer`. Here a bad one makes every response incorrect.
+        answer: the gold answer, see :func:`~rl_lightning.rewards.grading.gold.gold_answers`; check it once with
+            :func:`check_answer`. Here a bad one makes every response incorrect.
         response: what the model wrote, of any length.
+        prompt: what it was asked; where it ends by opening a thought, the answer comes after the end of that.
         extract: where the answer is, see :func:`~rl_lightning.rewards.grading.extract.find_answers`.
         multiple: several different marked answers are incorrect (``reject``: hedging doesn't pay), or the ``last``
-            one counts.
-        percent: ``hundredth``: 50% equals 0.5 and not 50; ``unit``: 50% equals 50 and not 0.5.
+            one counts. Several boxes that are together the parts of the gold answer are right.
+        percent: ``hundredth``: 50% equals 0.5 and not 50; ``unit``: 50% equals 50 and not 0.5; ``either``: where one side
+            alone has the sign, 50% equals both.
         rtol: relative tolerance of numbers, a fraction of the gold number. A gold number written as an integer stays
             exact: it was counted, not rounded.
         ignore_case: whether ``a`` equals ``A``.
-        symbolic: whether to use the last layer, which needs the package ``math-verify``.
-        timeout_s: longest time for the symbolic layer, in seconds; beyond it the response is incorrect.
+        symbolic: whether to use the last layer.
+        timeout_s: longest time for one comparison of the symbolic layer, in seconds; beyond it the response is incorrect.
+        thoughts: pairs of the texts that open and end a thought.
 
     Raises:
         ValueError: if an option has an unknown value.
-        UserError: if math-verify is missing.
 
-    Source: layers of our own; math-verify for the last. Unlike in verl's ``math_dapo`` nothing is cut out of the middle
-    of an answer, so ``1=2=5`` isn't 5 and ``1 2`` isn't 12.
+    Source: layers of our own. Unlike in verl's ``math_dapo`` nothing is cut out of the middle of an answer, so ``1=2=5``
+    isn't 5 and ``1 2`` isn't 12.
 
     Example:
         >>> bool(is_equivalent(answer="1/2", response=r"It follows that \boxed{0.50}."))
@@ -105,47 +105,68 @@ def is_equivalent(
     """
     started = time.perf_counter()
     check_options(multiple=multiple, percent=percent, rtol=rtol)
-    rules = _Rules(percent, rtol, ignore_case)
-    gold = normalize(answer[: MOST_CHARACTERS + 1])
-    if _gold_problem(answer, gold):
+    rules = Rules(percent, rtol, ignore_case or isinstance(answer, bool))
+    limit = timeout_s if symbolic else None
+    try:
+        golds = [_checked(text) for text in gold_answers(answer)]
+    except ValueError:
         verdict = Verdict(False, "none", None, "bad_gold")
     else:
-        candidate, problem = _extract(response, extract, multiple, rules)
-        if candidate is None:
-            verdict = Verdict(False, "extract", None, problem)
-        else:
-            verdict = _judge(gold, candidate, rules, timeout_s if symbolic else None)
+        found = find_answers(response, extract, prompt, thoughts)
+        verdict = _best(golds, found.candidates, found.problem, multiple, rules, limit)
+    if verdict.reason in ("timeout", "died"):
+        tally.count(f"grader_{verdict.reason}")
     return replace(verdict, elapsed_s=time.perf_counter() - started)
 
 
-def check_answer(answer: str | None) -> None:
+def check_answer(answer: Any) -> None:
     """Raise ValueError if a gold answer is one that no response could equal, or that every empty response would."""
-    if answer is None:
-        raise ValueError("there is no gold answer")
-    problem = _gold_problem(answer, normalize(answer[: MOST_CHARACTERS + 1]))
-    if problem:
-        raise ValueError(f"gold answer {answer[:80]!r} {problem}")
+    for text in gold_answers(answer):
+        _checked(text)
 
 
 def check_options(*, multiple: str = "reject", percent: str = "hundredth", rtol: float = 0.0) -> None:
     """Raise ValueError if an option of :func:`is_equivalent` has a value that it doesn't know."""
     if multiple not in ("reject", "last"):
         raise ValueError(f"multiple must be reject or last, not {multiple!r}")
-    if percent not in ("hundredth", "unit"):
-        raise ValueError(f"percent must be hundredth or unit, not {percent!r}")
+    if percent not in ("hundredth", "unit", "either"):
+        raise ValueError(f"percent must be hundredth, unit or either, not {percent!r}")
     if not 0 <= rtol < 1:
         raise ValueError(f"rtol is a fraction in [0, 1), not {rtol!r}")
 
 
 def extract_answer(
-    response: str, extract: Extract = DEFAULT_MARKERS, multiple: Literal["reject", "last"] = "reject"
+    response: str,
+    extract: Extract = DEFAULT_MARKERS,
+    multiple: Literal["reject", "last"] = "reject",
+    prompt: str = "",
+    thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> str | None:
     """Return the answer that a response marks, as written but for surrounding space; None if there is no clear one."""
     check_options(multiple=multiple)
-    candidates = [candidate.strip() for candidate in find_answers(response, extract).candidates]
+    candidates = [candidate.strip() for candidate in find_answers(response, extract, prompt, thoughts).candidates]
     if not candidates or not candidates[-1] or (multiple == "reject" and len(set(candidates)) > 1):
         return None
     return candidates[-1]
+
+
+@lru_cache(maxsize=8192)
+def _checked(answer: str) -> str:
+    """Return what a gold text marks as its answer, normalized.
+
+    Raises:
+        ValueError: if it is no answer.
+    """
+    marked = marked_in_gold(answer)
+    gold = normalize(marked[: MOST_CHARACTERS + 1])
+    problem = _gold_problem(marked, gold)
+    if problem is None:
+        found = find_answers(answer)
+        if not _best([gold], found.candidates, found.problem, "reject", Rules(), None):
+            problem = "is not equal to itself: a response that repeats it would be wrong"
+    if problem is not None:
+        raise ValueError(f"gold answer {marked[:80]!r} {problem}")
+    return gold
 
 
 def _gold_problem(answer: str, gold: str) -> str | None:
@@ -157,96 +178,63 @@ def _gold_problem(answer: str, gold: str) -> str | None:
         return "is not a number"
     if divides_by_zero(gold):
         return "divides by zero"
-    unescaped = re.sub(r"\\[{}]", "", gold)
+    unescaped = tighten(gold).replace("\\{", "").replace("\\}", "")
     return "has unmatched braces" if unescaped.count("{") != unescaped.count("}") else None
 
 
-def _extract(response: str, extract: Extract, multiple: str, rules: _Rules) -> tuple[str | None, str]:
-    """Return the one normalized answer of a response, or None and what is wrong."""
-    found = find_answers(response, extract)
-    if not found.candidates:
-        return None, found.problem
-    candidates = list(dict.fromkeys(reversed(found.candidates)))
+def _best(
+    golds: list[str], candidates: Sequence[str], problem: str, multiple: str, rules: Rules, limit: float | None
+) -> Verdict:
+    """Return the verdict of the first gold answer that the response gives, or else that of the first one."""
+    different = list(dict.fromkeys(reversed(candidates)))
+    if not different:
+        return Verdict(False, "extract", None, problem)
     if multiple == "last":
-        candidates = candidates[:1]
-    if len(candidates) > _MOST_CANDIDATES:
-        return None, "ambiguous"
-    if any(len(candidate) > MOST_CHARACTERS for candidate in candidates):
-        return None, "too_long"
-    normalized = [normalize(candidate) for candidate in candidates]
-    if any(not _compare(normalized[0], other, rules)[0] for other in normalized[1:]):
-        return None, "ambiguous"
-    return (normalized[0], "") if normalized[0] else (None, "empty")
+        different = different[:1]
+    if len(different) > _MOST_CANDIDATES:
+        return Verdict(False, "extract", None, "ambiguous")
+    if any(len(candidate) > MOST_CHARACTERS for candidate in different):
+        return Verdict(False, "extract", None, "too_long")
+    given = tuple(dict.fromkeys(normalize(candidate) for candidate in different))
+    if not given[0]:
+        return Verdict(False, "extract", None, "empty")
+    try:
+        verdicts = [_judge(gold, given, rules, limit) for gold in golds]
+    except backend.ProcessDied:
+        return Verdict(False, "symbolic", given[0], "died")
+    return next(filter(None, verdicts), verdicts[0])
 
 
-def _judge(gold: str, candidate: str, rules: _Rules, symbolic_timeout_s: float | None) -> Verdict:
-    correct, layer = _compare(gold, candidate, rules)
+@lru_cache(maxsize=8192)
+def _judge(gold: str, given: tuple[str, ...], rules: Rules, limit: float | None) -> Verdict:
+    """Compare what a response marks, the last first, with one gold answer."""
+    last, *others = given
+    if others and not all(_compare(last, other, rules, limit)[0] for other in others):
+        parts = parse_collection(gold)
+        if parts is None or parts.brackets == "u" or len(parts.items) != len(given):
+            return Verdict(False, "extract", None, "ambiguous")
+        comparison = Comparison(rules, backend.Symbolic(limit) if limit else None)
+        items = [*reversed(given)]
+        if parts.brackets in ("", "{}"):
+            right = comparison.unordered(parts.items, items)
+        else:
+            right = all(comparison.answers(part, item)[0] for part, item in zip(parts.items, items, strict=True))
+        return (
+            Verdict(True, "structure", ", ".join(items), "equal")
+            if right
+            else Verdict(False, "extract", None, "ambiguous")
+        )
+    correct, layer, reason = _compare(gold, last, rules, limit)
+    return Verdict(correct, layer, last, reason)
+
+
+def _compare(gold: str, response: str, rules: Rules, limit: float | None) -> tuple[bool, Layer, str]:
+    """Compare two normalized answers, symbolically only where nothing else can tell; return the layer and the reason too."""
+    correct, layer = Comparison(rules).answers(gold, response)
     if correct is not None:
-        return Verdict(correct, layer, candidate, "equal" if correct else "different")
-    if symbolic_timeout_s is None:
-        return Verdict(False, "none", candidate, "not_comparable")
-    gold, candidate_value = _without_variable(gold, candidate)
-    result = compare_symbolically(gold, candidate_value, symbolic_timeout_s)
-    return Verdict(result == "equal", "symbolic", candidate, result)
-
-
-def _compare(gold: str, response: str, rules: _Rules, nesting: int = 0) -> tuple[bool | None, Layer]:
-    """Compare two normalized answers by the layers 2 to 4; None if these cannot tell."""
-    if _same_text(gold, response, rules):
-        return True, "exact"
-    gold, response = _without_variable(gold, response)
-    if _same_text(gold, response, rules):
-        return True, "exact"
-    expected, given = parse_quantity(gold, rules.percent), parse_quantity(response, rules.percent)
-    if expected and given:
-        return _same_number(expected, given, gold, rules), "rational"
-    letters = choice_letter(gold), choice_letter(response)
-    if letters[0] and letters[1]:
-        return _same_text(letters[0], letters[1], rules), "structure"
-    first, second = parse_collection(gold), parse_collection(response)
-    if (expected and second) or (first and given):  # `1, 234` is no way to write 1,234
-        return False, "structure"
-    if first and second and nesting < _MOST_NESTING:
-        return _same_items(first, second, rules, nesting + 1), "structure"
-    return None, "none"
-
-
-def _same_text(first: str, second: str, rules: _Rules) -> bool:
-    first, second = tighten(first), tighten(second)
-    return first == second or (rules.ignore_case and first.casefold() == second.casefold())
-
-
-def _without_variable(gold: str, response: str) -> tuple[str, str]:
-    """Read ``x = 3`` as ``3``, unless both name a variable, and not the same."""
-    named = [_ASSIGNMENT.fullmatch(gold), _ASSIGNMENT.fullmatch(response)]
-    if named[0] and named[1] and named[0][1] != named[1][1]:
-        return gold, response
-    gold, response = (found[2] if found else text for found, text in zip(named, (gold, response), strict=True))
-    return gold, response
-
-
-def _same_number(expected: Quantity, given: Quantity, gold: str, rules: _Rules) -> bool:
-    if None not in (expected.unit, given.unit) and expected.unit != given.unit:
-        return False
-    rounded = not gold.lstrip("+-").replace(",", "").isdigit()
-    tolerance = Fraction(rules.rtol) * abs(expected.value) if rounded else Fraction(0)
-    return abs(expected.value - given.value) <= tolerance
-
-
-def _same_items(gold: Collection, response: Collection, rules: _Rules, nesting: int) -> bool | None:
-    """Compare item by item; None if some pair of items can only be told apart symbolically."""
-    if gold.brackets != response.brackets or (gold.ordered and len(gold.items) != len(response.items)):
-        return False
-    if gold.ordered:
-        pairs = zip(gold.items, response.items, strict=True)
-        return _all([_compare(first, second, rules, nesting)[0] for first, second in pairs])
-    table = [[_compare(first, second, rules, nesting)[0] for second in response.items] for first in gold.items]
-    return _all([_any(row) for row in [*table, *zip(*table, strict=True)]])
-
-
-def _all(results: Sequence[bool | None]) -> bool | None:
-    return False if False in results else None if None in results else True
-
-
-def _any(results: Sequence[bool | None]) -> bool | None:
-    return True if True in results else None if None in results else False
+        return correct, layer, "equal" if correct else "different"
+    if limit is None:
+        return False, "none", "not_comparable"
+    symbolic = backend.Symbolic(limit)
+    correct, _ = Comparison(rules, symbolic).answers(gold, response)
+    return bool(correct), "symbolic", "equal" if correct else symbolic.reason

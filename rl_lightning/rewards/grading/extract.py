@@ -5,19 +5,38 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, get_args
 
-Marker = Literal["boxed", "answer_tag", "answer_line", "hash", "last_number", "whole"]
+from rl_lightning.rewards.grading.thought import DEFAULT_THOUGHTS, Thoughts, after_thought
+
+Marker = Literal["boxed", "answer_tag", "hash_line", "answer_line", "hash", "last_number", "whole"]
 Extract = Marker | Sequence[Marker]
 
 #: The first marker that occurs in a response decides; a response without any is taken as a bare answer.
-DEFAULT_MARKERS: tuple[Marker, ...] = ("boxed", "answer_tag", "answer_line", "whole")
+DEFAULT_MARKERS: tuple[Marker, ...] = ("boxed", "answer_tag", "hash_line", "answer_line", "whole")
 
 # Texts that tokenizers leave at the end of a decoded response.
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>", "<|return|>")
 _MOST_END_TOKENS = 20_000
-_BOX_PARTS = re.compile(r"\\(?:boxed|fbox) ?\{|\\.|[{}]", re.DOTALL)
-_ANSWER_LINE = re.compile(r"\banswer(?: is)?[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a]\*{0,3}", re.IGNORECASE)
+_MOST_MARKED = 500  # answers in a response
+_MOST_BRACES = 20
+_LONGEST = 4097  # characters of a candidate; one that is longer is cut off there, and too long for the grader anyway
+_BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_HASH_LINE = re.compile(r"(?:^|\s)####(?!#)([^\n#]*)$")
+_ANSWER_LINE = re.compile(
+    r"\banswers?(?:(?: is| are)?[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a]\*{0,3}|(?P<says>[ \t]{1,8}(?:is|are)\b)|(?P<title>\*{2,3}(?=[ \t]{0,8}\n)))",
+    re.IGNORECASE,
+)
+_FILLER = re.compile(
+    r"[\s*#>:.]*(?:so|thus|therefore|hence|then)?,?\s{0,4}(?:the|my|our|and the)?\s{0,4}(?:final|correct|right)?\s{0,4}[*\s]*",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!](?=\s|\*|$)")
+_MATH_BLOCK = re.compile(
+    r"\s*(?:\$\$((?:(?!\$\$).)*)\$\$|\\\[((?:(?!\\\]).)*)\\\])[ \t]*[.,]?[ \t]*(?:\n|$)", re.DOTALL
+)
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?%?")
 _NUMBER_WINDOW = 4096  # characters from the end in which the last number is looked for
 
@@ -28,7 +47,8 @@ class Extraction:
 
     Args:
         candidates: the marked texts in the order of the response; empty if there is no usable one.
-        problem: why there is none: ``no_marker``, ``unclosed`` or ``unfinished_thought``.
+        problem: why there is none: ``no_marker``, ``unclosed``, ``unfinished_thought``, or ``ambiguous`` where there are
+            hundreds.
         marker: the marker that decided.
     """
 
@@ -37,33 +57,40 @@ class Extraction:
     marker: Marker | None = None
 
 
-def find_answers(response: str, extract: Extract = DEFAULT_MARKERS) -> Extraction:
+def find_answers(
+    response: str, extract: Extract = DEFAULT_MARKERS, prompt: str = "", thoughts: Thoughts = DEFAULT_THOUGHTS
+) -> Extraction:
     r"""Return the texts that a response marks as its answer, in time linear in its length.
 
     Args:
-        response: the whole response. What comes before the last ``</think>`` is ignored; a ``<think>`` after that,
-            never closed, means that the response ended in thought: no answer.
+        response: the whole response; what follows its last thought counts, and nothing if that was never ended.
         extract: one marker, or several in order of preference; the first that occurs decides, the others are ignored.
 
             - ``boxed``: ``\boxed{...}`` or ``\fbox{...}``, braces matched;
             - ``answer_tag``: ``<answer>...</answer>``;
-            - ``answer_line``: the rest of the line after ``Answer:`` (any case, also ``The answer is:`` and in bold),
-              or the next line with text if nothing follows;
+            - ``hash_line``: what follows ``####`` on the last line, as in GSM8K;
+            - ``answer_line``: the rest of the line after ``Answer:`` (any case, also ``The answer is:`` and in bold), or the
+              next line or displayed formula if nothing follows; the rest of the sentence after ``The answer is``;
             - ``hash``: everything after ``#`` (or ``####``), as in ``12;8#8``;
             - ``last_number``: the last number of the text, whatever it stands for;
             - ``whole``: the whole text.
+        prompt: what was asked; it may open a thought at its end.
+        thoughts: pairs of the texts that open and end a thought.
 
     Raises:
         ValueError: if a marker is unknown.
     """
     markers = markers_of(extract)
-    text = _without_end_tokens(_after_thought(response))
-    if "<think>" in text:
+    answer = after_thought(response, prompt, thoughts)
+    if answer is None:
         return Extraction([], "unfinished_thought")
+    text = _without_end_tokens(answer)
     for marker in markers:
         found = _FINDERS[marker](text)
         if found is None:
             return Extraction([], "unclosed", marker)
+        if len(found) > _MOST_MARKED:
+            return Extraction([], "ambiguous", marker)
         if found:
             return Extraction(found, marker=marker)
     return Extraction([], "no_marker")
@@ -83,10 +110,6 @@ def markers_of(extract: Extract) -> tuple[Marker, ...]:
     return tuple(markers)
 
 
-def _after_thought(response: str) -> str:
-    return response.rpartition("</think>")[2]
-
-
 def _without_end_tokens(text: str) -> str:
     end = len(text.rstrip())
     for _ in range(_MOST_END_TOKENS):
@@ -103,51 +126,83 @@ def _without_end_tokens(text: str) -> str:
 
 
 def _boxed(text: str) -> list[str] | None:
-    first = min((at for at in (text.find("\\boxed"), text.find("\\fbox")) if at >= 0), default=-1)
-    if first < 0:
-        return []
     found: list[str] = []
-    open_braces: list[int | None] = []  # where the content of a box starts, None for another brace
-    boxes_open = 0
-    for part in _BOX_PARTS.finditer(text, first):
-        symbol = part.group()
-        if symbol[0] == "\\" and symbol[-1] == "{" and len(symbol) > 2:
-            open_braces.append(part.end())
-            boxes_open += 1
-        elif symbol == "{" and boxes_open:
-            open_braces.append(None)
-        elif symbol == "}" and boxes_open:
-            start = open_braces.pop()
-            if start is not None:
-                boxes_open -= 1
-                if not boxes_open:
-                    found.append(text[start : part.start()])
-    return None if boxes_open else found
+    box = _BOX.search(text)
+    while box and len(found) <= _MOST_MARKED:
+        end = _closing(text, box.end())
+        if end is None:
+            # Cut off, or with more inside than any answer has.
+            rest = text[box.end() : box.end() + _LONGEST]
+            return [*found, rest] if len(rest) == _LONGEST and "}" in text[box.end() + _LONGEST :] else None
+        found.append(_without_braces(text[box.end() : end]))
+        box = _BOX.search(text, end + 1)
+    return found
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Return where the brace that was opened before `start` is closed, None if not within the longest answer."""
+    depth = 1
+    for part in _BRACE.finditer(text, start, start + _LONGEST):
+        depth += (part.group() == "{") - (part.group() == "}")
+        if not depth:
+            return part.start()
+    return None
+
+
+def _without_braces(text: str) -> str:
+    """Take off braces around all that is in a box: there they only group."""
+    for _ in range(_MOST_BRACES):
+        inner = text.strip()
+        if not inner.startswith("{") or _closing(inner, 1) != len(inner) - 1 or "," in inner:
+            break
+        text = inner[1:-1]
+    return text
 
 
 def _answer_tag(text: str) -> list[str] | None:
     opened = text.count("<answer>")
     if not opened:
         return []
+    if opened > _MOST_MARKED:
+        return [""] * opened
     # Each part starts inside a tag; one without an end is cut off or nested, and so not to be trusted.
     parts = [part.partition("</answer>") for part in text.split("<answer>")[1:]]
     return None if any(not closed for _, closed, _ in parts) else [inside for inside, _, _ in parts]
 
 
+def _hash_line(text: str) -> list[str] | None:
+    last = text[text.rfind("\n") + 1 :][-_LONGEST:]
+    found = _HASH_LINE.search(last)
+    return [found[1]] if found and found[1].strip() else []
+
+
 def _answer_line(text: str) -> list[str] | None:
-    matches = list(_ANSWER_LINE.finditer(text))
+    matches = list(islice(_ANSWER_LINE.finditer(text), _MOST_MARKED + 1))
     found = []
     for match, end in zip(matches, [*(following.start() for following in matches[1:]), len(text)], strict=False):
-        rest = text[match.end() : end]
-        line = rest.partition("\n")[0]
-        line = line if line.strip() else rest.lstrip().partition("\n")[0]
-        # In `**Answer: 5**` the bold begins before the marker.
-        found.append(line.rstrip().removesuffix("**") if line.count("**") == 1 else line)
+        rest = text[match.end() : min(end, match.end() + 2 * _LONGEST)]
+        # `Final Answer: The final answer is 5` is one answer.
+        if end < len(text) and _FILLER.fullmatch(rest):
+            continue
+        found.append(_answer_in(rest, sentence=match["says"] is not None))
     return found
 
 
+def _answer_in(rest: str, sentence: bool) -> str:
+    """Return the answer at the beginning of a text."""
+    block = _MATH_BLOCK.match(rest)
+    if block:
+        return block[1] if block[1] is not None else block[2]
+    line = rest.partition("\n")[0]
+    line = line if line.strip() else rest.lstrip().partition("\n")[0]
+    if sentence and (stop := _SENTENCE_END.search(line)):
+        line = line[: stop.start()]
+    # In `**Answer: 5**` the bold begins before the marker.
+    return line.rstrip().removesuffix("**") if line.count("**") == 1 else line
+
+
 def _hash(text: str) -> list[str] | None:
-    return re.split(r"#+", text)[1:]
+    return re.split(r"#+", text, maxsplit=_MOST_MARKED + 1)[1:]
 
 
 def _last_number(text: str) -> list[str] | None:
@@ -163,6 +218,7 @@ _MINUS = str.maketrans("\u2212\u2013", "--")
 _FINDERS = {
     "boxed": _boxed,
     "answer_tag": _answer_tag,
+    "hash_line": _hash_line,
     "answer_line": _answer_line,
     "hash": _hash,
     "last_number": _last_number,

@@ -7,16 +7,70 @@ import unicodedata
 from functools import lru_cache
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _SUPERSCRIPT_RUN = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
+_SUBSCRIPT_RUN = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
 _MINUS_SIGNS = "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"
-# LaTeX that only changes how things look. \, and \; are spaces, \! and {,} belong to digit grouping.
-_LAYOUT = re.compile(r"\\(?:left|right|displaystyle|textstyle|bigl|bigr|big|Big)(?![A-Za-z])|\\!")
-_SPACES = re.compile(r"\\[,;: ]|\\q?quad(?![A-Za-z])|~|\s+")
-_AROUND_OPERATORS = re.compile(r" ?([-+*/^=()<>|]) ?")
-_ENVELOPE = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm|mathbf|mbox|mathit)\{([^{}]*)\}")
+_SYMBOLS = {
+    **{"π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∈": r"\in "},
+    **{
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "±": r"\pm ",
+        "∓": r"\mp ",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "÷": "/",
+        "∅": r"\emptyset ",
+    },
+    **{"θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "√": r"\sqrt ", "º": "°"},
+    **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "ℝ": r"\mathbb{R}", "…": "..."},
+}
+_COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
+# What a command stands for; the spaces around a name keep it apart from letters.
+_MEANS = {
+    # LaTeX that only changes how things look.
+    **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "limits", "middle", "!", "phantom", "strut"), ""),
+    **dict.fromkeys((f"{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")), ""),
+    **dict.fromkeys((*",;: \n>", "quad", "qquad", "enspace", "thinspace", "hfill", "nobreakspace"), " "),
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
+    **dict.fromkeys(("leq", "leqslant"), r"\le "),
+    **dict.fromkeys(("geq", "geqslant"), r"\ge "),
+    **dict.fromkeys(("neq",), r"\ne "),
+    **dict.fromkeys(
+        ("textbf", "textrm", "textit", "textnormal", "mathrm", "mathbf", "mathit", "mbox", "hbox"), r"\text"
+    ),
+    **dict.fromkeys(("operatorname", "operatorname*", "bold", "textsf", "mathsf", "bf", "rm"), r"\text"),
+    **dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|"),
+    **{"lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "colon": ":", "div": "/"},
+    **{"ast": "*", "%": "%", "#": "#", "&": "&", "degree": "°", "infin": r"\infty ", "varnothing": r"\emptyset "},
+    **{"R": r"\mathbb{R}", "lparen": "(", "rparen": ")", "textdollar": r"\$", "cr": r"\\", "newline": r"\\"},
+    **dict.fromkeys(("ldots", "dots", "cdots", "dotsc", "dotsb"), "..."),
+}
+_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\\,|\u2009|\u202f|\{\\,\})\d{3})+(?!\d|\\,|[.,]\d{0,2}\d*,)")
+_COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:\{,\}|,[ ]{0,4}\\![ ]{0,4}|,\\,)(?=\d{3})")
+_DEGREES = re.compile(r" ?\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})")
+_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z])")
+_CONSTANT = re.compile(r"\\text\{([ei])\}")
+_RELATIONS = re.compile(r"<=|>=|=<|!=|(?<![<>=])=>")
+_RELATION_NAMES = {"<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "=>": "=>"}
+_MATH_INSIDE = re.compile(r"(?<!\\)\$([^$]*)(?<!\\)\$")
+_NAME_APART = re.compile(r"(\\[A-Za-z]+) +(?![A-Za-z])")
+_EMPTY_TEXT = re.compile(r"\\text *\{\s*\}")
+_TEXT = re.compile(r"\\text *\{([^{}]*)\}")
+_WORD_AS_FUNCTION = re.compile(
+    r"\\text\{ ?(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp) ?\}"
+)
+_CONJUNCTION = re.compile(r",? ?\\text\{,? ?(?:and|or|,) ?\} ?|,? \b(?:and|or)\b(?= )|, ?(?:and|or)\b(?= )")
+_ENVELOPE = re.compile(r"\\(?:boxed|fbox|text) ?\{([^{}]*)\}")
 _ENVELOPES = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _TRAILING = ".,;"  # not "!": 5! is another number
 _MOST_WRAPPINGS = 20
+_SPACED = re.compile(r" *([^\w\s.,\\]|\\[{}\\]) *|(?<=\d) (?=[A-Za-z\\])|(?<=[}\])]) (?=[\w\\])")
+_BARE_ARGUMENT = re.compile(
+    r"(\\frac|\\sqrt) ?([A-Za-z0-9])(?![A-Za-z0-9.])|(\\frac) ?(\d) ?(\d)(?![\d.])|(\\frac) ?(\d) ?(?=\{)"
+)
+_LONE = re.compile(r"([\^_])\{(\w)\}")
 
 
 @lru_cache(maxsize=4096)
@@ -25,6 +79,8 @@ def _canonical_character(character: str) -> str:
 
     NFKC alone would read ``5²`` as 52, ``1½`` as 11/2 and ``5①`` as 51, and leaves Arabic digits alone.
     """
+    if character in _SYMBOLS:
+        return _SYMBOLS[character]
     category = unicodedata.category(character)
     if category == "Nd":
         return str(unicodedata.decimal(character))
@@ -47,28 +103,59 @@ def canonical_characters(text: str) -> str:
     if text.isascii():
         return text
     text = _SUPERSCRIPT_RUN.sub(lambda run: "^{" + "".join(_SUPERSCRIPTS[c] for c in run.group()) + "}", text)
+    text = _SUBSCRIPT_RUN.sub(lambda run: "_{" + "".join(_SUBSCRIPTS[c] for c in run.group()) + "}", text)
+    text = re.sub(r"√ *(\d+)", r"\\sqrt{\1}", text)
     return unicodedata.normalize("NFC", "".join(map(_canonical_character, text)))
 
 
 def normalize(text: str) -> str:
     r"""Return an answer without what doesn't belong to it: ``$\text{ 5}$.`` is ``5``.
 
-    Digits are never joined across spaces: ``1 2`` stays apart. ``1{,}234`` and ``1,\!234`` are ``1,234``.
+    Digits are joined only where LaTeX groups them: ``1{,}234``, ``1,\!234`` and ``1\,234`` are 1234; ``1 2`` stays apart.
     """
+    text = _GROUPED.sub(lambda run: re.sub(r"\D", "", run.group()), text)
     text = canonical_characters(text)
-    text = _LAYOUT.sub("", text.replace("{,}", ","))
-    text = _SPACES.sub(" ", text).strip()
+    text = _COMMA_IN_NUMBER.sub(",", text).replace("{,}", ",")
+    text = _unwrapped(text.strip())
+    text = _DEGREES.sub("°", _MATH_INSIDE.sub(r" \1 ", text))
+    if "\\begin" not in text:
+        text = _ESCAPED_TWICE.sub(r"\\", text)
+    text = _COMMAND.sub(_meaning, text)
+    text = _RELATIONS.sub(lambda found: _RELATION_NAMES[found.group()], text)
+    text = _EMPTY_TEXT.sub(" ", text.replace("~", " "))
+    text = _WORD_AS_FUNCTION.sub(r"\\\1 ", _CONSTANT.sub(r"\1", _TEXT.sub(r"\\text{\1}", text)))
+    text = text if "," in text else text.replace(";", ",")
+    text = re.sub(r"\s+", " ", _unwrapped(text))
+    text = _NAME_APART.sub(r"\1", _CONJUNCTION.sub(", ", text))
+    return _unwrapped(re.sub(r"\s+", " ", text).strip())
+
+
+def tighten(text: str) -> str:
+    r"""Return a normalized text without what changes nothing, for comparing letter by letter: ``\frac 12`` is ``\frac{1}{2}``."""
+    text = _SPACED.sub(lambda found: found[1] or "", text).strip()
+    text = _BARE_ARGUMENT.sub(_braced, text)
+    return _LONE.sub(r"\1\2", text)
+
+
+def _braced(found: re.Match[str]) -> str:
+    if found[1]:
+        return f"{found[1]}{{{found[2]}}}"
+    return rf"\frac{{{found[4]}}}{{{found[5]}}}" if found[3] else rf"\frac{{{found[7]}}}"
+
+
+def _meaning(command: re.Match[str]) -> str:
+    """Return what a command stands for, a name of letters with a space behind it where a letter would follow."""
+    return _MEANS.get(command[1], command[0])
+
+
+def _unwrapped(text: str) -> str:
+    """Take all wrapping off."""
     for _ in range(_MOST_WRAPPINGS):
         unwrapped = _unwrap(text)
         if unwrapped == text:
             break
         text = unwrapped
     return text
-
-
-def tighten(text: str) -> str:
-    """Return a normalized text without spaces around operators, for comparing letter by letter."""
-    return _AROUND_OPERATORS.sub(r"\1", text)
 
 
 def _unwrap(text: str) -> str:

@@ -11,7 +11,9 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-Percent = Literal["hundredth", "unit"]
+from rl_lightning.rewards.grading.units import split_scale, split_unit
+
+Percent = Literal["hundredth", "unit", "either"]
 
 MOST_CHARACTERS = 256
 MOST_DIGITS = 200
@@ -21,28 +23,10 @@ _MOST_NESTING = 20
 
 _DECIMAL = re.compile(r"(?:[1-9]\d{0,2}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+")
 _PLAIN_DECIMAL = re.compile(r"\d+(?:\.\d*)?|\.\d+")
+_REPEATING = re.compile(r" ?\\(?:overline|bar|dot)(?: ?\{ ?(\d+) ?\}| ?(\d))|\((\d+)\)")
 _EXPONENT = re.compile(r"[eE]([-+]?\d+)")
 _FRACTION = re.compile(r"\\[dtc]?frac *")
 _TIMES_TEN = re.compile(r" *(?:\\times|\\cdot|×|·|\*) *(?=10 *\^)")
-_PERCENT = re.compile(r" *\\?%$")
-_DEGREE = re.compile(r" *(?:°|\^ *\\circ|\^ *\{ *\\circ *\})$")
-_UNIT = re.compile(
-    r"(?P<space> *)"
-    r"(?:\\(?:text|mathrm|textrm|mbox|operatorname) *\{ *(?P<latex>[^{}]*?) *\}|(?P<plain>[A-Za-z][A-Za-z ]*))"
-    r"(?P<power> *\^ *\{?[23]\}?)?$"
-)
-_CURRENCY = re.compile(r"^([-+]?) *(\\?\$|€|£) *(?=[\d.])")
-
-_UNIT_NAMES = (
-    "mm millimeter millimeters, cm centimeter centimeters, m meter meters metre metres, "
-    "km kilometer kilometers, in inch inches, ft foot feet, yd yard yards, mi mile miles, "
-    "mg, g gram grams, kg kilogram kilograms, lb lbs pound pounds, oz ounce ounces, "
-    "ms, s sec second seconds, min minute minutes, h hr hour hours, day days, week weeks, month months, year years, "
-    "l liter liters litre litres, ml, mph, degree degrees, radian radians, dollar dollars, cent cents, "
-    "euro euros, unit units, point points, people, %, percent"
-)
-_UNITS = {name: group.split()[0] for group in _UNIT_NAMES.split(",") for name in group.split()}
-_UNITS |= {"$": "dollar", "\\$": "dollar", "€": "euro", "£": "gbp", "percent": "%"}
 
 
 class Quantity(NamedTuple):
@@ -58,11 +42,12 @@ def parse_quantity(text: str, percent: Percent = "hundredth") -> Quantity | None
 
     Args:
         text: as :func:`~rl_lightning.rewards.grading.normalize.normalize` returns it.
-        percent: ``hundredth``: ``50%`` is the number 1/2. ``unit``: ``50%`` is 50, with a unit that may be left out.
+        percent: ``hundredth``: ``50%`` is the number 1/2. Else it is 50, with a unit that may be left out.
     """
     if len(text) > MOST_CHARACTERS or sum(map(str.isdigit, text)) > MOST_DIGITS:
         return None
-    text, unit = _split_unit(text)
+    text, unit = split_unit(text)
+    text, scale = split_scale(text)
     try:
         value = _Reader(text).number()
     except ZeroDivisionError:
@@ -70,8 +55,8 @@ def parse_quantity(text: str, percent: Percent = "hundredth") -> Quantity | None
     if value is None:
         return None
     if unit == "%" and percent == "hundredth":
-        return Quantity(value / 100)
-    return Quantity(value, unit)
+        return Quantity(value * scale / 100)
+    return Quantity(value * scale, unit)
 
 
 def divides_by_zero(text: str) -> bool:
@@ -79,32 +64,10 @@ def divides_by_zero(text: str) -> bool:
     if len(text) > MOST_CHARACTERS:
         return False
     try:
-        _Reader(_split_unit(text)[0]).number()
+        _Reader(split_unit(text)[0]).number()
     except ZeroDivisionError:
         return True
     return False
-
-
-def _split_unit(text: str) -> tuple[str, str | None]:
-    """Take one known unit off the text."""
-    if _PERCENT.search(text):
-        return _PERCENT.sub("", text), "%"
-    if _DEGREE.search(text):
-        return _DEGREE.sub("", text), "degree"
-    currency = _CURRENCY.match(text)
-    if currency:
-        return currency.group(1) + text[currency.end() :], _UNITS[currency.group(2)]
-    found = _UNIT.search(text)
-    if not found:
-        return text, None
-    name = found["latex"] if found["latex"] is not None else found["plain"].rstrip()
-    square, _, rest = name.partition(" ")
-    power = "".join(filter(str.isdigit, found["power"] or "")) or {"square": "2", "cubic": "3"}.get(square, "")
-    unit = _UNITS.get(rest if square in ("square", "cubic") else name.strip())
-    # `5m` may be five times m; `5 m` and `5cm` may not.
-    if unit is None or (found["latex"] is None and not found["space"] and len(name) == 1):
-        return text, None
-    return text[: found.start()], unit + power
 
 
 def _power(base: Fraction, exponent: int) -> Fraction | None:
@@ -215,7 +178,7 @@ class _Reader:
         found = self.match(_PLAIN_DECIMAL if self.parentheses else _DECIMAL)
         if not found:
             return None
-        value = Fraction(found.group().replace(",", ""))
+        value = Fraction(found.group().replace(",", "")) + self.repeating(found.group())
         scientific = self.match(_EXPONENT)
         if not scientific:
             return value
@@ -223,6 +186,14 @@ class _Reader:
             return None
         scale = _power(Fraction(10), int(scientific.group(1)))
         return None if scale is None else value * scale
+
+    def repeating(self, digits: str) -> Fraction | int:
+        r"""Read what repeats without end behind some decimals, as in ``0.1\overline{6}`` and ``0.(3)``."""
+        found = self.match(_REPEATING) if "." in digits else None
+        if not found:
+            return 0
+        period = found[1] or found[2] or found[3]
+        return Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(digits.rpartition(".")[2]))
 
     def exponent(self) -> int | None:
         closing = "}" if self.take("{") else ")" if self.take("(") else ""

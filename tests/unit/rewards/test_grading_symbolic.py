@@ -27,7 +27,7 @@ EQUAL = [
     (r"\frac{\sqrt{3}}{2}", r"\frac{3}{2\sqrt{3}}"),
     (r"(\sqrt{12},1)", r"(2\sqrt3,1)"),
     ("4", r"\sqrt{16}"),
-    ("y=2x", "2*x"),
+    ("y=2x+x", "3*x"),
     (r"2\pi", r"\pi + \pi"),
 ]
 NOT_EQUAL = [

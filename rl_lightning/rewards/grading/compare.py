@@ -1,0 +1,284 @@
+"""Whether two normalized answers mean the same, part by part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from rl_lightning.rewards.grading.expression import read_expression
+from rl_lightning.rewards.grading.normalize import tighten
+from rl_lightning.rewards.grading.rational import Percent, Quantity, parse_quantity
+from rl_lightning.rewards.grading.structure import (
+    Collection,
+    Matrix,
+    Relation,
+    as_interval,
+    both_signs,
+    choice_letter,
+    parse_based,
+    parse_clock,
+    parse_collection,
+    parse_label,
+    parse_matrix,
+    parse_relation,
+)
+from rl_lightning.rewards.grading.terms import same_terms
+from rl_lightning.rewards.grading.units import letter_unit, split_unit
+
+Layer = Literal["extract", "exact", "rational", "structure", "symbolic", "none"]
+Found = tuple[bool | None, Layer]
+#: Kind of comparison, gold and response as expressions or pairs of sides → whether they are equal, None if nobody can tell.
+Symbolic = Callable[[str, tuple[str, ...], tuple[str, ...]], bool | None]
+
+_MOST_NESTING = 8
+_MOST_PAIRS = 4096
+_UNDECIDED: Found = (None, "none")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the caller decides; see :func:`~rl_lightning.rewards.grading.is_equivalent`."""
+
+    percent: Percent = "hundredth"
+    rtol: float = 0.0
+    ignore_case: bool = False
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Compares answers by text, number and structure, and what is left by `symbolic`, if that is given."""
+
+    rules: Rules
+    symbolic: Symbolic | None = None
+
+    def answers(self, gold: str, response: str, nesting: int = 0) -> Found:
+        """Return whether two texts mean the same, None if that cannot be told, and the layer that decided."""
+        if self.same_text(gold, response):
+            return True, "exact"
+        if nesting > _MOST_NESTING:
+            return _UNDECIDED
+        expected, given = parse_quantity(gold, self.rules.percent), parse_quantity(response, self.rules.percent)
+        if expected and given:
+            return self.same_number(expected, given, gold), "rational"
+        for compare in (self._notations, self._labels, self._signs, self._relations, self._collections, self._units):
+            found = compare(gold, response, nesting)
+            if found is not None:
+                return found
+        if same_terms(gold, response):
+            return True, "structure"
+        return (self.symbolic("expression", (gold,), (response,)), "symbolic") if self.symbolic else _UNDECIDED
+
+    def same_text(self, first: str, second: str) -> bool:
+        """Return whether two texts differ at most in spaces."""
+        first, second = tighten(first), tighten(second)
+        return first == second or (self.rules.ignore_case and first.casefold() == second.casefold())
+
+    def same_number(self, expected: Quantity, given: Quantity, gold: str) -> bool:
+        """Return whether two quantities are equal; a unit that only one has is ignored."""
+        if None not in (expected.unit, given.unit) and expected.unit != given.unit:
+            return False
+        rounded = not gold.lstrip("+-").replace(",", "").isdigit()
+        tolerance = Fraction(self.rules.rtol) * abs(expected.value) if rounded else Fraction(0)
+        values = {given.value}
+        if self.rules.percent == "either" and (expected.unit == "%") != (given.unit == "%"):
+            values.add(given.value / 100 if given.unit == "%" else given.value * 100)
+        return any(abs(expected.value - value) <= tolerance for value in values)
+
+    def _notations(self, gold: str, response: str, nesting: int) -> Found | None:
+        """Compare choices, numbers with a base and times of the day."""
+        letters = choice_letter(gold), choice_letter(response)
+        if letters[0] and letters[1]:
+            return self.same_text(letters[0], letters[1]), "structure"
+        bases = parse_based(gold), parse_based(response)
+        if any(bases):
+            return bases[0] == bases[1], "structure"
+        clocks = parse_clock(gold), parse_clock(response)
+        if clocks[0] and clocks[1]:
+            halves = {clocks[0][2], clocks[1][2]} - {None}
+            return clocks[0][:2] == clocks[1][:2] and len(halves) < 2, "structure"
+        return None
+
+    def _labels(self, gold: str, response: str, nesting: int) -> Found | None:
+        """Read ``x = 3`` as ``3``, unless both name a variable, and not the same."""
+        labels = parse_label(gold), parse_label(response)
+        if not any(labels) or (labels[0] and labels[1] and labels[0][0] != labels[1][0]):
+            return None
+        # An equation such as y = 2x is more than its right side where the other is an equation too.
+        if (labels[0] is None and parse_relation(gold)) or (labels[1] is None and parse_relation(response)):
+            return None
+        return self.answers(labels[0][1] if labels[0] else gold, labels[1][1] if labels[1] else response, nesting + 1)
+
+    def _signs(self, gold: str, response: str, nesting: int) -> Found | None:
+        r"""Read ``1 \pm 2`` as a set of two."""
+        if "\\pm" not in gold and "\\pm" not in response and "\\mp" not in gold and "\\mp" not in response:
+            return None
+        sets = []
+        for text in (gold, response):
+            collection = parse_collection(text)
+            items = collection.items if collection and collection.brackets in ("", "{}") else [text]
+            sets.append(Collection("{}", [signed for item in items for signed in both_signs(item)]))
+        return self.items(sets[0], sets[1], nesting + 1), "structure"
+
+    def _relations(self, gold: str, response: str, nesting: int) -> Found | None:
+        relations = parse_relation(gold), parse_relation(response)
+        if relations[0] and relations[1]:
+            return self._same_relation(relations[0], relations[1], nesting + 1)
+        if not any(relations):
+            return None
+        intervals = [as_interval(relation) if relation else None for relation in relations]
+        collections = [
+            interval or parse_collection(text) for interval, text in zip(intervals, (gold, response), strict=True)
+        ]
+        if any(intervals) and collections[0] and collections[1]:
+            return self.items(collections[0], collections[1], nesting + 1), "structure"
+        return False, "structure"
+
+    def _same_relation(self, gold: Relation, response: Relation, nesting: int) -> Found:
+        """Compare side by side; a single equation or inequality also as a whole."""
+        if gold.operators != response.operators:
+            return False, "structure"
+        single = len(gold.operators) == 1
+        sides = [*gold.sides, *response.sides]
+        # Both may be true, or false, and say different things.
+        numbers = all(not any(map(str.isalpha, re.sub(r"\\[A-Za-z]+", "", side))) for side in sides)
+        within = Comparison(self.rules) if numbers else self
+        orders = (
+            [response.sides, response.sides[::-1]]
+            if single and gold.operators[0] in ("=", r"\ne")
+            else [response.sides]
+        )
+        found = [
+            _all([within.answers(first, second, nesting)[0] for first, second in zip(gold.sides, order, strict=True)])
+            for order in orders
+        ]
+        same = _any(found)
+        if same or numbers or not single or gold.operators[0] == r"\in":
+            return bool(same) if numbers else same, "structure"
+        if self.symbolic is None:
+            return _UNDECIDED
+        kind = "equation" if gold.operators[0] in ("=", r"\ne", r"\equiv") else "inequality"
+        return self.symbolic(kind, tuple(gold.sides), tuple(response.sides)), "symbolic"
+
+    def _collections(self, gold: str, response: str, nesting: int) -> Found | None:
+        """Compare matrices, tuples, intervals, sets, lists and unions; a number is none of these."""
+        parsed = [
+            None if parse_quantity(text) else parse_matrix(text) or parse_collection(text) for text in (gold, response)
+        ]
+        first, second = parsed
+        if first is None and second is None:
+            return None
+        if isinstance(first, Matrix) and isinstance(second, Matrix):
+            return self._same_matrix(first, second, nesting + 1), "structure"
+        if isinstance(first, Collection) and isinstance(second, Collection):
+            return self.items(first, second, nesting + 1), "structure"
+        collection, other = (first, response) if first else (second, gold)
+        # `3(1,2)` is an expression that nobody reads here, `1, 234` no way to write 1,234.
+        return None if isinstance(collection, Collection) and split_unit(other)[1] else (False, "structure")
+
+    def items(self, gold: Collection, response: Collection, nesting: int) -> bool | None:
+        """Compare item by item; None if some pair of items can only be told apart symbolically."""
+        gold, response = _union(gold), _union(response)
+        differ = gold.brackets != response.brackets
+        if differ and not ({gold.brackets, response.brackets} == {"", "()"} and _named_in_order(gold, response)):
+            return False
+        if differ or (gold.ordered and not _solutions(gold)):
+            if len(gold.items) != len(response.items):
+                return False
+            pairs = zip(gold.items, response.items, strict=True)
+            return _all([self.answers(first, second, nesting)[0] for first, second in pairs])
+        return self.unordered(gold.items, response.items, nesting)
+
+    def unordered(self, gold: Sequence[str], response: Sequence[str], nesting: int = 1) -> bool | None:
+        """Return whether each item of one equals some item of the other."""
+        if len(gold) * len(response) > _MOST_PAIRS:
+            return None
+        table = [[self.answers(first, second, nesting)[0] for second in response] for first in gold]
+        return _all([_any(row) for row in [*table, *zip(*table, strict=True)]])
+
+    def _same_matrix(self, gold: Matrix, response: Matrix, nesting: int) -> bool | None:
+        if gold.kind != response.kind or [len(row) for row in gold.rows] != [len(row) for row in response.rows]:
+            return False
+        if gold.factor or response.factor:
+            scaled = [_multiplied(matrix) for matrix in (gold, response)]
+            if scaled[0] and scaled[1]:
+                return scaled[0] == scaled[1]
+            factors = self.answers(gold.factor or "1", response.factor or "1", nesting)[0]
+            if not factors:
+                return factors
+        cells = [zip(*rows, strict=True) for rows in zip(gold.rows, response.rows, strict=True)]
+        return _all([self.answers(first, second, nesting)[0] for row in cells for first, second in row])
+
+    def _units(self, gold: str, response: str, nesting: int) -> Found | None:
+        """Take off units: one side's alone is ignored, two must be the same."""
+        (first, unit), (second, other) = split_unit(gold), split_unit(response)
+        if unit is None and other is None:
+            return None
+        if unit is None and letter_unit(gold)[1] == other:
+            first, unit = letter_unit(gold)
+        if other is None and letter_unit(response)[1] == unit:
+            second, other = letter_unit(response)
+        if unit and other and unit != other:
+            return False, "structure"
+        return None if "%" in (unit, other) else self.answers(first, second, nesting + 1)
+
+
+def is_worked_out(gold: str, response: str) -> bool:
+    """Return whether a response leaves no more work than the gold answer: for a number, none; for a constant, no new functions."""
+    expected, given = read_expression(gold), read_expression(response)
+    if expected is None or given is None or expected.variables:
+        return True
+    return given.finished if parse_quantity(gold) else given.functions <= expected.functions
+
+
+def _union(collection: Collection) -> Collection:
+    """Return a list of inequalities, such as ``x < 1, x > 2``, as a union of intervals."""
+    if collection.brackets:
+        return collection
+    relations = [parse_relation(item) for item in collection.items]
+    intervals = [as_interval(relation) if relation else None for relation in relations]
+    if not all(intervals):
+        return collection
+    texts = [f"{i.brackets[0]}{i.items[0]},{i.items[1]}{i.brackets[1]}" for i in intervals if i]
+    return Collection("u", texts)
+
+
+def _named(collection: Collection) -> bool:
+    """Return whether a list says by name what its items are, as in ``x=1, y=2``: the order means nothing then."""
+    labels = [parse_label(item) for item in collection.items]
+    return not collection.brackets and all(labels) and len({label[0] for label in labels if label}) == len(labels)
+
+
+def _solutions(collection: Collection) -> bool:
+    """Return whether a bare list holds solutions, ``x=1, y=2`` or ``(1,2), (2,1)``, whose order means nothing."""
+    if collection.brackets:
+        return False
+    return all(map(parse_label, collection.items)) or all(
+        item[0] == "(" and item[-1] == ")" for item in collection.items
+    )
+
+
+def _named_in_order(gold: Collection, response: Collection) -> bool:
+    bare = gold if not gold.brackets else response
+    names = [label[0] for label in map(parse_label, bare.items) if label]
+    return _named(bare) and names == sorted(names)
+
+
+def _multiplied(matrix: Matrix) -> list[list[Fraction]] | None:
+    """Return the entries of a matrix of numbers, times the number before it, or None."""
+    factor = parse_quantity(matrix.factor or "1")
+    rows = [[parse_quantity(cell) for cell in row] for row in matrix.rows]
+    if factor is None:
+        return None
+    values = [[factor.value * cell.value for cell in row if cell] for row in rows]
+    return values if [len(row) for row in values] == [len(row) for row in rows] else None
+
+
+def _all(results: Sequence[bool | None]) -> bool | None:
+    return False if False in results else None if None in results else True
+
+
+def _any(results: Sequence[bool | None]) -> bool | None:
+    return True if True in results else None if None in results else False

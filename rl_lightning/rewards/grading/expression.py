@@ -1,0 +1,315 @@
+r"""Expressions such as ``\frac{\sqrt{3}}{2}x``, read into a tree without evaluating anything."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+#: ``("number", Fraction)``, ``("name", text)``, ``(operator, *trees)`` with the operators ``+ * / ^ -`` (of one), ``root``
+#: (degree, radicand), ``!``, ``abs``, ``floor``, ``ceil``, and functions such as ``sin``; ``log`` has (base, argument).
+Tree = tuple[Any, ...]
+
+_MOST_CHARACTERS, _MOST_DIGITS, _MOST_NESTING = 512, 200, 24
+_LONGEST_PRODUCT = 3  # letters side by side; four of them are a word
+_NAMES = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp lg"
+_FUNCTIONS = frozenset(_NAMES.split())
+_CONSTANTS = {"pi", "e", "i"}
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi "
+    "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega pi ell hbar"
+)
+_GREEK = frozenset(_GREEK_NAMES.split())
+_PLAIN_WORDS = _FUNCTIONS | {"sqrt", "pi", "theta", "alpha", "beta"}
+_TOKEN = re.compile(r" *(?:(\d+(?:\.\d+)?|\.\d+)|\\([A-Za-z]+)|([A-Za-z]+)|(\\[{}]|\*\*|[-+*/^_(){}\[\]|!']))")
+_CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A tree and what is known of it.
+
+    Args:
+        tree: see :data:`Tree`.
+        variables: names in it that stand for no known number.
+        functions: operators in it beyond sums, products, quotients, powers and roots.
+        finished: whether it is a number that nobody would work out further: a fraction, a root or a power of such numbers,
+            or a multiple of a constant.
+    """
+
+    tree: Tree
+    variables: frozenset[str]
+    functions: frozenset[str]
+    finished: bool
+
+
+class _Unreadable(Exception):
+    """The text is no expression, or could be read in two ways."""
+
+
+@lru_cache(maxsize=4096)
+def read_expression(text: str) -> Expression | None:
+    """Return the expression that a normalized text denotes, or None: words are not products of their letters."""
+    if len(text) > _MOST_CHARACTERS or sum(map(str.isdigit, text)) > _MOST_DIGITS:
+        return None
+    letters = text.replace(" ", "")
+    if len(letters) > 1 and letters.isalpha() and letters not in _PLAIN_WORDS:
+        return None
+    try:
+        tree = _Reader(text).whole()
+    except _Unreadable:
+        return None
+    names: set[str] = set()
+    operators: set[str] = set()
+    _collect(tree, names, operators)
+    known = {"+", "*", "/", "^", "-", "root", "number", "name"}
+    return Expression(tree, frozenset(names - _CONSTANTS), frozenset(operators - known), _finished(tree))
+
+
+def _collect(tree: Tree, names: set[str], operators: set[str]) -> None:
+    operators.add(tree[0])
+    if tree[0] == "name":
+        names.add(tree[1])
+    for part in tree[1:]:
+        if isinstance(part, tuple):
+            _collect(part, names, operators)
+
+
+def _finished(tree: Tree) -> bool:
+    operator, *parts = tree
+    if operator == "number" or (operator == "name" and parts[0] in _CONSTANTS):
+        return True
+    if operator in ("-", "/", "^", "root"):
+        return all(map(_finished, parts))
+    return operator == "*" and _finished(parts[0]) and parts[1][0] == "name" and parts[1][1] in _CONSTANTS
+
+
+def _tokens(text: str) -> list[tuple[str, str]]:
+    """Return pairs of kind and text."""
+    found: list[tuple[str, str]] = []
+    at = 0
+    while at < len(text):
+        token = _TOKEN.match(text, at)
+        if token is None:
+            raise _Unreadable
+        number, command, letters, symbol = token.groups()
+        if number is not None:
+            # `1 2` is no number, and what `x2` means nobody knows.
+            indexed = found[-2:-1] == [("symbol", "_")]
+            if found and found[-1][0] in ("number", "letter") and not indexed:
+                raise _Unreadable
+            found.append(("number", number))
+        elif command is not None:
+            found.append(("command", command))
+        elif symbol is not None:
+            found.append(("symbol", "^" if symbol == "**" else symbol))
+        elif letters in _PLAIN_WORDS:
+            found.append(("command", letters))
+        elif len(letters) > _LONGEST_PRODUCT:
+            raise _Unreadable
+        else:
+            found += [("letter", letter) for letter in letters]
+        at = token.end()
+        if not text[at:].strip():
+            break
+    return found
+
+
+class _Reader:
+    """A recursive-descent reader; every method raises `_Unreadable` where the text doesn't fit."""
+
+    def __init__(self, text: str) -> None:
+        self.tokens = [*_tokens(text), ("end", "")]
+        self.at = 0
+        self.nesting = 0
+        self.bars = 0
+
+    def whole(self) -> Tree:
+        tree = self.sum()
+        self.need("end", "")
+        return tree
+
+    @property
+    def next(self) -> tuple[str, str]:
+        return self.tokens[self.at]
+
+    def take(self, kind: str, *texts: str) -> str | None:
+        """Take the next token if it is one of these; any of the kind if no texts are given."""
+        if self.next[0] == kind and (not texts or self.next[1] in texts):
+            self.at += 1
+            return self.tokens[self.at - 1][1]
+        return None
+
+    def need(self, kind: str, *texts: str) -> str:
+        taken = self.take(kind, *texts)
+        if taken is None:
+            raise _Unreadable
+        return taken
+
+    def sum(self) -> Tree:
+        self.nesting += 1
+        if self.nesting > _MOST_NESTING:
+            raise _Unreadable
+        tree = self.signed()
+        while sign := self.take("symbol", "+", "-"):
+            part = self.product()
+            tree = ("+", tree, ("-", part) if sign == "-" else part)
+        self.nesting -= 1
+        return tree
+
+    def signed(self) -> Tree:
+        sign = self.take("symbol", "+", "-")
+        tree = self.product()
+        return ("-", tree) if sign == "-" else tree
+
+    def product(self) -> Tree:
+        tree = self.power()
+        divided = False
+        while True:
+            if self.take("symbol", "*") or self.take("command", "cdot", "times"):
+                tree, divided = ("*", tree, self.signed_power()), False
+            elif self.take("symbol", "/"):
+                divisor = self.signed_power()
+                tree, divided = ("/", tree, divisor), divisor[0] != "number"
+            elif self.starts_factor():
+                # `a/bc` is read in two ways, `3/4 x` hardly.
+                if divided:
+                    raise _Unreadable
+                tree = self.beside(tree)
+            else:
+                return tree
+
+    def signed_power(self) -> Tree:
+        return ("-", self.power()) if self.take("symbol", "-") else self.power()
+
+    def beside(self, tree: Tree) -> Tree:
+        """Read a factor that stands beside another: a product, or a mixed number."""
+        factor = self.power()
+        proper = (
+            factor[0] == "/" and all(part[0] == "number" for part in factor[1:]) and 0 < factor[1][1] < factor[2][1]
+        )
+        if tree[0] == "number" and tree[1].denominator == 1 and proper and self.tokens[self.at - 1] == ("symbol", "}"):
+            return ("number", tree[1] + factor[1][1] / factor[2][1])
+        return ("*", tree, factor)
+
+    def starts_factor(self) -> bool:
+        kind, text = self.next
+        if kind == "symbol":
+            return text in "([{" or (text == "|" and not self.bars)
+        return kind in ("letter", "number") or (kind == "command" and text not in ("rfloor", "rceil", "cdot", "times"))
+
+    def power(self) -> Tree:
+        tree = self.factor()
+        while self.take("symbol", "!"):
+            tree = ("!", tree)
+        if self.take("symbol", "^"):
+            tree = ("^", tree, self.argument())
+            if self.next == ("symbol", "^"):
+                raise _Unreadable
+        return tree
+
+    def factor(self) -> Tree:
+        if number := self.take("number"):
+            return ("number", Fraction(number))
+        if letter := self.take("letter"):
+            return self.name(letter)
+        if command := self.take("command"):
+            return self.command(command)
+        if opening := self.take("symbol", "(", "[", "{", "\\{"):
+            return self.enclosed(_CLOSING[opening])
+        if not self.bars and self.take("symbol", "|"):
+            self.bars += 1
+            tree = ("abs", self.sum())
+            self.bars -= 1
+            self.need("symbol", "|")
+            return tree
+        raise _Unreadable
+
+    def enclosed(self, closing: str) -> Tree:
+        bars, self.bars = self.bars, 0
+        tree = self.sum()
+        self.bars = bars
+        self.need("symbol", closing)
+        return tree
+
+    def name(self, name: str) -> Tree:
+        """Read what belongs to a name: its index and its primes."""
+        if self.take("symbol", "_"):
+            name += f"_{self.index()}"
+        while self.take("symbol", "'"):
+            name += "'"
+        return ("name", name)
+
+    def index(self) -> str:
+        if not self.take("symbol", "{"):
+            return self.take("number") or self.take("letter") or self.need("command")
+        parts = []
+        while not self.take("symbol", "}"):
+            parts.append(self.need(self.next[0]) if self.next[0] != "end" else self.need("symbol", "}"))
+        return "".join(parts)
+
+    def argument(self) -> Tree:
+        r"""Read what a command or a power applies to: braces, or a single symbol as in ``\frac12``."""
+        if self.take("symbol", "{"):
+            return self.enclosed("}")
+        kind, text = self.next
+        if kind == "number" and len(text) > 1 and self.tokens[self.at - 1][0] == "command":
+            if not (text.isdigit() and len(text) == 2):
+                raise _Unreadable  # who writes \sqrt12 may mean 12 or 1
+            self.tokens[self.at : self.at + 1] = [("number", text[0]), ("number", text[1])]
+        sign = self.take("symbol", "-") if self.tokens[self.at - 1] == ("symbol", "^") else None
+        tree = self.factor()
+        return ("-", tree) if sign else tree
+
+    def command(self, command: str) -> Tree:
+        if command == "frac":
+            return ("/", self.argument(), self.argument())
+        if command == "sqrt":
+            degree: Tree = ("number", Fraction(2))
+            if self.take("symbol", "["):
+                degree = self.enclosed("]")
+            if self.next[0] == "number" and len(self.next[1]) > 1:
+                raise _Unreadable
+            return ("root", degree, self.argument())
+        if command in ("lfloor", "lceil"):
+            tree = self.sum()
+            self.need("command", "rfloor" if command == "lfloor" else "rceil")
+            return (command[1:], tree)
+        if command in _FUNCTIONS:
+            return self.function(command)
+        if command in _GREEK:
+            return self.name(command)
+        raise _Unreadable
+
+    def function(self, name: str) -> Tree:
+        base: Tree | None = None
+        if self.take("symbol", "_"):
+            if name != "log":
+                raise _Unreadable
+            base = self.argument()
+        exponent = self.argument() if self.take("symbol", "^") else None
+        if exponent == ("-", ("number", Fraction(1))):
+            if f"arc{name}" not in _FUNCTIONS:
+                raise _Unreadable
+            name, exponent = f"arc{name}", None
+        operand = self.operand()
+        if name in ("log", "lg"):
+            tree: Tree = ("log", base or ("number", Fraction(10)), operand)
+        else:
+            tree = (name, operand)
+        return tree if exponent is None else ("^", tree, exponent)
+
+    def operand(self) -> Tree:
+        r"""Read what a function is of: parentheses, or the factors up to the next sign, function or parenthesis."""
+        if self.next[1] in ("(", "[", "|"):
+            return self.factor()
+        if self.take("symbol", "{"):
+            return self.enclosed("}")
+        tree = self.power()
+        while self.starts_factor() and self.next[1] not in (*_FUNCTIONS, "(", "["):
+            tree = ("*", tree, self.power())
+        if self.next == ("symbol", "/"):
+            raise _Unreadable  # \sin x/2
+        return tree

@@ -1,0 +1,59 @@
+"""What a gold answer says, in whatever form data sets hold it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from math import isfinite
+from typing import Any, SupportsFloat
+
+from rl_lightning.rewards.grading.extract import find_answers
+
+#: Keys under which data sets keep the answer of a dict, the first that is there decides.
+ANSWER_KEYS = ("ground_truth", "answer", "final_answer", "gold", "target", "solution", "value", "label", "text")
+_ANNOTATION = re.compile(r"<<[^<>\n]*>>")
+_TRUTH = {True: ("True", "Yes"), False: ("False", "No")}
+_MOST_NESTING = 4
+
+
+def gold_answers(answer: Any, nesting: int = 0) -> list[str]:
+    """Return the texts of a gold answer, any of which is right, as written; see :func:`marked_in_gold`.
+
+    Args:
+        answer: text, a number, a truth value, a dict with one of :data:`ANSWER_KEYS`, or a list of alternatives.
+
+    Raises:
+        ValueError: if there is none, or it is of another kind.
+    """
+    if nesting > _MOST_NESTING:
+        raise ValueError("it is nested too deeply")
+    if answer is None:
+        raise ValueError("there is no gold answer")
+    if isinstance(answer, str):
+        return [answer]
+    if isinstance(answer, Mapping):
+        key = next((key for key in ANSWER_KEYS if answer.get(key) is not None), None)
+        if key is None:
+            raise ValueError(f"there is no gold answer under one of {', '.join(ANSWER_KEYS)} in {str(answer)[:80]}")
+        return gold_answers(answer[key], nesting + 1)
+    if isinstance(answer, list | tuple | set | frozenset):
+        if not answer:
+            raise ValueError("there is no gold answer: the list of alternatives is empty")
+        return list(dict.fromkeys(text for one in answer for text in gold_answers(one, nesting + 1)))
+    if type(answer).__name__ in ("bool", "bool_"):
+        return list(_TRUTH[bool(answer)])
+    if isinstance(answer, SupportsFloat | Decimal):
+        if not isfinite(float(answer)):
+            raise ValueError(f"gold answer {answer} is not a number")
+        return [str(answer)]
+    raise ValueError(f"gold answer {str(answer)[:80]!r} is of type {type(answer).__name__}")
+
+
+def marked_in_gold(answer: str) -> str:
+    r"""Return what a gold text marks as its answer, as a response would: ``\boxed{14}``, ``#### 14``; all of it if nothing is.
+
+    Several different boxes are the parts of one list.
+    """
+    found = list(dict.fromkeys(find_answers(_ANNOTATION.sub("", answer)).candidates))
+    return ", ".join(found) if found else answer

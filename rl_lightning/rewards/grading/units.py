@@ -1,0 +1,137 @@
+r"""Units in any spelling: ``cm``, ``\text{ cm}^2``, ``square centimeters``, ``m/s``, ``miles per hour``, ``\$5``."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from fractions import Fraction
+from functools import lru_cache
+
+_NAMES = (
+    "mm millimeter millimetre, cm centimeter centimetre, m meter metre, km kilometer kilometre, in inch inches, ft foot feet, "
+    "yd yard, mi mile, mg milligram, g gram gramme, kg kilogram kilo, lb lbs pound, oz ounce, t ton tonne, ms millisecond, "
+    "s sec second, min mins minute, h hr hrs hour, day, week, month, yr year, l L liter litre, mL ml milliliter millilitre, gal gallon, "
+    "N newton, J joule, W watt, kW kilowatt, V volt, Hz hertz, Pa pascal, K kelvin, A amp ampere, C coulomb, mol mole, "
+    "° deg degree, rad radian, dollar USD usd, cent ¢, euro EUR, gbp GBP, yen JPY, rupee Rs INR, yuan RMB CNY, unit, point, people person, "
+    "% percent pct percentage, mph kph km/h, °C celsius, °F fahrenheit, student, apple, coin, marble, book, ticket, square, time"
+)
+_UNITS = {name: group.split()[0] for group in _NAMES.split(",") for name in group.split()}
+_UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 3 and not name.endswith("s")}
+_UNITS |= {"mph": "mph", "kph": "kph", "km/h": "kph"}
+_RATES = {"mph": Counter({"mi": 1, "h": -1}), "kph": Counter({"km": 1, "h": -1})}
+_CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee"}
+_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Words behind a number that are no unit, so that `5\text{ or more}` is not 5.
+_NO_UNIT_NAMES = (
+    "a an and or not no nor to than more less most least fewer if when then is are was be of in at by for with without between mod "
+    "modulo base remainder times plus minus over negative positive about approximately exactly only except otherwise where but "
+    "am pm dozen first second-to-last only infinity wrong right correct incorrect true false yes none maybe either neither both the this "
+    "that any all each every per cent"
+)
+_NO_UNITS = {*_NO_UNIT_NAMES.split(), *_SCALES}
+_CURRENCY = re.compile(r"^([-+]?) ?(?:US ?)?(\\?\$|€|£|¥|₹) ?(?=[\d.\\(])")
+_CURRENCY_BEHIND = re.compile(r"(?<=[\d})]) ?(\\?\$|€|£|¥|₹)$")
+_SCALE = re.compile(r" ?(?:\\text\{ ?)?\b(hundred|thousand|million|billion|trillion)s?(?: ?\})?$")
+_PER = re.compile(r"\\frac ?\{ ?\\text\{([^{}]*)\} ?\}\{ ?\\text\{([^{}]*)\} ?(\^ ?\{?\d\}?)? ?\}$")
+_START = re.compile(r"\\text\{|(?<![\\A-Za-z{])[A-Za-z]|[%°]")
+_WORD_BEFORE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,} *$|\\text\{[^{}]*\} *$")
+_LONGEST = 96  # characters
+_PART = re.compile(
+    r" *(?:(?P<per>/|per\b)|(?P<times>\\cdot|\*|·|-(?=[A-Za-z]))|\^ ?\{? ?(?P<power>-?\d)(?: ?\})?|(?P<word>°[CF]?(?![A-Za-z])|%|[A-Za-z¢]+))\.?"
+)
+_POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+
+
+def split_currency(text: str) -> tuple[str, str | None]:
+    """Take a currency sign off the beginning or the end of a text."""
+    found = _CURRENCY.match(text)
+    if found:
+        return found[1] + text[found.end() :], _CURRENCIES[found[2][-1]]
+    found = _CURRENCY_BEHIND.search(text)
+    return (text[: found.start()], _CURRENCIES[found[1][-1]]) if found else (text, None)
+
+
+@lru_cache(maxsize=4096)
+def split_unit(text: str) -> tuple[str, str | None]:
+    r"""Take the unit off a normalized text.
+
+    Returns:
+        The rest and the unit in one spelling, such as ``m s^-2``; None for a text without one. A letter that touches its
+        number, as in ``5m``, may be a variable and stays.
+    """
+    text, unit = split_currency(text)
+    if unit is not None:
+        return text, unit
+    rate = _PER.search(text)
+    if rate:
+        text = f"{text[: rate.start()]}\\text{{ {rate[1]} per {rate[2]}}}{''}"
+        text = text if not rate[3] else f"{text[:-1]}{rate[3].replace('{', '').replace('}', '')}}}"
+    for start in _START.finditer(text, max(0, len(text) - _LONGEST)):
+        before = text[: start.start()]
+        if (
+            not before.strip()
+            or _WORD_BEFORE.search(before)
+            or text.count("{", 0, start.start()) != text.count("}", 0, start.start())
+        ):
+            continue
+        found = _read(text[start.start() :], touching=before[-1] not in " }")
+        if found is not None:
+            return before.rstrip(), found
+    return text, None
+
+
+def split_scale(text: str) -> tuple[str, Fraction]:
+    """Take a word such as ``million`` off the end of a text, and return what it stands for."""
+    found = _SCALE.search(text)
+    return (text[: found.start()], Fraction(_SCALES[found[1]])) if found and found.start() else (text, Fraction(1))
+
+
+def letter_unit(text: str) -> tuple[str, str | None]:
+    """Take off a unit of one letter that touches its number, such as the ``m`` of ``5m``."""
+    unit = _UNITS.get(text[-1:])
+    touches = len(text) > 1 and text[-1].isalpha() and text[-2].isdigit()
+    return (text[:-1], unit) if touches and unit is not None else (text, None)
+
+
+def _read(text: str, touching: bool) -> str | None:
+    """Return the unit that a whole text stands for, in one spelling, or None."""
+    written = text.startswith("\\text{")
+    plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("(", "").replace(")", "").strip()
+    powers: Counter[str] = Counter()
+    unknown: list[str] = []
+    sign, coming, last, at, beside = 1, 1, "", 0, False
+    while at < len(plain):
+        part = _PART.match(plain, at)
+        if part is None:
+            return None
+        at = part.end()
+        if part["per"]:
+            sign, last, beside = -1, "", False
+        elif part["times"]:
+            beside = False
+        elif part["power"]:
+            if not last:
+                return None
+            powers[last] *= int(part["power"])
+        else:
+            word = part["word"]
+            if word in _POWERS and not (word == "square" and not plain[at:].strip()):
+                if word.endswith("d") and last:
+                    powers[last] *= _POWERS[word]
+                else:
+                    coming = _POWERS[word]
+                continue
+            name = _UNITS.get(word) or _UNITS.get(word.lower() if len(word) > 3 else word)
+            if name is None:
+                if not written or word.lower() in _NO_UNITS or len(word) < 2:
+                    return None
+                name = word.lower().removesuffix("s")
+                unknown.append(name)
+            if beside and not (written or (len(word) <= 2 and len(last) <= 2)):
+                return None
+            for part_name, power in _RATES.get(name, {name: 1}).items():
+                powers[part_name] += sign * coming * power
+            last, coming, beside = name, 1, True
+    if not powers or len(unknown) > 3 or (touching and not written and len(plain) == 1 and plain.isalpha()):
+        return None
+    return " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(powers.items()))
