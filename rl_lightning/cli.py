@@ -34,6 +34,7 @@ from rl_lightning.callbacks import (
     RunCard,
     RunLock,
     Speed,
+    SpreadWarning,
 )
 from rl_lightning.data import Evaluation, ExampleSource, PairOptions, PromptOptions, SamplingDataModule
 from rl_lightning.errors import UserError
@@ -67,7 +68,7 @@ class CLI(LightningCLI):
         own = {type(callback) for callback in listed}
         always: list[Callback] = [
             kind()
-            for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning, DurableLogs)
+            for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning, SpreadWarning, DurableLogs)
             if kind not in own
         ]
         # Lightning's own timer stops between microbatches too, where a gradient would be lost, and saves nothing.

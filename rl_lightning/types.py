@@ -89,7 +89,7 @@ class Rollout(Rows):
         prompt_index: (B,) long; which prompt of the split a row answers.
         truncated: (B,) bool; hit the cap on new tokens without a stop token.
         rollout_logprobs: (B, R) float; log-probabilities in nats as the sampler reported them.
-        prompts, responses, answers: B strings each (an answer may be None), as rewards and tables show them.
+        prompts, responses, answers: B each, as rewards and tables show them; an answer may be None, a list or a dict.
         raw_rewards, rewards: (B,) float, before and after shaping; NaN where a reward failed.
         correct: (B,) bool; the first reward listed reached its threshold.
         reward_components: reward name → (B,) float, unweighted.
@@ -110,7 +110,7 @@ class Rollout(Rows):
     rollout_logprobs: Tensor
     prompts: list[str]
     responses: list[str]
-    answers: list[str | None]
+    answers: list[Any]
     raw_rewards: Tensor
     rewards: Tensor
     correct: Tensor

@@ -5,7 +5,7 @@ from rl_lightning.callbacks.durable_logs import DurableLogs
 from rl_lightning.callbacks.dynamic_sampling import DynamicSampling
 from rl_lightning.callbacks.graceful_stop import GracefulStop
 from rl_lightning.callbacks.group_normalize import GroupNormalize
-from rl_lightning.callbacks.guards import CollapseWarning, NonFiniteGuard
+from rl_lightning.callbacks.guards import CollapseWarning, NonFiniteGuard, SpreadWarning
 from rl_lightning.callbacks.held_out_divergence import HeldOutDivergence
 from rl_lightning.callbacks.hf_export import HFExport
 from rl_lightning.callbacks.histograms import Histograms
@@ -44,5 +44,6 @@ __all__ = [
     "RunLock",
     "SampleTable",
     "Speed",
+    "SpreadWarning",
     "StepCheckpoint",
 ]

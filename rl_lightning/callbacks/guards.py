@@ -19,6 +19,8 @@ from rl_lightning.types import Rollout, Rows
 
 log = logging.getLogger(__name__)
 
+_MOST_SHOWN = 400  # characters of a sample
+
 
 class NonFiniteGuard(Callback):
     """Count optimizer steps that were skipped because their loss or gradient was infinite or not a number, and stop a run
@@ -173,3 +175,81 @@ class CollapseWarning(RolloutCallback):
                 "reward makes of length (OverlongShaping, another reduction)"
             )
         return None
+
+
+class SpreadWarning(RolloutCallback):
+    """Warn, once and with a sample, when rewards have had no spread for some rollouts: where all are equal, nothing is learnt.
+
+    Rewards have a spread where they differ within a group or, where groups have one response each, at all. The usual causes
+    are a gold answer or an extraction that no response can meet, and a reward model that scores all text alike.
+
+    Args:
+        in_a_row: rollouts without a spread that are warned of.
+    """
+
+    def __init__(self, in_a_row: int = 5) -> None:
+        if in_a_row < 1:
+            raise UserError(f"in_a_row must be at least 1, not {in_a_row}")
+        self.in_a_row = in_a_row
+        self._spread = False
+        self._sample: tuple[str, str, Any, float] | None = None
+        self._without = 0
+        self._warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many rollouts in a row had none, and whether that was said."""
+        return {"without": self._without, "warned": self._warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._without, self._warned = state_dict["without"], state_dict["warned"]
+
+    def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Look at rewards before any group is dropped."""
+        rows = rollout.scored.nonzero()[:, 0]
+        if not len(rows):
+            return
+        self._spread = self._spread or _has_spread(rollout.raw_rewards[rows], rollout.group_ids[rows])
+        row = int(rows[0])
+        reward = float(rollout.raw_rewards[row])
+        self._sample = rollout.prompts[row], rollout.responses[row], rollout.answers[row], reward
+
+    def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
+        """Count rollouts in which the rewards of no rank had a spread."""
+        if module.learns_from != "rollouts" or self._warned:
+            return
+        seen = from_every_rank((self._spread, self._sample))
+        self._spread, self._sample = False, None
+        samples = [sample for _, sample in seen if sample is not None]
+        if not samples:
+            return
+        self._without = 0 if any(spread for spread, _ in seen) else self._without + 1
+        if self._without < self.in_a_row:
+            return
+        self._warned = True
+        if trainer.is_global_zero:
+            prompt, response, answer, reward = samples[0]
+            log.warning(
+                "the rewards of %d rollouts in a row are equal within every group, so nothing is learnt (said once); a sample:\n"
+                "prompt: %r\nresponse: %r\ngold answer: %r\nreward: %g",
+                self._without,
+                prompt[-_MOST_SHOWN:],
+                response[-_MOST_SHOWN:],
+                answer,
+                reward,
+            )
+
+
+def _has_spread(rewards: Tensor, groups: Tensor) -> bool:
+    """Return whether rewards differ within a group; over all, where every group has one response."""
+    numbers, member = groups.unique(return_inverse=True)
+    if len(numbers) == len(groups):
+        member = torch.zeros_like(member)
+    low, high = (
+        torch.zeros(len(numbers), dtype=rewards.dtype, device=rewards.device).index_reduce(
+            0, member, rewards, which, include_self=False
+        )
+        for which in ("amin", "amax")
+    )
+    # Scores of a model differ by rounding.
+    return bool((high - low > 1e-6 * torch.maximum(high.abs(), low.abs()).clamp(min=1)).any())

@@ -56,7 +56,7 @@ class SampleTable(RolloutCallback):
                 advantage = "" if rollout.advantages is None else f"{float(rollout.advantages[row, 0]):+.2f}"
                 cells = [
                     self._cell(rollout.prompts[row]),
-                    self._cell(rollout.answers[row] or ""),
+                    self._cell("" if rollout.answers[row] is None else str(rollout.answers[row])),
                     self._cell(rollout.responses[row]),
                     f"{length}{cut}",
                     f"{float(rollout.rewards[row]):.2f}",

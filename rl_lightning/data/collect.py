@@ -219,7 +219,8 @@ def merged_metrics(chunks: Sequence[dict[str, float]]) -> dict[str, float]:
     merged: dict[str, float] = {}
     for name in dict.fromkeys(name for chunk in chunks for name in chunk):
         total = sum(chunk.get(name, 0.0) for chunk in chunks)
-        merged[name] = total if name.startswith(("time/", "generation/", "reward_failures/")) else total / len(chunks)
+        added = name.startswith(("time/", "generation/", "reward_failures/", "grading/"))
+        merged[name] = total if added else total / len(chunks)
     return merged
 
 

@@ -70,7 +70,7 @@ def encode_prompts(
     system_prompt: str | None = None,
     chat_template: bool | None = None,
     on_bad: Literal["error", "drop"] = "error",
-    check_answers: Callable[[list[str | None]], list[str | None]] | None = None,
+    check_answers: Callable[[list[Any]], list[str | None]] | None = None,
     add_written: AddWritten | None = None,
     unread: Problems | None = None,
     called: str = "prompts",

@@ -139,7 +139,7 @@ def _gather(data: RewardDataModule, parts: Sequence[Rollout]) -> Rollout:
 
 def _sums(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return the counts of failures, added up."""
-    names = {name: 0 for one in metrics for name in one if name.startswith("reward_failures/")}
+    names = {name: 0 for one in metrics for name in one if name.startswith(("reward_failures/", "grading/"))}
     return {name: sum(one.get(name, 0.0) for one in metrics) for name in names}
 
 

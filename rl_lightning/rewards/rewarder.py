@@ -94,7 +94,7 @@ class Rewarder:
             self._executor = None
         self._pool.close()
 
-    def check_answers(self, answers: Sequence[str | None]) -> list[str | None]:
+    def check_answers(self, answers: Sequence[Any]) -> list[str | None]:
         """Return for each gold answer what is wrong with it, or None, by the functions' own ``check_answer``."""
         problems = ([reward.answer_problem(answer) for reward in self.rewards] for answer in answers)
         return [next(filter(None, found), None) for found in problems]

@@ -72,7 +72,7 @@ class BoundReward:
             value, error = None, traceback.format_exc()
         return Outcome("raised" if error else "ok", value, error, tally.drain())
 
-    def answer_problem(self, answer: str | None) -> str | None:
+    def answer_problem(self, answer: Any) -> str | None:
         """Return what is wrong with a gold answer, by the function's ``check_answer``, or None."""
         check = getattr(self.here, "check_answer", None)
         if check is None:

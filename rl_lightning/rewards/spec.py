@@ -66,14 +66,14 @@ class RewardSample:
     Args:
         prompt: the prompt as the model saw it.
         response: what the model wrote.
-        answer: the gold answer, if the example has one.
+        answer: the gold answer as the data hold it, None if there is none.
         metadata: of the example; picklable.
         messages: the prompt as chat messages, where a chat template has rendered it: a reward model renders them by its own.
     """
 
     prompt: str
     response: str
-    answer: str | None
+    answer: Any
     metadata: dict[str, Any]
     messages: list[dict[str, str]] | None = None
 

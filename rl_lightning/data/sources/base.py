@@ -9,6 +9,8 @@ from typing import Any, Literal
 from rl_lightning.data.sources.problems import Problems
 
 Split = Literal["train", "val", "test"]
+#: A gold answer as data sets hold it; :func:`rl_lightning.rewards.grading.gold.gold_answers` says what it means to the grader.
+Gold = str | bool | list[Any] | dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Example:
     """
 
     prompt: str | list[dict[str, str]]
-    answer: str | None = None
+    answer: Gold | None = None
     response: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     location: str = ""

@@ -6,11 +6,13 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from math import isfinite
+from numbers import Real
 from typing import Any
 
-from rl_lightning.data.sources.base import Example, ExampleSource, Split
+from rl_lightning.data.sources.base import Example, ExampleSource, Gold, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.text import has_lone_surrogate
@@ -39,7 +41,7 @@ class Columns:
 
     Args:
         prompt: holds text or chat messages.
-        answer: holds the gold answer, text or a number; None if there is none.
+        answer: holds the gold answer: text, a number, a truth value, a dict or a list of alternatives; None if there is none.
         response: holds an answer that someone wrote; None if there is none.
         metadata: columns to pass on to rewards, None where a row lacks one; None to pass on all the other columns.
         rejected: holds a worse answer than the response; None if there is none.
@@ -213,11 +215,16 @@ def _text(value: Any) -> str:
     return value
 
 
-def _answer(value: Any) -> str:
-    """Check a gold answer; a number becomes the text of that number."""
-    # To Python a truth value is a number, but its text, "True", is hardly what a model is asked for.
-    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+def _answer(value: Any) -> Gold:
+    """Check that there is a gold answer; a number becomes the text of that number. What it says is for the rewards to read."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Real | Decimal) and isfinite(value):
         return str(value)
+    if isinstance(value, dict | list):
+        if not value:
+            raise _BadValue("is empty")
+        return value
     return _text(value)
 
 

@@ -125,6 +125,15 @@ class Comparison:
     def _relations(self, gold: str, response: str, nesting: int) -> Found | None:
         relations = parse_relation(gold), parse_relation(response)
         if relations[0] and relations[1]:
+            # `x \in [0,1]` is the set where the other is an inequality.
+            member = [relation.operators == [r"\in"] for relation in relations if relation]
+            if member[0] != member[1]:
+                sets = [
+                    relation.sides[1] if one else text
+                    for relation, one, text in zip(relations, member, (gold, response), strict=True)
+                    if relation
+                ]
+                return self.answers(sets[0], sets[1], nesting + 1)
             return self._same_relation(relations[0], relations[1], nesting + 1)
         if not any(relations):
             return None

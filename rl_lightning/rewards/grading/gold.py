@@ -41,8 +41,8 @@ def gold_answers(answer: Any, nesting: int = 0) -> list[str]:
         if not answer:
             raise ValueError("there is no gold answer: the list of alternatives is empty")
         return list(dict.fromkeys(text for one in answer for text in gold_answers(one, nesting + 1)))
-    if type(answer).__name__ in ("bool", "bool_"):
-        return list(_TRUTH[bool(answer)])
+    if isinstance(answer, bool):
+        return list(_TRUTH[answer])
     if isinstance(answer, SupportsFloat | Decimal):
         if not isfinite(float(answer)):
             raise ValueError(f"gold answer {answer} is not a number")

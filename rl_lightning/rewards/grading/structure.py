@@ -82,7 +82,7 @@ class Relation(NamedTuple):
 
 def choice_letter(text: str) -> str | None:
     """Return the letter of a choice written as ``B``, ``(B)``, ``B)``, ``B.``, ``B:`` or, with its text, ``(B) 12``, else None."""
-    found = _CHOICE.fullmatch(text)
+    found = _CHOICE.fullmatch(re.sub(r"^\\text\{([^{}]*)\}", r"\1", text))
     if not found or (found[3] and _OTHER_CHOICE.search(found[3])):
         return None
     return found[1] or found[2]

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from rl_lightning.algorithms import GRPO, OptimizerOptions
-from rl_lightning.callbacks import CollapseWarning, NonFiniteGuard
+from rl_lightning.callbacks import CollapseWarning, NonFiniteGuard, SpreadWarning
 from rl_lightning.callbacks.guards import replay
 from rl_lightning.errors import UserError
 from tests.support import StoredRollouts, random_rollout, trainer
@@ -194,3 +194,50 @@ def test_lengths_may_run_away_in_both_directions(length, warns, caplog):
 
 def test_a_run_that_goes_well_is_left_alone(caplog):
     assert warnings_of(CollapseWarning(), caplog, policy_entropy=[1.0, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1]) == []
+
+
+def watched(rewards, group_size, rollouts, guard=None):
+    """Show a guard some rollouts with these rewards; return it."""
+    guard = guard or SpreadWarning()
+    rollout = random_rollout(groups=len(rewards) // group_size, group_size=group_size)
+    rollout.raw_rewards = torch.tensor(rewards, dtype=torch.float64)
+    rollout.prompts, rollout.responses = ["2+2="] * len(rewards), ["4"] * len(rewards)
+    rollout.answers = ["2+2=<<2+2=4>>4\n#### 4"] * len(rewards)
+    zero = SimpleNamespace(is_global_zero=True, current_epoch=0)
+    for _ in range(rollouts):
+        guard.on_rollout_rewards(zero, SimpleNamespace(), rollout)
+        guard.on_rollout_end(zero, SimpleNamespace(learns_from="rollouts"), rollout)
+    return guard
+
+
+@pytest.mark.parametrize(
+    ("rewards", "group_size", "said"),
+    [
+        ([0.0] * 8, 4, True),
+        ([0.0] * 4 + [1.0] * 4, 4, True),
+        ([0.41 + 1e-9 * i for i in range(8)], 4, True),  # a reward model that scores all text alike
+        ([0.0] * 4, 1, True),
+        ([0.0] * 7 + [1.0], 4, False),
+        ([0.0, 0.0, 0.0, 1.0], 1, False),
+        ([float("nan")] * 8, 4, False),
+    ],
+)
+def test_rewards_without_a_spread_are_said_once_with_a_sample(rewards, group_size, said, caplog):
+    watched(rewards, group_size, 4)
+    assert "equal within every group" not in caplog.text
+    watched(rewards, group_size, 12)
+    assert caplog.text.count("equal within every group") == said
+    if said:
+        assert "prompt: '2+2='" in caplog.text
+        assert "#### 4" in caplog.text
+
+
+def test_a_spread_begins_the_count_anew_and_a_resumed_run_goes_on_with_it(caplog):
+    guard = watched([0.0] * 8, 4, 4)
+    watched([0.0] * 7 + [1.0], 4, 1, guard)
+    watched([0.0] * 8, 4, 4, guard)
+    assert "equal within every group" not in caplog.text
+    resumed = SpreadWarning()
+    resumed.load_state_dict(guard.state_dict())
+    watched([0.0] * 8, 4, 1, resumed)
+    assert "equal within every group" in caplog.text

@@ -124,6 +124,11 @@ def test_an_answer_may_be_a_number(tmp_path, value, text):
     assert load(tmp_path / "a.jsonl", [{"prompt": "?", "answer": value}])[0].answer == text
 
 
+@pytest.mark.parametrize("value", [True, ["1", "2"], {"ground_truth": "72", "style": "rule"}, "2+3=5\n#### 5"])
+def test_an_answer_is_passed_on_as_it_is(tmp_path, value):
+    assert load(tmp_path / "a.jsonl", [{"prompt": "?", "answer": value}])[0].answer == value
+
+
 def test_chat_messages(tmp_path):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1=", "name": None}]
     (example,) = load(tmp_path / "a.jsonl", [{"prompt": messages, "answer": "2"}])
@@ -149,7 +154,7 @@ def test_every_bad_row_is_reported_at_once(tmp_path):
             {"prompt": "  ", "answer": "2"},
             {"prompt": 3, "answer": "2"},
             {"prompt": "3", "answer": None},
-            {"prompt": "", "answer": True},
+            {"prompt": "", "answer": {}},
             {"prompt": "3", "answer": float("nan")},
         ],
     )
@@ -166,7 +171,7 @@ def test_every_bad_row_is_reported_at_once(tmp_path):
             "7: column 'prompt' is of type int, not text",
             "8: column 'answer' is null",
             "9: column 'prompt' is empty",
-            "9: column 'answer' is of type bool, not text",
+            "9: column 'answer' is empty",
             "10: column 'answer' is of type float, not text",
         ]
     )

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-pytest.importorskip("math_verify")
+pytest.importorskip("mpmath")
 
 from rl_lightning.rewards import tally
 from rl_lightning.rewards.grading import is_equivalent, symbolic
