@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rl_lightning.thoughts import DEFAULT_THOUGHTS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -360,12 +362,30 @@ class Ends:
         return ids[-1] in self.ids or (self.strings is not None and self.strings.completes(ids))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return a response as text, without special tokens and the end of its turn."""
-        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Return a response as text, without the end of its turn and special tokens other than those around a thought."""
+        if self._thought_tokens.isdisjoint(ids):
+            text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        else:
+            added = self.tokenizer.added_tokens_decoder
+            shown = [number for number in ids if number in self._thought_tokens or not _is_special(added, number)]
+            text = str(self.tokenizer.decode(shown, skip_special_tokens=False))
         if self.turn_end:
             text = text.partition(self.turn_end)[0]
         return _SURROGATES.sub("\ufffd", text) if has_lone_surrogate(text) else text
 
+    @cached_property
+    def _thought_tokens(self) -> frozenset[int]:
+        """Special tokens such as ``[/THINK]``, without which nobody could tell a thought from the answer."""
+        markers = "\n".join(marker for pair in DEFAULT_THOUGHTS for marker in pair)
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(
+            n for n, token in added.items() if token.special and len(token.content) > 2 and token.content in markers
+        )
+
     def __str__(self) -> str:
         tokens = [str(self.tokenizer.convert_ids_to_tokens(number)) for number in sorted(self.ids)]
         return ", ".join([*tokens, *map(repr, self.strings.strings if self.strings else ())])
+
+
+def _is_special(added: dict[int, Any], number: int) -> bool:
+    return number in added and bool(added[number].special)

@@ -37,7 +37,7 @@ from rl_lightning.rewards.grading.gold import gold_answers, marked_in_gold
 from rl_lightning.rewards.grading.rational import Percent
 from rl_lightning.rewards.grading.symbolic import ProcessDied, require_backend
 from rl_lightning.rewards.grading.symbolic import start as start_backend
-from rl_lightning.rewards.grading.thought import DEFAULT_THOUGHTS, Thoughts, after_thought, check_thoughts
+from rl_lightning.thoughts import DEFAULT_THOUGHTS, Thoughts, after_thought, check_thoughts
 
 Reward = TypeVar("Reward", bound=Callable[..., float])
 

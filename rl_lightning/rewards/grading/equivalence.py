@@ -16,7 +16,7 @@ from rl_lightning.rewards.grading.gold import gold_answers, marked_in_gold
 from rl_lightning.rewards.grading.normalize import normalize, tighten
 from rl_lightning.rewards.grading.rational import Percent, divides_by_zero
 from rl_lightning.rewards.grading.structure import parse_collection
-from rl_lightning.rewards.grading.thought import DEFAULT_THOUGHTS, Thoughts
+from rl_lightning.thoughts import DEFAULT_THOUGHTS, Thoughts
 
 MOST_CHARACTERS = 4096  # of an answer; the response may be of any length
 _MOST_CANDIDATES = 16

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
 
-from rl_lightning.rewards.grading.thought import DEFAULT_THOUGHTS, Thoughts, after_thought
+from rl_lightning.thoughts import DEFAULT_THOUGHTS, Thoughts, after_thought
 
 Marker = Literal["boxed", "answer_tag", "hash_line", "answer_line", "hash", "last_number", "whole"]
 Extract = Marker | Sequence[Marker]
