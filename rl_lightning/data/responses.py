@@ -10,7 +10,7 @@ import torch
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.generation import Responses
 from rl_lightning.rewards import Ahead, Rewarder, RewardSample
-from rl_lightning.text import Ends
+from rl_lightning.stopping import Ends
 from rl_lightning.types import Rollout
 
 

@@ -29,8 +29,8 @@ from rl_lightning.data.tables import reference_logprobs, sampled_table
 from rl_lightning.data.written import written_pairs, written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
+from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_size
-from rl_lightning.text import Ends
 from rl_lightning.types import Minibatch, Rollout
 
 log = logging.getLogger(__name__)

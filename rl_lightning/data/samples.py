@@ -14,7 +14,7 @@ from rl_lightning.data.scoring import teaches
 from rl_lightning.data.written import written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals
-from rl_lightning.text import Ends
+from rl_lightning.stopping import Ends
 from rl_lightning.types import Minibatch, Rollout
 
 

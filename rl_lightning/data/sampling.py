@@ -30,8 +30,9 @@ from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
 from rl_lightning.generation.base import Progress
 from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
+from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
-from rl_lightning.text import Ends, TextFormat
+from rl_lightning.text import TextFormat
 from rl_lightning.types import Rollout, Rows, Sealed
 
 log = logging.getLogger(__name__)

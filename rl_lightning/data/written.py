@@ -11,7 +11,8 @@ import torch
 from rl_lightning.data.pairs import PairTable, paired
 from rl_lightning.data.prompts import EncodedPrompt, Problem
 from rl_lightning.errors import UserError
-from rl_lightning.text import Ends, TextFormat, cut_left, has_lone_surrogate
+from rl_lightning.stopping import Ends
+from rl_lightning.text import TextFormat, cut_left, has_lone_surrogate
 from rl_lightning.types import Rollout, Rows, pad_left, pad_right
 
 #: What becomes of a prompt and a response that are longer than the policy reads, or than is wanted.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
-from rl_lightning.text import StopStrings
+from rl_lightning.stopping import StopStrings
 
 #: Names the random numbers of one response: (seed, number of the response in the run). The same stream gives the same
 #: numbers whatever else is in the batch, on whichever rank, before or after a restart.

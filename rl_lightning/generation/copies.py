@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.models import PolicyFiles
-from rl_lightning.text import StopStrings
+from rl_lightning.stopping import StopStrings
 from rl_lightning.types import pad_left, pad_right
 
 

@@ -21,7 +21,7 @@ from rl_lightning.generation.slots import Slots
 from rl_lightning.generation.transformers import TransformersGenerator
 from rl_lightning.models.families import accepts, unlike_plain_attention
 from rl_lightning.models.forward import padded
-from rl_lightning.text import StopStrings
+from rl_lightning.stopping import StopStrings
 from rl_lightning.types import pad_left
 
 #: Prompt tokens read in one pass.

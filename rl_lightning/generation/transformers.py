@@ -18,7 +18,7 @@ from transformers import (
 
 from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
 from rl_lightning.generation.sampling import check_drawn, draw, uniforms
-from rl_lightning.text import StopStrings
+from rl_lightning.stopping import StopStrings
 from rl_lightning.types import pad_left, pad_right
 
 

@@ -18,7 +18,7 @@ from rl_lightning.generation.base import Progress, Sampling
 from rl_lightning.generation.copies import Answer, CopyGenerator, Request
 from rl_lightning.generation.snapshots import Snapshots, number_of_ranks, together
 from rl_lightning.models import PolicyFiles
-from rl_lightning.text import StopStrings
+from rl_lightning.stopping import StopStrings
 
 ValueT = TypeVar("ValueT")
 

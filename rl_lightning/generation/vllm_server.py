@@ -17,7 +17,7 @@ from rl_lightning.generation.connection import Connection, Refused
 from rl_lightning.generation.copies import Answer, CopyGenerator, Request
 from rl_lightning.generation.snapshots import Snapshots, together
 from rl_lightning.models import PolicyFiles
-from rl_lightning.text import StopStrings
+from rl_lightning.stopping import StopStrings
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from rl_lightning.data.prompts import encode_prompts, text_format
 from rl_lightning.data.sources.base import Example
 from rl_lightning.data.written import WrittenReader
 from rl_lightning.models import ClassifierFiles, Judge, PolicyFiles, Text
-from rl_lightning.text import Ends, StopStrings, TextFormat
+from rl_lightning.stopping import Ends, StopStrings
+from rl_lightning.text import TextFormat
 from tests.tokenizers import KINDS, build
 
 LIMITS = {"max_prompt_length": None, "context_length": None, "max_new_tokens": 8}

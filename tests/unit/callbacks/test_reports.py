@@ -222,6 +222,14 @@ def test_a_line_for_every_response(tmp_path, capsys):
     assert "数学" in file.read_text(encoding="utf-8") and str(file) in capsys.readouterr().out
 
 
+def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path):
+    rollout = random_rollout(groups=1, group_size=2)
+    rollout.responses, rollout.answers = ["a\ud800", "數"], ["\udfff", None]
+    predictions(tmp_path / "answers.jsonl", [rollout])
+    assert [line["response"] for line in lines(tmp_path / "answers.jsonl")] == rollout.responses
+    assert "\\ud800" in SampleTable().table(rollout).encode().decode().replace("&#92;", "\\")
+
+
 def test_every_rank_writes_a_file_of_its_own(tmp_path):
     for rank in range(2):
         part = random_rollout(groups=rank + 1, group_size=2)

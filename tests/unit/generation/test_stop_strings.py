@@ -9,7 +9,7 @@ from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.errors import UserError
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator, VLLMGenerator
 from rl_lightning.generation.copies import Answer, Request
-from rl_lightning.text import StopStrings
+from rl_lightning.stopping import StopStrings
 from tests.tiny import EOS, PAD
 from tests.unit.generation.families import family
 from tests.unit.generation.test_generators import PROMPTS, STREAMS, rows, same
