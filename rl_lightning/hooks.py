@@ -34,6 +34,9 @@ class RolloutCallback(Callback):
     The stages come in this order, each for all callbacks, so the order of callbacks in a YAML does not matter between
     stages: `on_rollout_rewards` and `keep_groups`, again and again until there are enough groups; then the policy scores
     the rollout; then `on_rollout_advantages`, `on_rollout_end`.
+
+    What a stage adds to `rollout.metrics` is logged. On several ranks a number is averaged over them, unless it says otherwise:
+    see `rl_lightning.measures`.
     """
 
     #: Fields of the rollout that this callback fills in; an algorithm that needs one is refused without it.
@@ -48,14 +51,15 @@ class RolloutCallback(Callback):
         """
 
     def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Change `rollout.rewards`."""
+        """Change `rollout.rewards`, (B,)."""
 
     def keep_groups(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> Tensor | None:
         """Return which groups to train on, by row: (B,) bool, the same for all rows of a group; None for all of them."""
         return None
 
     def on_rollout_advantages(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Fill in `rollout.advantages` from `rollout.rewards`."""
+        """Fill in `rollout.advantages`, (B, R), from `rollout.penalised_rewards`, or token by token from
+        `module.token_rewards(rollout)`; a divergence that acts in the reward has been taken off either, once."""
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Look at the finished rollout; its metrics may still be added to."""
+        """Look at the finished rollout; its metrics, numbers over all ranks by now, may still be added to."""

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rl_lightning.functional import less_divergence
+
 RowsT = TypeVar("RowsT", bound="Rows")
 
 
@@ -26,7 +28,8 @@ class Rows:
         attention_mask: (B, T) bool; True on real tokens.
         response_mask: (B, R) bool; True on a generated token that counts, the stop token included.
         group_ids: (B,) long; rows that answer the same prompt share a number.
-        temperature: τ that responses are, or were, sampled at; log-probabilities are taken at it.
+        temperature: τ that log-probabilities are taken at: the one that responses were sampled at in a rollout, 1 for stored
+            text unless asked for otherwise.
     """
 
     input_ids: Tensor
@@ -67,14 +70,15 @@ class Rows:
         return self._map(lambda value: value.to(device, **kwargs))
 
     def _map(self: RowsT, change: Any) -> RowsT:
-        """Apply a change to every tensor; lists, which have a row each, follow through a tensor of row numbers."""
+        """Apply a change to every tensor; lists, which have a row each, follow through a tensor of row numbers. Metrics are of no
+        row, tensors or not."""
         changed: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
                 changed[item.name] = change(value)
-            elif isinstance(value, dict):
-                changed[item.name] = {k: change(v) if isinstance(v, Tensor) else v for k, v in value.items()}
+            elif isinstance(value, dict) and item.name != "metrics":
+                changed[item.name] = {k: change(v) for k, v in value.items()}
             elif isinstance(value, list):
                 order = change(torch.arange(len(value))).tolist()
                 changed[item.name] = [value[row] for row in order]
@@ -90,7 +94,8 @@ class Rollout(Rows):
         truncated: (B,) bool; hit the cap on new tokens without a stop token.
         rollout_logprobs: (B, R) float; log-probabilities in nats as the sampler reported them.
         prompts, responses, answers: B each, as rewards and tables show them; an answer may be None, a list or a dict.
-        raw_rewards, rewards: (B,) float, before and after shaping; NaN where a reward failed.
+        raw_rewards, rewards: (B,) float, before and after shaping; NaN where a reward failed. A divergence from the reference
+            is never taken off them: see `penalised_rewards`.
         correct: (B,) bool; the first reward listed reached its threshold.
         reward_components: reward name → (B,) float, unweighted.
         old_logprobs: (B, R); of the policy at rollout time, as the trainer computes them. Absent when the rollout
@@ -98,6 +103,7 @@ class Rollout(Rows):
         ref_logprobs: (B, R); of the frozen reference, if the algorithm has one.
         token_rewards: (B, R); r(x, y≤t) where a callback gives a reward to each token. Such a reward takes the place of
             `rewards` in algorithms that credit single tokens.
+        kl_penalties: (B, R); β times the estimated divergence of each token, where it acts in the reward.
         values: (B, R); of the critic before each token, if the algorithm has one.
         bootstrap_values: (B,); of the critic after the last token.
         advantages, returns: (B, R).
@@ -118,6 +124,7 @@ class Rollout(Rows):
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     token_rewards: Tensor | None = None
+    kl_penalties: Tensor | None = None
     values: Tensor | None = None
     bootstrap_values: Tensor | None = None
     advantages: Tensor | None = None
@@ -129,6 +136,11 @@ class Rollout(Rows):
     def scored(self) -> Tensor:
         """(B,) bool: the reward did not fail."""
         return ~self.raw_rewards.isnan()
+
+    @property
+    def penalised_rewards(self) -> Tensor:
+        """(B,) float: what responses are compared by, rewards less the divergence where it acts in the reward."""
+        return less_divergence(self.rewards, self.kl_penalties)
 
     def votes(self) -> tuple[Tensor, Tensor]:
         """Return how many responses of a row's group have a reward, and how many of those are correct: (B,) long each."""

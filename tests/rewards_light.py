@@ -18,3 +18,10 @@ def touch(*, response, file, seconds=0.0):
     with open(file, "w"):
         time.sleep(seconds)
         return 1.0
+
+
+def fails_on_some(response):
+    """Return the length in characters; raise where five divides it."""
+    if len(response) % 5 == 0:
+        raise RuntimeError("no reward for you")
+    return float(len(response))

@@ -20,6 +20,7 @@ from rl_lightning.algorithms.state import TrainedState
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
+from rl_lightning.shapes import require
 from rl_lightning.strategies import clip_gradients, data_parallel_size, gradient_norm, place, sum_over_ranks
 from rl_lightning.types import Minibatch, Rows
 
@@ -157,14 +158,23 @@ class ObjectiveModule(TrainedState):
         """Return this microbatch's share −Σ w J of the loss of its optimizer step."""
         raise TypeError(f"{type(self).__name__} must define loss(batch)")
 
-    def weigh(self, batch: Minibatch, objective: Tensor) -> Tensor:
-        """Return −Σ w J over the tokens of a microbatch.
+    def weigh(self, batch: Minibatch, objective: Tensor, auxiliary: Tensor | float = 0.0) -> Tensor:
+        """Return −Σ w (J + auxiliary) over the tokens of a microbatch.
 
         Args:
             batch: its weights and response mask are (B, R).
             objective: J, (B, R); what stands outside the response mask is ignored.
+            auxiliary: what is maximised besides, (B, R), or one number.
+
+        Raises:
+            UserError: for another shape.
         """
         assert batch.weights is not None
+        for name, value in (("objective", objective), ("auxiliary", auxiliary)):
+            if not (name == "auxiliary" and isinstance(value, int | float)):
+                what = f"what {type(self).__name__}.{name} returns"
+                require(what, value, batch.response_mask.shape, "one number a response token")
+        objective = objective + auxiliary
         # Padding may hold anything, and 0 · NaN is NaN: choose before multiplying.
         objective = torch.where(batch.response_mask, objective, 0)
         return -(batch.weights.to(objective.dtype) * objective).sum()
@@ -181,6 +191,11 @@ class ObjectiveModule(TrainedState):
         """Return the loss such that Lightning's averages over microbatches and ranks come out as their sum."""
         self._idle, self._ends_step = batch.idle, batch.ends_step
         loss = self.loss(batch)
+        require(f"what {type(self).__name__}.loss returns", loss, (), "one number")
+        if not loss.requires_grad:
+            raise UserError(
+                f"what {type(self).__name__}.loss returns has no gradient: the objective must be computed from what the model says"
+            )
         self.observations.add_to_loss(loss)
         self.observations.keep(batch.metrics)
         if batch.ends_step:
@@ -205,9 +220,23 @@ class ObjectiveModule(TrainedState):
                 without[0],
             )
 
-    def observe(self, values: Mapping[str, Tensor], batch: Rows) -> None:
-        """Record per-token values; their mean over the tokens of the optimizer step is logged under the given names."""
-        self.observations.add(values, batch.response_mask)
+    def observe(self, values: Mapping[str, Tensor | float], batch: Rows) -> None:
+        """Record values of tokens, (B, R), or single numbers; their mean over the tokens of the optimizer step is logged under the
+        given names.
+
+        Raises:
+            UserError: for another shape.
+        """
+        mask = batch.response_mask
+        for name, value in values.items():
+            table = torch.as_tensor(value, device=mask.device)
+            table = table.expand(mask.shape) if table.numel() == 1 and table.dim() < 2 else table
+            if table.shape != mask.shape:
+                raise UserError(
+                    f"{type(self).__name__} observes {name!r} of shape {tuple(table.shape)}: it must have the shape "
+                    f"{tuple(mask.shape)}, one number a response token, or be one number"
+                )
+            self.observations.add({name: table}, mask)
 
     def observe_pairs(self, values: Mapping[str, Tensor]) -> None:
         """Record values of shape (B/2,), one a pair; their mean over the pairs of the optimizer step is logged."""

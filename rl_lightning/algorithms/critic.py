@@ -140,7 +140,7 @@ class CriticModule(OnlineModule):
         hidden = None if outputs.hidden is None else outputs.hidden.detach()
         # The policy stays in the graph, at weight 0: several ranks wait for a gradient of each parameter.
         objective = 0 * self.objective(batch, outputs.logprobs)
-        return self.weigh(batch, objective - self.weighted_value_loss(batch, hidden))
+        return self.weigh(batch, objective, -self.weighted_value_loss(batch, hidden))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the policy out of a step of the critic's warm-up, so that not even weight decay moves it."""

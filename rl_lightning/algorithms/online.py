@@ -19,6 +19,7 @@ from rl_lightning.functional import (
     kl_k1,
     kl_k3,
     kl_penalty,
+    less_divergence,
     masked_mean,
     probability_ratio,
 )
@@ -135,10 +136,26 @@ class OnlineModule(PolicyModule):
         return {"old_logprobs": self.logprobs(batch)} if old_logprobs else {}
 
     def on_rollout_scored(self, rollout: Rollout) -> None:
-        """Take the divergence from the rewards of a rollout that `score` has looked at, if that is where it acts."""
-        penalty = self.kl_penalties(rollout)
-        if penalty is not None:
-            rollout.rewards = rollout.rewards - penalty.sum(1).to(rollout.rewards)
+        """Fill in what the divergence costs the tokens of a rollout that `score` has looked at, and log it, if it acts in the
+        reward. The rewards stay as they are: see `Rollout.penalised_rewards` and `token_rewards`."""
+        rollout.kl_penalties = self.kl_penalties(rollout)
+        if rollout.kl_penalties is None:
+            return
+        assert rollout.old_logprobs is not None and rollout.ref_logprobs is not None
+        for name, estimate in (("kl/k1", kl_k1), ("kl/k3", kl_k3)):
+            values = estimate(rollout.old_logprobs, rollout.ref_logprobs)
+            rollout.metrics[name] = float(masked_mean(values, rollout.response_mask, self.total))
+
+    def token_rewards(self, rollout: Rollout) -> Tensor:
+        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response: the divergence where it acts in the reward."""
+        mask = rollout.response_mask
+        if rollout.token_rewards is not None:
+            rewards = torch.where(mask, rollout.token_rewards, 0)
+        else:
+            # A failed reward is NaN; its row has no token that counts.
+            last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+            rewards = torch.where(last, rollout.rewards.unsqueeze(1), 0)
+        return less_divergence(rewards, self.kl_penalties(rollout))
 
     def kl_penalties(self, rollout: Rollout) -> Tensor | None:
         """Return β times the estimated divergence of the policy that sampled, (B, R), 0 outside the response; None if it
@@ -146,11 +163,9 @@ class OnlineModule(PolicyModule):
         if not self.kl_coef or self.kl_in != "reward":
             return None
         assert rollout.old_logprobs is not None and rollout.ref_logprobs is not None
-        old, ref, mask = rollout.old_logprobs, rollout.ref_logprobs, rollout.response_mask
-        for name, estimate in (("kl/k1", kl_k1(old, ref)), ("kl/k3", kl_k3(old, ref))):
-            rollout.metrics[name] = float(masked_mean(estimate, mask, self.total))
+        old, ref = rollout.old_logprobs, rollout.ref_logprobs
         estimate = kl_penalty(old, ref, self.kl_estimator, torch.zeros_like(old))
-        return torch.where(mask, self.kl_coef * estimate, 0)
+        return torch.where(rollout.response_mask, self.kl_coef * estimate, 0)
 
     @property
     def learns_from_zero_advantages(self) -> bool:
@@ -161,7 +176,7 @@ class OnlineModule(PolicyModule):
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
         outputs = self.outputs(batch)
         objective = self.objective(self.corrected(batch, outputs.logprobs), outputs.logprobs)
-        return self.weigh(batch, objective + self.auxiliary(batch, outputs))
+        return self.weigh(batch, objective, self.auxiliary(batch, outputs))
 
     def corrected(self, batch: Minibatch, logprobs: Tensor) -> Minibatch:
         """Return a microbatch with its advantages weighed by how much likelier the trainer's policy found each token than the

@@ -105,7 +105,7 @@ class PolicyModule(ObjectiveModule):
     def loss(self, batch: Minibatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
         outputs = self.outputs(batch)
-        return self.weigh(batch, self.objective(batch, outputs.logprobs) + self.auxiliary(batch, outputs))
+        return self.weigh(batch, self.objective(batch, outputs.logprobs), self.auxiliary(batch, outputs))
 
     # ---------------------------------------------------------------- evaluation
 

@@ -96,6 +96,7 @@ class PPO(CriticModule):
 
     def on_rollout_scored(self, rollout: Rollout) -> None:
         """Fill in advantages and returns from rewards and values."""
+        super().on_rollout_scored(rollout)
         mask, values = rollout.response_mask, rollout.values
         assert values is not None
         after = None
@@ -111,15 +112,3 @@ class PPO(CriticModule):
         if self.whiten_advantages:
             advantages = masked_whiten(advantages, mask, self.total)
         rollout.advantages, rollout.returns = advantages, returns
-
-    def token_rewards(self, rollout: Rollout) -> Tensor:
-        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response: the divergence where it acts in the reward."""
-        mask = rollout.response_mask
-        if rollout.token_rewards is not None:
-            rewards = torch.where(mask, rollout.token_rewards, 0)
-        else:
-            # A failed reward is NaN; its row has no token that counts.
-            last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-            rewards = torch.where(last, rollout.rewards.unsqueeze(1), 0)
-        penalties = self.kl_penalties(rollout)
-        return rewards if penalties is None else rewards - penalties

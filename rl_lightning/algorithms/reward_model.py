@@ -12,6 +12,7 @@ from rl_lightning.algorithms.metrics import preference_metrics
 from rl_lightning.errors import UserError
 from rl_lightning.functional import bradley_terry
 from rl_lightning.models import ClassifierFiles, classifier_logits
+from rl_lightning.shapes import require
 from rl_lightning.types import Minibatch, PreferenceBatch, Rows
 
 
@@ -96,7 +97,9 @@ class RewardModel(ObjectiveModule):
                 "reward_model/reward_mean": (chosen + rejected) / 2,
             }
         )
-        return self.weigh(batch, batch.per_token(self.objective(batch, scores)))
+        objective = self.objective(batch, scores)
+        require(f"what {type(self).__name__}.objective returns", objective, chosen.shape, "one number a pair")
+        return self.weigh(batch, batch.per_token(objective))
 
     # ---------------------------------------------------------------- evaluation
 

@@ -15,6 +15,8 @@ from rl_lightning.types import Rollout
 class GroupNormalize(RolloutCallback):
     """Give every token of a response the advantage (r − mean) / (std + eps) over the responses to the same prompt.
 
+    r is the reward less the divergence, where that acts in the reward.
+
     Args:
         scale: what to divide by: the group's deviation (`std`, GRPO), that of all rewards (`batch`), nothing (`none`,
             Dr.GRPO).
@@ -40,11 +42,11 @@ class GroupNormalize(RolloutCallback):
 
     def on_rollout_advantages(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Fill in `rollout.advantages`."""
-        batch_std = None
+        rewards, batch_std = rollout.penalised_rewards, None
         if self.scale == "batch" and trainer.world_size > 1:
-            everywhere = torch.as_tensor(module.all_gather(rollout.rewards)).flatten()
+            everywhere = torch.as_tensor(module.all_gather(rewards)).flatten()
             batch_std = everywhere[~everywhere.isnan()].std(correction=self.ddof)
         advantages = group_normalize(
-            rollout.rewards, rollout.group_ids, rollout.scored, self.scale, self.eps, self.ddof, batch_std
+            rewards, rollout.group_ids, rollout.scored, self.scale, self.eps, self.ddof, batch_std
         )
         rollout.advantages = torch.where(rollout.response_mask, advantages.unsqueeze(1), 0)

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from rl_lightning.errors import UserError
 from rl_lightning.functional import overlong_penalty
 from rl_lightning.hooks import RolloutCallback
+from rl_lightning.measures import Mean
 from rl_lightning.types import Rollout
 
 
@@ -43,4 +44,4 @@ class OverlongShaping(RolloutCallback):
         """Add the penalty to `rollout.rewards`."""
         penalty = self.weight * overlong_penalty(rollout.lengths, self._cap, self.cache_length)
         rollout.rewards = rollout.rewards + penalty.to(rollout.rewards)
-        rollout.metrics["rollout/overlong_penalty"] = float(penalty.mean())
+        rollout.metrics["rollout/overlong_penalty"] = Mean(float(penalty.double().sum()), len(penalty))

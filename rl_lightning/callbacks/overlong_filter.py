@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from rl_lightning.functional import masked_mean
 from rl_lightning.hooks import RolloutCallback
+from rl_lightning.measures import Mean
 from rl_lightning.types import Rollout
 
 
@@ -24,7 +24,7 @@ class OverlongFilter(RolloutCallback):
     def on_rollout_advantages(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Take the tokens of truncated responses out of what counts, and their advantages if there are some already."""
         counting = rollout.response_mask.any(1)
-        rollout.metrics["rollout/filtered_fraction"] = float(masked_mean(rollout.truncated.float(), counting))
+        rollout.metrics["rollout/filtered_fraction"] = Mean.of(rollout.truncated, counting)
         rollout.response_mask = rollout.response_mask & ~rollout.truncated.unsqueeze(1)
         if rollout.advantages is not None:
             # Whether this or what fills in the advantages stands first in the YAML, the rollout ends up the same.

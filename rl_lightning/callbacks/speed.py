@@ -83,13 +83,13 @@ class Speed(RolloutCallback):
         rollout = self._rollout
         if rollout is None:
             return
-        tokens, found = int(rollout.lengths.sum()), rollout.metrics
+        tokens, found, ranks = int(rollout.lengths.sum()), rollout.metrics, trainer.world_size
         pl_module.log("time/train_s", seconds)
-        pl_module.log("speed/tokens_per_s", trainer.world_size * tokens / (self._trained - self._started))
+        pl_module.log("speed/tokens_per_s", ranks * tokens / (self._trained - self._started))
         if found.get("time/generate_s"):
-            pl_module.log("speed/generate_tokens_per_s", found["generation/tokens"] / found["time/generate_s"])
+            pl_module.log("speed/generate_tokens_per_s", found["generation/tokens"] / ranks / found["time/generate_s"])
         if limits is not None and found.get("generation/steps"):
-            counts = (found[f"generation/{name}"] for name in ("steps", "rows", "seen"))
+            counts = (found[f"generation/{name}"] / ranks for name in ("steps", "rows", "seen"))
             share = limits.least_seconds(*self._work[0].decoding(*counts)) / found["time/generate_s"]
             pl_module.log("speed/generate_roofline", share)
 

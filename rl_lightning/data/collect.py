@@ -13,6 +13,7 @@ from torch import Tensor
 from rl_lightning.data.loader import permutation, spread
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import Refill, RolloutCallback
+from rl_lightning.measures import merged
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank
 from rl_lightning.types import Rollout
 
@@ -199,7 +200,7 @@ class Collector:
     def _join(self, parts: Sequence[Rollout]) -> Rollout:
         """Stack rollouts; their metrics are those of all of them."""
         joined = Rollout.concatenate(parts, self.data.module.policy_files.tokenizer.pad_token_id)
-        return replace(joined, metrics=merged_metrics([part.metrics for part in parts]))
+        return replace(joined, metrics=merged([part.metrics for part in parts]))
 
 
 def blank(rollout: Rollout) -> Rollout:
@@ -212,16 +213,6 @@ def blank(rollout: Rollout) -> Rollout:
 def groups_that_count(rollout: Rollout, group_size: int) -> Tensor:
     """Return which groups have a token that counts, (groups,) bool, for rows that stand group by group."""
     return rollout.response_mask.any(1).view(-1, group_size).any(1)
-
-
-def merged_metrics(chunks: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return metrics of chunks of equal size as those of all of them: times and failures add up, the rest is a mean."""
-    merged: dict[str, float] = {}
-    for name in dict.fromkeys(name for chunk in chunks for name in chunk):
-        total = sum(chunk.get(name, 0.0) for chunk in chunks)
-        added = name.startswith(("time/", "generation/", "reward_failures/", "grading/"))
-        merged[name] = total if added else total / len(chunks)
-    return merged
 
 
 def find_refill(callbacks: Sequence[RolloutCallback]) -> Refill | None:

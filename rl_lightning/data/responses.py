@@ -9,6 +9,7 @@ import torch
 
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.generation import Responses
+from rl_lightning.measures import Mean, Sum
 from rl_lightning.rewards import Ahead, Rewarder, RewardSample
 from rl_lightning.stopping import Ends
 from rl_lightning.types import Rollout
@@ -95,7 +96,7 @@ def scored(
     # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
     mask = rollout.response_mask & ~total.isnan().unsqueeze(1)
     failures = {
-        kind if "/" in kind else f"reward_failures/{kind}": float(count) for kind, count in scores.failures.items()
+        kind if "/" in kind else f"reward_failures/{kind}": Sum(count) for kind, count in scores.failures.items()
     }
     return replace(
         rollout,
@@ -104,5 +105,5 @@ def scored(
         rewards=total.clone(),
         correct=judge >= correct_threshold,
         reward_components=components,
-        metrics={"rollout/failed_fraction": float(total.isnan().float().mean()), **failures},
+        metrics={"rollout/failed_fraction": Mean(int(total.isnan().sum()), len(total)), **failures},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property
@@ -24,7 +25,13 @@ from rl_lightning.data.samples import SampleTable, with_demonstrations
 from rl_lightning.data.scoring import rollout_metrics
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
-from rl_lightning.data.stages import check_callbacks, refuse_stages, rollout_callbacks
+from rl_lightning.data.stages import (
+    change_rewards,
+    check_callbacks,
+    make_advantages,
+    refuse_stages,
+    rollout_callbacks,
+)
 from rl_lightning.data.tables import reference_logprobs, sampled_table
 from rl_lightning.data.written import written_pairs, written_rollout
 from rl_lightning.errors import UserError
@@ -56,9 +63,12 @@ class RewardDataModule(OfflineDataModule):
         pairs: how pairs are made of sampled responses.
         mix_demonstrations: the source's demonstrations join the samples, as if accepted (D ∪ D′ in Yuan et al., arXiv
             2308.01825).
+        train_temperature: τ of the policy softmax(logits/τ) that learns, and that a reference is asked at: 1, at which a policy
+            is exported and others run it, whatever it was sampled at; or `as_sampled`, `sampling.temperature`, for a policy that
+            is always sampled there. Demonstrations that are mixed in are learnt by the same policy. Reward models have none.
         cache_dir: where the cache is; `cache` under the trainer's `default_root_dir` if null.
         **offline_options: batch_size and microbatch_size, in pairs or samples; max_tokens_per_microbatch; prompts, rewards,
-            sampling, evaluation: see `OfflineDataModule`. Log-probabilities are taken at `sampling.temperature`, for texts from files at 1.
+            sampling, evaluation: see `OfflineDataModule`.
     """
 
     serves = ("preferences", "samples")
@@ -71,6 +81,7 @@ class RewardDataModule(OfflineDataModule):
         max_prompts: int | None = None,
         pairs: PairOptions | None = None,
         mix_demonstrations: bool = False,
+        train_temperature: float | Literal["as_sampled"] = 1.0,
         cache_dir: str | None = None,
         **offline_options: Any,
     ) -> None:
@@ -92,6 +103,11 @@ class RewardDataModule(OfflineDataModule):
         self.max_prompts = max_prompts
         self.pairs = pairs
         self.mix_demonstrations = mix_demonstrations
+        if train_temperature != "as_sampled" and not 0 < train_temperature < math.inf:
+            raise UserError(f"train_temperature must be above 0, or as_sampled, not {train_temperature}")
+        if train_temperature == "as_sampled" and origin == "files":
+            raise UserError("train_temperature: as_sampled, but with origin: files nothing is sampled: set a number")
+        self.train_temperature = train_temperature
         self.cache_dir = cache_dir
         self._table: PairTable | SampleTable | None = None
         self._held_out: dict[Split, PairTable] = {}
@@ -229,9 +245,10 @@ class RewardDataModule(OfflineDataModule):
         else:
             rollout = written_rollout(prompts, [prompt.written[0] for prompt in prompts], self._ends)
             rollout = scored(rollout, prompts, self.rewarder, self.correct_threshold)
-        for callback in rollout_callbacks(self.trainer):
-            callback.on_rollout_rewards(self.trainer, self.module, rollout)
-        return rollout
+        change_rewards(self.trainer, self.module, rollout)
+        if self.train_temperature == "as_sampled":
+            return rollout
+        return replace(rollout, temperature=self.train_temperature)
 
     def _pairs(self, split: Split) -> PairTable:
         """Return the pairs of a split, with the reference's log-probabilities where training wants them."""
@@ -239,6 +256,7 @@ class RewardDataModule(OfflineDataModule):
         prompts = self._encoded[split]
         if self.origin == "files":
             table = written_pairs(prompts, self._ends)
+            table.rows = replace(table.rows, temperature=self.train_temperature)
         else:
             rollout = self._scored(split)
             table = PairTable.of(rollout, options, self.seed)
@@ -268,8 +286,7 @@ class RewardDataModule(OfflineDataModule):
         """Return the training samples that have something to teach."""
         assert self.trainer is not None
         rollout = self._scored("train")
-        for callback in rollout_callbacks(self.trainer):
-            callback.on_rollout_advantages(self.trainer, self.module, rollout)
+        make_advantages(self.trainer, self.module, rollout)
         rollout.metrics.update(rollout_metrics(rollout))
         self._rollout = rollout
         if not len(SampleTable.of(rollout)):
@@ -340,8 +357,9 @@ class RewardDataModule(OfflineDataModule):
         if self.origin == "sampled":
             source = f"{self.samples_per_prompt} samples of {self.sampler_files.policy} a prompt"
         tokens = float(self.table.rows.lengths.sum()) / self.count()
+        learnt = "" if self.holds_out_pairs else f"; learnt at temperature {self.table.rows.temperature:g}"
         return super().describe() | {
-            self.units: f"{self.table}, from {source}",
+            self.units: f"{self.table}, from {source}{learnt}",
             "update": self.update_line(tokens),
         }
 

@@ -23,11 +23,19 @@ from rl_lightning.data.loader import (
     step_weights,
 )
 from rl_lightning.data.sampling import SamplingDataModule
-from rl_lightning.data.scoring import logprobs_when_sampled, rollout_metrics, score_by_policy, worth_computing
-from rl_lightning.data.stages import check_callbacks, rollout_callbacks
+from rl_lightning.data.scoring import (
+    logprobs_when_sampled,
+    rollout_metrics,
+    score_by_policy,
+    teaches,
+    worth_computing,
+    worth_observing,
+)
+from rl_lightning.data.stages import change_rewards, check_callbacks, kept_groups, make_advantages, rollout_callbacks
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import Refill, RolloutCallback
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank, mean_over_ranks
+from rl_lightning.measures import Mean
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank, metrics_of_all_ranks
 from rl_lightning.types import Minibatch, Rollout
 
 
@@ -37,7 +45,7 @@ class RolloutDataModule(SamplingDataModule):
     Where a rollout serves one update, responses whose advantages are all 0 are not computed again if the algorithm has no
     gradient there (`learns_from_zero_advantages`). They count in every mean of the loss as before, so the gradient is the
     same; but what is observed in training steps, such as `policy/entropy`, is then over the responses that are left, whose
-    share is logged as `rollout/forwarded_fraction`.
+    share is logged as `rollout/forwarded_fraction`; where none is left, over the first response to each prompt.
 
     Every size is counted over all ranks, so the same YAML means the same on one device and on eight.
 
@@ -185,20 +193,20 @@ class RolloutDataModule(SamplingDataModule):
         """Sample, score and shape rollout `number`, ready to be trained on.
 
         Where callbacks drop groups, `rollout/*` metrics of reward, length and correctness are over everything that was
-        sampled for it, dropped or not, before a divergence is taken off the rewards, and times are sums over chunks.
+        sampled for it, dropped or not, and times are sums over chunks. Rewards are those before the divergence.
         `rollout/answers` counts all responses sampled in the run so far.
         """
         rollout, supply = self._whole(number) if self.refill is None else self._filled(number, self.refill)
-        self.module.on_rollout_scored(rollout)
         assert self.trainer is not None
-        for callback in self._rollout_callbacks():
-            callback.on_rollout_advantages(self.trainer, self.module, rollout)
+        self.module.on_rollout_scored(rollout)
+        make_advantages(self.trainer, self.module, rollout)
         if self.refill is None:
             rollout.metrics.update(rollout_metrics(rollout, self.module.total))
         rollout.metrics["rollout/answers"] = float(supply.cursor * self.group_size)
-        rollout = replace(rollout, metrics=mean_over_ranks(rollout.metrics))
+        rollout = replace(rollout, metrics=metrics_of_all_ranks(rollout.metrics))
         for callback in self._rollout_callbacks():
             callback.on_rollout_end(self.trainer, self.module, rollout)
+        rollout.metrics.update(metrics_of_all_ranks(rollout.metrics))
         self.supply = supply
         return rollout
 
@@ -255,23 +263,13 @@ class RolloutDataModule(SamplingDataModule):
     def reward(self, rollout: Rollout) -> Rollout:
         """Let callbacks change the rewards."""
         assert self.trainer is not None
-        for callback in self._rollout_callbacks():
-            callback.on_rollout_rewards(self.trainer, self.module, rollout)
+        change_rewards(self.trainer, self.module, rollout)
         return rollout
 
     def keep(self, rollout: Rollout) -> torch.Tensor:
         """Return the groups that every callback keeps, by row: (B,) bool."""
         assert self.trainer is not None
-        kept = torch.ones(len(rollout), dtype=torch.bool, device=rollout.group_ids.device)
-        for callback in self._rollout_callbacks():
-            chosen = callback.keep_groups(self.trainer, self.module, rollout)
-            if chosen is None:
-                continue
-            groups = chosen.view(-1, self.group_size)
-            if not bool((groups == groups[:, :1]).all()):
-                raise UserError(f"{type(callback).__name__}.keep_groups must treat all rows of a group alike")
-            kept &= chosen
-        return kept
+        return kept_groups(self.trainer, self.module, rollout, self.group_size)
 
     def rows_of_groups(self, groups: torch.Tensor) -> torch.Tensor:
         """Return the row numbers of whole groups, for rows that stand group by group."""
@@ -303,12 +301,17 @@ class RolloutEpoch:
         )
         self._computed = torch.ones(len(rollout), dtype=torch.bool)
         self._metrics = rollout.metrics
+        self._served = rollout
         # Old log-probabilities were scored in microbatches of all rows; in others the first ratio would not be 1 exactly.
         single = data.updates_per_rollout == 1 and rollout.old_logprobs is None and rollout.advantages is not None
         if single and not data.module.learns_from_zero_advantages:
-            self._computed = worth_computing(rollout, sizes.accumulate)
-            share = {"rollout/forwarded_fraction": float(self._computed.float().mean())}
-            self._metrics = rollout.metrics | mean_over_ranks(share)
+            observed = worth_observing(rollout, any(from_every_rank(bool(teaches(rollout).any()))))
+            self._computed = worth_computing(observed, sizes.accumulate)
+            # Rows that only fill up passes have no gradient, and what is observed must not depend on how many of them there are.
+            mask = rollout.response_mask & observed.to(rollout.response_mask.device)[:, None]
+            self._served = replace(rollout, response_mask=mask)
+            share = {"rollout/forwarded_fraction": Mean(int(observed.sum()), len(observed))}
+            self._metrics = rollout.metrics | metrics_of_all_ranks(share)
 
     def microbatches(self, start: int) -> Iterator[Minibatch]:
         """Yield the microbatches from number `start` on."""
@@ -328,7 +331,7 @@ class RolloutEpoch:
             sizes = self.sizes.cut(self.rollout, chosen)
             parts = list(zip(chosen.split(sizes), weights[step][computed].split(sizes), strict=True))
             for part, (rows, row_weights) in list(enumerate(parts))[skip:]:
-                microbatch = self.rollout.microbatch(
+                microbatch = self._served.microbatch(
                     rows,
                     row_weights,
                     ends_step=part + 1 == len(parts),
@@ -358,5 +361,5 @@ class RolloutEpoch:
         return data.rows_of_groups(groups.flatten())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rollout as it is trained on."""
-        return self.rollout.state_dict()
+        """Return the rollout as it is trained on, on the CPU: ranks have no other device in common."""
+        return self.rollout.to("cpu").state_dict()

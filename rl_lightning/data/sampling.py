@@ -28,6 +28,7 @@ from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
 from rl_lightning.generation.base import Progress
+from rl_lightning.measures import Seconds, Sum
 from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
 from rl_lightning.stopping import Ends
@@ -356,10 +357,10 @@ class SamplingDataModule(pl.LightningDataModule):
             rollout = unscored(sampled, prompts, index, sampling.temperature, ends, texts)
             rollout = scored(rollout, owners, self.rewarder, self.correct_threshold, ahead)
         # Before groups are dropped: the time below is that of all.
-        tokens = float(sampled.response_mask.sum())
+        tokens = Sum(sampled.response_mask.sum())
         rollout.metrics |= self.generator.metrics() | {"generation/tokens": tokens}
-        rollout.metrics["time/generate_s"] = generated - started
-        rollout.metrics["time/reward_s"] = time.perf_counter() - generated
+        rollout.metrics["time/generate_s"] = Seconds(generated - started)
+        rollout.metrics["time/reward_s"] = Seconds(time.perf_counter() - generated)
         return rollout
 
     @contextlib.contextmanager

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rl_lightning.errors import UserError
 from rl_lightning.functional import known_or, masked_mean, masked_variance
 from rl_lightning.functional.masking import Total, alone
+from rl_lightning.measures import Seconds
+from rl_lightning.shapes import require
 from rl_lightning.types import Rollout
 
 
@@ -30,8 +33,17 @@ def score_by_policy(module: Any, rollout: Rollout, microbatches: Iterable[Tensor
         for rows in microbatches:
             parts.append((rows, module.score(rollout.microbatch(rows), single_update=single_update)))
     scored: dict[str, Any] = {}
+    known = {item.name for item in fields(Rollout)}
     for rows, part in parts:
+        width = int(rollout.response_attention[rows].any(0).sum())
         for name, value in part.items():
+            what = f"what {type(module).__name__}.score returns as {name!r}"
+            if name not in known:
+                raise UserError(f"{what} has no place in a rollout: a Rollout has no field of that name")
+            if isinstance(value, Tensor) and value.dim() == 1:
+                require(what, value, (len(rows),), "one number a response")
+            else:
+                require(what, value, (len(rows), width), "one number a response token")
             shape = rollout.response_mask.shape if value.dim() == 2 else rollout.truncated.shape
             whole = scored.setdefault(name, value.new_zeros(shape))
             if value.dim() == 2:
@@ -39,7 +51,7 @@ def score_by_policy(module: Any, rollout: Rollout, microbatches: Iterable[Tensor
             else:
                 whole[rows] = value
     rollout = replace(rollout, **scored)
-    rollout.metrics["time/score_s"] = time.perf_counter() - started
+    rollout.metrics["time/score_s"] = Seconds(time.perf_counter() - started)
     return rollout
 
 
@@ -60,14 +72,21 @@ def teaches(rollout: Rollout) -> Tensor:
     return (mask if rollout.advantages is None else mask & (rollout.advantages != 0)).any(1)
 
 
-def worth_computing(rollout: Rollout, least: int) -> Tensor:
-    """Return the rows that teach something, and, where these are fewer than `least`, further ones, (B,) bool on the CPU.
+def worth_observing(rollout: Rollout, anything_teaches: bool) -> Tensor:
+    """Return the rows that teach something, or, where none does on any rank, the first that counts of each group, (B,) bool on
+    the CPU: a set that does not depend on the number of ranks, on which a policy is observed."""
+    if anything_teaches:
+        return teaches(rollout).cpu()
+    counted = rollout.response_mask.any(1).cpu()
+    groups = rollout.group_ids.cpu()
+    earlier = (groups[:, None] == groups) & counted & (torch.arange(len(groups)) < torch.arange(len(groups))[:, None])
+    return counted & ~earlier.any(1)
 
-    Of those, rows with a token that counts come first: what is observed of a policy is observed on them.
-    """
-    teaching, counted = teaches(rollout).cpu(), rollout.response_mask.any(1).cpu()
-    order = (2 * teaching.long() + counted.long()).argsort(descending=True, stable=True)
-    return torch.zeros_like(teaching).index_fill(0, order[: max(least, int(teaching.sum()))], True)
+
+def worth_computing(observed: Tensor, least: int) -> Tensor:
+    """Return the rows that are observed, and, where these are fewer than `least`, further ones, (B,) bool."""
+    order = observed.long().argsort(descending=True, stable=True)
+    return torch.zeros_like(observed).index_fill(0, order[: max(least, int(observed.sum()))], True)
 
 
 def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from rl_lightning.data.cache import digest, digest_tensors, rewards_key
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
+from rl_lightning.measures import merged
 from rl_lightning.models import ClassifierFiles, PolicyFiles
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank
 from rl_lightning.types import Rollout
@@ -132,15 +133,14 @@ def _gather(data: RewardDataModule, parts: Sequence[Rollout]) -> Rollout:
     ordered = [chunks[first] for first in sorted(chunks)]
     joined = Rollout.concatenate(ordered, data.module.policy_files.tokenizer.pad_token_id)
     index = torch.cat([chunk.prompt_index for chunk in ordered])
-    failed = float(joined.raw_rewards.isnan().float().mean())
-    metrics = {"rollout/failed_fraction": failed} | _sums([chunk.metrics for chunk in ordered])
+    # What it took to make the table is not known of one that was kept.
+    whole = merged([chunk.metrics for chunk in ordered])
+    metrics = {
+        name: float(value)
+        for name, value in whole.items()
+        if name.startswith(("rollout/", "reward_failures/", "grading/"))
+    }
     return replace(joined, group_ids=index, metrics=metrics)
-
-
-def _sums(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the counts of failures, added up."""
-    names = {name: 0 for one in metrics for name in one if name.startswith(("reward_failures/", "grading/"))}
-    return {name: sum(one.get(name, 0.0) for one in metrics) for name in names}
 
 
 def reference_logprobs(data: RewardDataModule, rows: Rollout, chunks: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_
 from rl_lightning.functional.masking import masked_mean, masked_variance, masked_whiten, response_mask_from_ids
 from rl_lightning.functional.policy_loss import clipped_surrogate, probability_ratio
 from rl_lightning.functional.preference_loss import bradley_terry, dpo_objective
-from rl_lightning.functional.shaping import overlong_penalty
+from rl_lightning.functional.shaping import less_divergence, overlong_penalty
 from rl_lightning.functional.value_loss import value_loss
 from rl_lightning.functional.weights import BatchTotals, Reduction, batch_totals, token_weights
 
@@ -31,6 +31,7 @@ __all__ = [
     "kl_k3",
     "kl_penalty",
     "known_or",
+    "less_divergence",
     "logprobs_from_logits",
     "masked_mean",
     "masked_variance",

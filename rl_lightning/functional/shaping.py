@@ -1,9 +1,25 @@
-"""Changes of rewards that depend on the response's length."""
+"""Changes of rewards: by the length of the response, and by how far the policy has gone."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def less_divergence(rewards: Tensor, penalties: Tensor | None) -> Tensor:
+    """Return rewards less what the divergence costs; nothing else takes it off a reward.
+
+    Args:
+        rewards: of responses, (B,), or of tokens, (B, R).
+        penalties: β times the estimated divergence of each token, (B, R), 0 where none counts; None where it does not act in
+            the reward.
+
+    Returns:
+        (B,) less the sum of a response's penalties, or (B, R) less each token's own.
+    """
+    if penalties is None:
+        return rewards
+    return rewards - (penalties if rewards.dim() == 2 else penalties.sum(1).to(rewards))
 
 
 def overlong_penalty(lengths: Tensor, max_length: int, cache_length: int) -> Tensor:

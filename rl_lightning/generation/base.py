@@ -113,7 +113,7 @@ class Generator(ABC):
         """
 
     def metrics(self) -> dict[str, float]:
-        """Return what there is to log of the calls since the last time this was asked."""
+        """Return what there is to log of the calls since the last time this was asked, on this rank; see `rl_lightning.measures`."""
         return {}
 
     def close(self) -> None:  # noqa: B027

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.measures import Seconds, Sum
 from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import StopStrings
 from rl_lightning.types import pad_left, pad_right
@@ -95,15 +96,15 @@ class CopyGenerator(Generator):
         started = time.perf_counter()
         self.take_over(model, files)
         self._version = version
-        self.count("time/update_s", time.perf_counter() - started)
+        self.count("time/update_s", Seconds(time.perf_counter() - started))
 
     def close(self) -> None:
         """See `Generator.close`."""
         self._version = None
 
-    def count(self, name: str, amount: float) -> None:
+    def count(self, name: str, amount: Sum | Seconds) -> None:
         """Add to a metric."""
-        self._metrics[name] = self._metrics.get(name, 0.0) + amount
+        self._metrics[name] = type(amount)(self._metrics.get(name, 0.0) + amount)
 
     def metrics(self) -> dict[str, float]:
         """See `Generator.metrics`."""

@@ -19,6 +19,7 @@ from rl_lightning.generation.decoding import decoding_step
 from rl_lightning.generation.sampling import check_drawn, draw, uniforms
 from rl_lightning.generation.slots import Slots
 from rl_lightning.generation.transformers import TransformersGenerator
+from rl_lightning.measures import Sum
 from rl_lightning.models.families import accepts, unlike_plain_attention
 from rl_lightning.models.forward import padded
 from rl_lightning.stopping import StopStrings
@@ -124,7 +125,7 @@ class NativeGenerator(Generator):
                     finished(row, batch.ids[row, : int(batch.lengths[row])].tolist())  # type: ignore[misc]
                 if progress is not None:
                     progress(done, len(streams))
-        self._work = {f"generation/{name}": float(count) for name, count in run.work.items()}
+        self._work = {f"generation/{name}": Sum(count) for name, count in run.work.items()}
         return batch.responses(prompts, pad_id)
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -51,13 +51,34 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
     mass = blocks.sum(2)
     target = uniform * mass.sum(1)
     block = _search(mass, target)
-    before = mass.cumsum(1).gather(1, block[:, None])[:, 0] - mass.gather(1, block[:, None])[:, 0]
+    before = running_sum(mass).gather(1, block[:, None])[:, 0] - mass.gather(1, block[:, None])[:, 0]
     inside = blocks[torch.arange(len(probs), device=probs.device), block]
     return (block * _BLOCK + _search(inside, target - before)).clamp(max=vocabulary - 1)
 
 
+def running_sum(masses: Tensor) -> Tensor:
+    """Return the sums of the first 1, 2, ... masses of each row, never falling, and rising with a mass above 0 only.
+
+    With `torch.use_deterministic_algorithms` (`trainer.deterministic`) a GPU refuses to sum floats up like this, for the order of
+    its additions differs from run to run. Whole numbers have one sum in any order: there masses are counted in shares of 2⁻⁵²
+    of their row's total.
+
+    Args:
+        masses: (B, V) float, at least 0.
+    """
+    if masses.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return masses.cumsum(1)
+    return _whole_sums(masses)
+
+
+def _whole_sums(masses: Tensor) -> Tensor:
+    wide = masses.double()
+    share = (wide.sum(1, keepdim=True) * 2.0**-52).clamp(min=torch.finfo(torch.float64).tiny)
+    return ((wide / share).round().long().cumsum(1).double() * share).to(masses.dtype)
+
+
 def _search(mass: Tensor, target: Tensor) -> Tensor:
-    cumulative = mass.cumsum(1)
+    cumulative = running_sum(mass)
     # Rounding may carry a target up to the total or below zero; keep it where some token holds it.
     below_total = torch.nextafter(cumulative[:, -1], torch.zeros_like(cumulative[:, -1]))
     target = target.to(mass.dtype).clamp(min=0).minimum(below_total)
@@ -74,7 +95,7 @@ def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
         ordered, order = logits.sort(dim=1, descending=True)
         probs = ordered.softmax(1)
         # A token stays while the mass before it is below p, so the most probable one always does.
-        out = (probs.cumsum(1) - probs) >= sampling.top_p
+        out = (running_sum(probs) - probs) >= sampling.top_p
         logits = logits.masked_fill(torch.zeros_like(out).scatter(1, order, out), -torch.inf)
     return logits
 

@@ -16,6 +16,7 @@ from rl_lightning.generation.base import Progress, Sampling
 from rl_lightning.generation.connection import Connection, Refused
 from rl_lightning.generation.copies import Answer, CopyGenerator, Request
 from rl_lightning.generation.snapshots import Snapshots, together
+from rl_lightning.measures import Sum
 from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import StopStrings
 
@@ -209,7 +210,7 @@ class VLLMServerGenerator(CopyGenerator):
         lost = self.server.take_lost()
         if lost:
             log.warning("The connection to the vLLM server at %s was lost %d time(s)", self.server.url, lost)
-            self.count("generator/retries", lost)
+            self.count("generator/retries", Sum(lost))
 
     def close(self) -> None:
         """Forget the server, and remove the weights that were handed over."""

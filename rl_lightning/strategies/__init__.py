@@ -6,7 +6,7 @@ from rl_lightning.strategies.parallel import (
     data_parallel_rank,
     data_parallel_size,
     from_every_rank,
-    mean_over_ranks,
+    metrics_of_all_ranks,
     sum_over_ranks,
 )
 from rl_lightning.strategies.sharding import clip_gradients, full_state_dict, gathered, gradient_norm, place
@@ -23,7 +23,7 @@ __all__ = [
     "gathered",
     "gradient_norm",
     "load_plain",
-    "mean_over_ranks",
+    "metrics_of_all_ranks",
     "place",
     "sum_over_ranks",
 ]

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from rl_lightning.measures import merged
+
 
 def data_parallel_size(trainer: Trainer) -> int:
     """Return the number of ranks that an optimizer batch is split over."""
@@ -36,9 +38,7 @@ def from_every_rank(value: Any) -> list[Any]:
     return values
 
 
-def mean_over_ranks(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the mean of every metric over the ranks, 0 standing in where a rank lacks it; every rank must call it."""
-    ranks = from_every_rank(metrics)
-    return {
-        name: sum(rank.get(name, 0.0) for rank in ranks) / len(ranks) for name in {n: 0 for rank in ranks for n in rank}
-    }
+def metrics_of_all_ranks(metrics: dict[str, float]) -> dict[str, float]:
+    """Return metrics of all ranks as plain numbers, given each rank's own; every rank must call it. See `merged`."""
+    whole = merged(from_every_rank(merged([metrics])), side_by_side=True)
+    return {name: float(value) for name, value in whole.items()}

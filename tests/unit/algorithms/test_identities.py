@@ -136,7 +136,7 @@ def reward_gradient(make, policy, estimator, per_token=False):
     module = make(kl_coef=1.0, kl_in="reward", kl_estimator=estimator)
     rollout = rollout_of(policy)
     module.on_rollout_scored(rollout)
-    advantages = rollout.rewards[:, None] if rollout.advantages is None else rollout.advantages
+    advantages = rollout.penalised_rewards[:, None] if rollout.advantages is None else rollout.advantages
     return module_gradient(module, policy, every_response(policy, advantages, per_token))
 
 

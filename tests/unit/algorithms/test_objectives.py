@@ -121,13 +121,15 @@ def test_in_the_reward_the_divergence_is_taken_off_and_not_in_the_objective():
     module.on_rollout_scored(rollout)
     mask = rollout.response_mask
     k1 = torch.where(mask, rollout.old_logprobs - rollout.ref_logprobs, 0)
-    assert_same(before - rollout.rewards, 0.3 * k1.sum(1), relative=1e-9)
+    assert torch.equal(rollout.rewards, before)
+    assert_same(before - rollout.penalised_rewards, 0.3 * k1.sum(1), relative=1e-9)
+    assert_same(before - module.token_rewards(rollout).sum(1), 0.3 * k1.sum(1), relative=1e-9)
     assert rollout.metrics["kl/k1"] == pytest.approx(float(k1.sum() / mask.sum()))
     minibatch = batch()
     assert_same(coefficient(module, minibatch)[1], coefficient(GRPO(kl_coef=0.0), minibatch)[1])
     unmoved = random_rollout()
     GRPO(kl_coef=0.3).on_rollout_scored(unmoved)
-    assert torch.equal(unmoved.rewards, before)
+    assert torch.equal(unmoved.penalised_rewards, before)
 
 
 class NoEntropy(GRPO):

@@ -8,7 +8,7 @@ import torch
 from rl_lightning.algorithms import DAPO, SFT
 from rl_lightning.callbacks import DynamicSampling, GroupNormalize, OverlongFilter, OverlongShaping, RolloutCallback
 from rl_lightning.data import ChainSum, DemonstrationDataModule, RolloutDataModule
-from rl_lightning.data.collect import blank, merged_metrics
+from rl_lightning.data.collect import blank
 from rl_lightning.data.loader import spread
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
@@ -212,8 +212,3 @@ def test_blank_rows_have_no_reward_and_no_token():
     empty = blank(rollout)
     assert not empty.response_mask.any() and not empty.scored.any() and empty.rewards.isnan().all()
     assert rollout.response_mask.any() and rollout.scored.all()
-
-
-def test_metrics_of_chunks_add_up_or_average():
-    chunks = [{"time/generate_s": 1.0, "a": 1.0, "reward_failures/nan": 2.0}, {"time/generate_s": 3.0, "a": 2.0}]
-    assert merged_metrics(chunks) == {"time/generate_s": 4.0, "a": 1.5, "reward_failures/nan": 2.0}

@@ -122,7 +122,9 @@ def test_reference_logprobs_are_those_of_the_frozen_policy(reference):
     with tempfile.TemporaryDirectory() as directory:
         policy = save_tiny_policy(Path(directory) / "policy")
         module = dpo(policy, load=LoadOptions(dtype="float64"), optimizer=OptimizerOptions(lr=0.1))
-        data = reward_data(sampling=Sampling(max_new_tokens=7, temperature=1.5), microbatch_size=3)
+        data = reward_data(
+            sampling=Sampling(max_new_tokens=7, temperature=1.5), microbatch_size=3, train_temperature="as_sampled"
+        )
         watch = fit(data, module, directory, max_epochs=2)
     assert len(watch.batches) == 12
     assert all(not name.startswith("reference") for name, _ in module.named_parameters())

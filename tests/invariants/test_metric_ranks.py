@@ -1,0 +1,72 @@
+"""Every number that is logged is the same on one rank and on two, whatever the ranks have of the work."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.invariants.metric_ranks import RUNS, logged
+
+#: What depends on the machine and on how the work is dealt out: times, and decoding steps.
+OF_THE_MACHINE = ("time/", "speed/", "generation/steps")
+#: Names that must be among the logged ones, so that the comparison says something of them.
+EXPECTED = {
+    "grpo": ("reward_failures/raised", "rollout/failed_fraction", "rollout/filtered_fraction", "kl/sequence", "val/pass@1"),
+    "dapo": ("rollout/filtered_fraction", "rollout/overlong_penalty", "rollout/kept_fraction", "reward_failures/raised"),
+    "ppo": ("value/explained_variance", "value/clip_fraction", "own/tokens", "own/length", "own/tensor"),
+    "grpo, one rank idle": ("rollout/forwarded_fraction", "policy/entropy"),
+    "grpo, nothing teaches": ("rollout/forwarded_fraction", "policy/entropy"),
+    "dpo": ("val/kl", "val/entropy", "reward_failures/raised"),
+    "reward model": ("val/accuracy", "val/reward_std", "val/calibration_error"),
+    "rft online": ("rollout/accepted_fraction", "rollout/distinct_per_prompt"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def two(tiny_policy, tmp_path_factory):
+    """What two gloo processes logged."""
+    directory = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("metric_ranks.py")), tiny_policy, str(directory)],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: torch.load(directory / f"{name}.pt", weights_only=True) for name in RUNS}
+
+
+def of_the_run(step):
+    return {name: value for name, value in step.items() if not name.startswith(OF_THE_MACHINE)}
+
+
+def same(one, other):
+    """Return the names of metrics that differ, in any step."""
+    pairs = [(of_the_run(a), of_the_run(b)) for a, b in zip(one, other, strict=True)]
+    names = {name for pair in pairs for step in pair for name in step}
+    missing = {name for name in names if any((name in a) != (name in b) for a, b in pairs)}
+    apart = {
+        name
+        for name in names - missing
+        for a, b in pairs
+        if name in a
+        and not (math.isclose(a[name], b[name], rel_tol=1e-6, abs_tol=1e-9) or a[name] != a[name] != b[name])
+    }
+    return missing | apart
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_all_that_is_logged_is_the_same_on_two_ranks(name, two, tiny_policy, tmp_path):
+    one = logged(name, tiny_policy, tmp_path)
+    assert len(one) == len(two[name]) >= 4
+    assert same(one, two[name]) == set()
+    names = {metric for step in one for metric in step}
+    assert names >= set(EXPECTED.get(name, ())), set(EXPECTED[name]) - names
+    assert "train/loss" in names and len(names) > 10
+
+
+def test_half_a_count_is_seen(two):
+    """The comparison can fail: it is what dividing a sum by the ranks would look like."""
+    halved = [step | {"reward_failures/raised": step.get("reward_failures/raised", 0) / 2} for step in two["grpo"]]
+    assert same(halved, two["grpo"]) == {"reward_failures/raised"}
