@@ -246,9 +246,13 @@ class RewardDataModule(OfflineDataModule):
             rollout = written_rollout(prompts, [prompt.written[0] for prompt in prompts], self._ends)
             rollout = scored(rollout, prompts, self.rewarder, self.correct_threshold)
         change_rewards(self.trainer, self.module, rollout)
+        return self._learnt(rollout)
+
+    def _learnt(self, rows: Rollout) -> Rollout:
+        """Return rows at the temperature that they are learnt at."""
         if self.train_temperature == "as_sampled":
-            return rollout
-        return replace(rollout, temperature=self.train_temperature)
+            return rows
+        return replace(rows, temperature=self.train_temperature)
 
     def _pairs(self, split: Split) -> PairTable:
         """Return the pairs of a split, with the reference's log-probabilities where training wants them."""
@@ -256,7 +260,7 @@ class RewardDataModule(OfflineDataModule):
         prompts = self._encoded[split]
         if self.origin == "files":
             table = written_pairs(prompts, self._ends)
-            table.rows = replace(table.rows, temperature=self.train_temperature)
+            table.rows = self._learnt(table.rows)
         else:
             rollout = self._scored(split)
             table = PairTable.of(rollout, options, self.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -38,7 +39,7 @@ def from_every_rank(value: Any) -> list[Any]:
     return values
 
 
-def metrics_of_all_ranks(metrics: dict[str, float]) -> dict[str, float]:
+def metrics_of_all_ranks(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return metrics of all ranks as plain numbers, given each rank's own; every rank must call it. See `merged`."""
     whole = merged(from_every_rank(merged([metrics])), side_by_side=True)
     return {name: float(value) for name, value in whole.items()}
