@@ -208,7 +208,8 @@ class PolicyFiles:
     @cached_property
     def context_length(self) -> int | None:
         """Longest sequence in tokens, if the model has a limit."""
-        return context_length(self.config)
+        with self._reading("the configuration"):
+            return context_length(self.config)
 
     def load(self, trainable: bool = True) -> PreTrainedModel:
         """Load the weights.
