@@ -52,11 +52,12 @@ _OWN: dict[str, dict[str, Any]] = {
     ),
     **{key: {"head_dim": 16} for key in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
     **{key: {"mamba_n_heads": 8, "mamba_d_head": 16} for key in ("bamba", "granitemoehybrid")},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}},
     "mamba2": {"num_heads": 8, "head_dim": 16, "hidden_size": 64},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "nemotron": {"num_key_value_heads": 2},
     "reformer": {"is_decoder": True},
+    "t5": {"decoder_start_token_id": PAD},
 }  # fmt: skip
 
 
