@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from examples.drill.results import first_difference, newest, result
+from examples.drill.results import differences, last_checkpoint, result
 from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
-from rl_lightning.strategies import load_plain
 
 ALGORITHMS = ("sft", "rft", "rft_online", "dpo", "reward_model", "ppo", "grpo", "dapo")
 #: Signal → how often it is sent.
 SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 3, signal.SIGINT: 1}
+#: How often a run that was done before its signal came is begun again, and how much longer than when left alone one may take.
+_ATTEMPTS, _PATIENCE = 8, 20
 
 
 @dataclass(frozen=True)
@@ -73,31 +74,41 @@ def disturbed(kill: Kill, directory: Path, seconds: float) -> str:
     story = []
     for moment, number in zip(kill.moments, kill.signals, strict=True):
         after = moment * seconds
-        while (
-            (status := _kill(kill.algorithm, directory, after, number)) == 0
-            and not story
-            and (directory / "hf").is_dir()
-        ):
-            # It was done before: once more from the beginning, and sooner.
-            shutil.rmtree(directory)
-            after *= 0.75
+        for attempt in range(_ATTEMPTS):
+            if attempt:  # It was done before: once more from the beginning, and sooner.
+                shutil.rmtree(directory)
+                after *= 0.75
+            status = _kill(kill.algorithm, directory, after, number, seconds)
+            if status != 0 or story or not (directory / "hf").is_dir():
+                break
+        else:
+            return f"FAILED: {number.name} came too late {_ATTEMPTS} times, or was not heard"
         if status == 0 and not (directory / "hf").is_dir():
             story.append("FAILED: status 0, but it is not done")
         early = {0: "done before", STOPPED_EARLY: "saved"}.get(status, "killed")
         story.append(f"{number.name} after {after:.1f} s, {early} at step {_step(directory)}")
-    if (status := start(kill.algorithm, directory, resume=_can_resume(directory)).wait()) != 0:
+    if (status := _end(start(kill.algorithm, directory, resume=_can_resume(directory)), seconds)) != 0:
         story.append(f"FAILED with status {status} when going on")
     return ", ".join(story)
 
 
-def _kill(algorithm: str, directory: Path, after: float, number: signal.Signals) -> int:
+def _kill(algorithm: str, directory: Path, after: float, number: signal.Signals, seconds: float) -> int:
     """Run, or go on, and send a signal after some seconds; return the exit status, 0 if the signal came too late."""
     process = start(algorithm, directory, resume=_can_resume(directory))
     try:
         return process.wait(after)
     except subprocess.TimeoutExpired:
         process.send_signal(number)
-    return process.wait()
+    return _end(process, seconds)
+
+
+def _end(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Wait for the end of a run and return its status; one that does not end in many times its time is killed."""
+    try:
+        return process.wait(_PATIENCE * seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _can_resume(directory: Path) -> bool:
@@ -105,7 +116,7 @@ def _can_resume(directory: Path) -> bool:
 
 
 def _step(directory: Path) -> int:
-    return load_plain(newest(directory, "last*.ckpt"))["global_step"] if _can_resume(directory) else 0
+    return int(last_checkpoint(directory)["global_step"]) if _can_resume(directory) else 0
 
 
 def draw_kills(count: int, seed: int) -> list[Kill]:
@@ -121,41 +132,63 @@ def draw_kills(count: int, seed: int) -> list[Kill]:
     return kills
 
 
+def drilled(kill: Kill, directory: Path, expected: dict[str, Any], seconds: float) -> tuple[str, list[str]]:
+    """Drill one run; return what happened, and what is other than when it is left alone.
+
+    What differs stays in the directory, with a list of everything that does in `differences.txt`.
+    """
+    story = disturbed(kill, directory, seconds)
+    try:
+        found = (
+            [f"see {directory / 'output.txt'}"] if "FAILED" in story else list(differences(result(directory), expected))
+        )
+    except (ValueError, OSError) as error:
+        found = [str(error)]
+    if found:
+        (directory / "differences.txt").write_text("\n".join([story, *found, ""]))
+    else:
+        shutil.rmtree(directory)
+    return story, found
+
+
 def main() -> None:
     """Run the drill; exit with status 1 unless every run came out the same."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
-    parser.add_argument("--directory", type=Path, default=Path("runs/drill"))
+    parser.add_argument("--directory", type=Path, default=Path("runs/drill"), help="gets a folder for each drill")
     options = parser.parse_args()
-    shutil.rmtree(options.directory, ignore_errors=True)
+    # A shell has its background jobs ignore Ctrl-C, and what they start too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    place = options.directory / time.strftime(f"%Y%m%d-%H%M%S-seed-{options.seed}")
+    place.mkdir(parents=True)
     kills = draw_kills(options.kills, options.seed)
     identical = 0
 
-    with ThreadPoolExecutor(options.jobs) as pool:
+    with ThreadPoolExecutor(options.jobs) as pool, (place / "drill.txt").open("w", buffering=1) as record:
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            record.write(line + "\n")
+
         names = sorted({kill.algorithm for kill in kills})
-        alone = dict(zip(names, pool.map(lambda name: undisturbed(name, options.directory / name), names), strict=True))
+        alone = dict(zip(names, pool.map(lambda name: undisturbed(name, place / name), names), strict=True))
         for name, (_, seconds) in alone.items():
-            print(f"{name}: {seconds:.1f} s when left alone", flush=True)
+            say(f"{name}: {seconds:.1f} s when left alone")
 
-        def drill(kill: Kill) -> tuple[Kill, str, str | None]:
-            expected, seconds = alone[kill.algorithm]
-            directory = options.directory / f"{kill.number:03d}-{kill.algorithm}"
-            story = disturbed(kill, directory, seconds)
-            try:
-                difference = "see there" if "FAILED" in story else first_difference(result(directory), expected)
-            except (ValueError, OSError) as error:
-                difference = str(error)
-            if difference is None:
-                shutil.rmtree(directory)
-            return kill, story, difference
+        def drill(kill: Kill) -> tuple[str, list[str]]:
+            return drilled(kill, place / f"{kill.number:03d}-{kill.algorithm}", *alone[kill.algorithm])
 
-        for kill, story, difference in pool.map(drill, kills):
-            identical += difference is None
-            verdict = "identical" if difference is None else f"DIFFERENT: {difference}"
-            print(f"{kill.number + 1:3d}/{len(kills)} {kill.algorithm:<12} {story}: {verdict}", flush=True)
-    print(f"{identical} of {len(kills)} identical")
+        for kill, (story, found) in zip(kills, pool.map(drill, kills), strict=True):
+            identical += not found
+            verdict = f"DIFFERENT in {len(found)} place(s), first {found[0]}" if found else "identical"
+            say(f"{kill.number + 1:3d}/{len(kills)} {kill.algorithm:<12} {story}: {verdict}")
+        say(f"{identical} of {len(kills)} identical")
+    if identical == len(kills):
+        shutil.rmtree(place)
+    else:
+        print(f"what differs, and the runs that were left alone, are in {place}")
     sys.exit(identical != len(kills))
 
 

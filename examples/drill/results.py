@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,8 @@ CLOCKS = ("time/", "speed/")
 
 
 def result(directory: Path) -> dict[str, Any]:
-    """Return the last checkpoint, all curves and tables, and the exported model of a finished run.
-
-    The checkpoint is `StepCheckpoint`'s: Lightning's own callback writes a last one after the end if it has not yet in this process.
-    """
-    checkpoint = load_plain(newest(directory / "steps", "last*.ckpt"))
+    """Return the last checkpoint, all curves and tables, and the exported model of a finished run."""
+    checkpoint = last_checkpoint(directory)
     # A run's own paths, and what Lightning's checkpoint callbacks know of them.
     checkpoint["callbacks"] = {
         name: state for name, state in checkpoint["callbacks"].items() if "Checkpoint" not in name
@@ -34,9 +32,18 @@ def result(directory: Path) -> dict[str, Any]:
     }
 
 
-def newest(directory: Path, pattern: str) -> Path:
-    """Return the file under a directory that was written last."""
-    return max(directory.rglob(pattern), key=lambda path: path.stat().st_mtime_ns)
+def last_checkpoint(directory: Path) -> dict[str, Any]:
+    """Return the checkpoint after the last optimizer step of a run.
+
+    Two callbacks write one, and a run that is killed after the first has written its last has nothing left to do when it goes
+    on: then the second's is of an earlier step. Where both are there it is `StepCheckpoint`'s, in `steps`: Lightning's own
+    callback writes another one after the end if it has not written any in this process.
+    """
+    found = [(load_plain(path), path) for path in directory.rglob("last*.ckpt")]
+    checkpoint: dict[str, Any] = max(
+        found, key=lambda one: (one[0]["global_step"], one[1].parent.name == "steps", one[1].stat().st_mtime_ns)
+    )[0]
+    return checkpoint
 
 
 def curves(directory: Path) -> dict[str, dict[int, Any]]:
@@ -50,7 +57,8 @@ def curves(directory: Path) -> dict[str, dict[int, Any]]:
         for step, value in _values(path):
             if value.tag.startswith(CLOCKS) or value.tag == "_hparams_/session_start_info":
                 continue
-            content = value.tensor.SerializeToString() + value.histo.SerializeToString() or value.simple_value
+            number = "nan" if math.isnan(value.simple_value) else value.simple_value
+            content = value.tensor.SerializeToString() + value.histo.SerializeToString() or number
             known = found.setdefault(value.tag, {}).setdefault(step, content)
             if known != content:
                 raise ValueError(f"{value.tag} at step {step} was logged as {known!r} and as {content!r}")
@@ -65,22 +73,42 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
             yield event.step, value
 
 
-def first_difference(actual: Any, expected: Any, place: str = "") -> str | None:
+def first_difference(actual: Any, expected: Any) -> str | None:
     """Return where two results differ to the last bit, None if nowhere."""
+    return next(differences(actual, expected), None)
+
+
+def differences(actual: Any, expected: Any, place: str = "") -> Iterator[str]:
+    """Yield every place where two results differ to the last bit, and how."""
     if isinstance(expected, torch.Tensor):
-        same = isinstance(actual, torch.Tensor) and actual.dtype == expected.dtype and torch.equal(actual, expected)
-        return None if same else place
-    if isinstance(expected, dict):
-        if not isinstance(actual, dict) or actual.keys() != expected.keys():
-            odd = set(actual) ^ set(expected) if isinstance(actual, dict) else actual
-            return f"{place}: {sorted(odd, key=str)[:5] if isinstance(odd, set) else odd}"
-        pairs = [(actual[key], value, f"{place}/{key}") for key, value in expected.items()]
+        if not isinstance(actual, torch.Tensor) or (actual.dtype, actual.shape) != (expected.dtype, expected.shape):
+            yield f"{place}: {_shown(actual)} instead of {_shown(expected)}"
+        elif not torch.equal(_bits(actual), _bits(expected)):
+            apart = (actual.double() - expected.double()).abs()
+            yield f"{place}: {int((apart != 0).sum())} of {apart.numel()} elements differ, by {float(apart.max()):.3g} at most"
+    elif isinstance(expected, dict):
+        if not isinstance(actual, dict):
+            yield f"{place}: {_shown(actual)} instead of a dictionary"
+            return
+        for key in sorted(actual.keys() ^ expected.keys(), key=str):
+            yield f"{place}/{key}: {'too much' if key in actual else 'missing'}"
+        for key in expected.keys() & actual.keys():
+            yield from differences(actual[key], expected[key], f"{place}/{key}")
     elif isinstance(expected, (list, tuple)):
         if not isinstance(actual, (list, tuple)) or len(actual) != len(expected):
-            return place
-        pairs = [
-            (one, other, f"{place}/{number}") for number, (one, other) in enumerate(zip(actual, expected, strict=True))
-        ]
-    else:
-        return None if actual == expected else f"{place}: {actual!r:.100} instead of {expected!r:.100}"
-    return next((found for one in pairs if (found := first_difference(*one))), None)
+            yield f"{place}: {_shown(actual)} instead of {_shown(expected)}"
+            return
+        for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            yield from differences(one, other, f"{place}/{number}")
+    elif actual != expected and not (actual != actual and expected != expected):  # NaN is what differs from itself
+        yield f"{place}: {_shown(actual)} instead of {_shown(expected)}"
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+    return f"{value!r:.100}"

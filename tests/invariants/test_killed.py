@@ -1,16 +1,20 @@
 """A run that is killed loses nothing that it had logged before its last checkpoint."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+import examples.drill.__main__ as drill
 from examples.drill.__main__ import SIGNALS, draw_kills
-from examples.drill.results import curves, first_difference
+from examples.drill.results import curves, differences, first_difference, last_checkpoint
 from rl_lightning.callbacks import DurableLogs, GracefulStop, StepCheckpoint
+from rl_lightning.strategies import atomic_save
 from tests.invariants.spread import fit
 from tests.invariants.spread_stop import Tell
 
@@ -52,7 +56,7 @@ def test_without_care_points_are_lost(tiny_policy, tmp_path):
     assert 1 in whole["val/pass@1"] and 1 not in end["val/pass@1"]
 
 
-@pytest.mark.parametrize("moment", ["sampling", "backward"])
+@pytest.mark.parametrize("moment", ["sampling", "backward", "validation"])
 def test_a_run_that_was_stopped_goes_on_under_the_same_steps(moment, tiny_policy, tmp_path):
     whole = run(tiny_policy, tmp_path / "whole", DurableLogs())
     with pytest.raises(SystemExit):
@@ -72,14 +76,64 @@ def test_two_values_at_one_step_are_seen(tmp_path):
 
 
 def test_a_difference_is_named():
-    import torch
-
     whole = {"a": [1, {"w": torch.tensor([1.0, 2.0])}], "b": None}
     assert first_difference({"a": [1, {"w": torch.tensor([1.0, 2.0])}], "b": None}, whole) is None
-    assert first_difference({"a": [1, {"w": torch.tensor([1.0, 2.1])}], "b": None}, whole) == "/a/1/w"
-    assert first_difference({"a": [1], "b": None}, whole) == "/a"
-    assert first_difference({"a": whole["a"]}, whole) == ": ['b']"
+    odd = first_difference({"a": [1, {"w": torch.tensor([1.0, 2.5])}], "b": None}, whole)
+    assert odd == "/a/1/w: 1 of 2 elements differ, by 0.5 at most"
+    assert first_difference({"a": [1], "b": None}, whole).startswith("/a: [1] instead of [1, {")
+    assert first_difference({"a": whole["a"]}, whole) == "/b: missing"
     assert first_difference({**whole, "b": 3}, whole) == "/b: 3 instead of None"
+    assert list(differences({**whole, "b": 3, "c": 1}, whole)) == ["/c: too much", "/b: 3 instead of None"]
+
+
+def test_what_is_no_number_is_the_same_twice(tmp_path):
+    for place in ("one", "other"):
+        logger = TensorBoardLogger(tmp_path / place, name="", version="")
+        logger.log_metrics({"x": float("nan")}, step=3)
+        logger.finalize("success")
+    assert curves(tmp_path)["x"] == {3: "nan"}
+    nan = {"w": torch.tensor([1.0, float("nan")]), "x": float("nan")}
+    assert first_difference({"w": nan["w"].clone(), "x": float("nan")}, nan) is None
+    assert first_difference({**nan, "x": 1.0}, nan) == "/x: 1.0 instead of nan"
+    assert first_difference({**nan, "w": torch.tensor([float("nan"), 1.0])}, nan) is not None
+
+
+@pytest.mark.parametrize("killed", ["before", "between", "after"])
+def test_the_last_checkpoint_is_that_of_the_last_step(killed, tmp_path):
+    """A run that is killed between the last checkpoints of two callbacks has nothing left to do."""
+    steps = {"before": (3, 3), "between": (4, 3), "after": (4, 4)}[killed]
+    for name, step in zip(("checkpoints", "steps"), steps, strict=True):
+        atomic_save({"global_step": step, "from": name}, tmp_path / name / "last.ckpt")
+    atomic_save({"global_step": 1, "from": "old"}, tmp_path / "steps" / "last-v1.ckpt")
+    found = last_checkpoint(tmp_path)
+    assert found == {"global_step": max(steps), "from": "checkpoints" if killed == "between" else "steps"}
+
+
+def test_the_drill_hears_ctrl_c_and_ends_where_it_is_ignored(tmp_path, monkeypatch, capsys):
+    """As a background job of a shell, whose children ignore it too."""
+    heard = []
+
+    def never(algorithm, directory, after, number, seconds):
+        heard.append(signal.getsignal(signal.SIGINT))
+        (directory / "hf").mkdir(parents=True)
+        return 0
+
+    monkeypatch.setattr(drill, "_kill", never)
+    monkeypatch.setattr(drill, "undisturbed", lambda *_: ({}, 1.0))
+    monkeypatch.setattr(sys, "argv", ["drill", "--kills=1", f"--directory={tmp_path}"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            drill.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == 1 and 1 < len(heard) < 20 and set(heard) == {signal.default_int_handler}
+    printed = capsys.readouterr().out
+    assert "came too late 8 times, or was not heard" in printed
+    (record,) = tmp_path.rglob("drill.txt")
+    assert record.read_text().splitlines() == printed.splitlines()[:-1]  # the line is not lost with the terminal
+    (kept,) = tmp_path.rglob("differences.txt")
+    assert "came too late" in kept.read_text()
 
 
 def test_kills_are_a_function_of_the_seed():
