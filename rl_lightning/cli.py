@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -143,6 +144,8 @@ def main(args: Sequence[str] | None = None) -> None:
     _calm()
     try:
         run(args)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         mistake = mistake_behind(error)
         if mistake is None:

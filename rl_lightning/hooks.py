@@ -28,6 +28,14 @@ class Refill:
     on_exhaustion: Literal["smaller", "skip", "stop"] = "smaller"
 
 
+class StopCallback(Callback):
+    """A callback that may end a run in good order, where the data say that this is possible."""
+
+    def listen(self, trainer: Trainer) -> None:
+        """Put itself into the `on_boundary`, `agreed` and `abandonable` of `trainer.datamodule`, which calls this before it
+        begins to sample in set-up."""
+
+
 class RolloutCallback(Callback):
     """A Lightning callback that also sees every rollout before it is trained on.
 

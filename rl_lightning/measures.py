@@ -54,6 +54,22 @@ class Mean(float):
         return cls(float(values[mask].double().sum()), float(mask.sum()))
 
 
+def packed(metrics: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return metrics as strings and plain numbers, as a file may hold them."""
+    return {
+        name: ["Mean", value.total, value.count]
+        if isinstance(value, Mean)
+        else [type(value).__name__ if isinstance(value, (Sum, Seconds)) else "float", float(value)]
+        for name, value in metrics.items()
+    }
+
+
+def unpacked(metrics: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """Undo `packed`."""
+    kinds: dict[str, Any] = {"Mean": Mean, "Sum": Sum, "Seconds": Seconds, "float": float}
+    return {name: kinds[kind](*numbers) for name, (kind, *numbers) in metrics.items()}
+
+
 def merged(parts: Sequence[Mapping[str, Any]], side_by_side: bool = False) -> dict[str, float]:
     """Return the metrics of a whole, given those of its parts.
 

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from rl_lightning.errors import UserError
-from rl_lightning.strategies import sum_over_ranks
+from rl_lightning.hooks import StopCallback
+from rl_lightning.strategies import StopSign, sum_over_ranks
 
 log = logging.getLogger(__name__)
 
 #: Exit status of a run that was stopped early and can go on: EX_TEMPFAIL of sysexits.h, "try again later".
 STOPPED_EARLY = 75
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+#: Seconds within which a second signal counts as the first: `timeout` and some schedulers send it to a process and to its group.
+_ECHO_S = 0.3
+#: Seconds that a run may take to come down after a second signal.
+_UNWIND_S = 3.0
 
 
 class RunStopped(SystemExit):
@@ -32,12 +43,13 @@ class RunStopped(SystemExit):
         self.reason = reason
 
 
-class GracefulStop(Callback):
+class GracefulStop(StopCallback):
     """Save `last.ckpt` and exit with status 75 on SIGTERM, SIGUSR1 (as SLURM can be told to send), Ctrl-C, or when the time is up;
     `--ckpt_path last` goes on as if nothing had happened.
 
-    The run ends between two optimizer steps, or, in a single process, while responses are sampled; that rollout is then
-    sampled again, and is the same. A second Ctrl-C ends it at once.
+    The run ends between two optimizer steps, or while responses are sampled or scored, in training and in validation: rewards
+    are not waited for. That rollout or validation is then done again, and is the same. In set-up there is nothing to save;
+    the same command goes on with what is in the cache. A second signal ends the run at once.
 
     Args:
         max_time: longest time of a fit, `days:hours:minutes:seconds`; no limit if null. The command line's
@@ -48,35 +60,81 @@ class GracefulStop(Callback):
         self._limit = None if max_time is None else _seconds(max_time)
         self._ends = float("inf")
         self._signal: str | None = None
+        self._noted = 0.0
         self._before: dict[int, Any] = {}
+        self._trains = False
+        self._may_raise = False
+        self._sign: StopSign | None = None
+        self._deadline: threading.Timer | None = None
+
+    # ---------------------------------------------------------------- listening
+
+    def listen(self, trainer: Trainer) -> None:
+        """Listen to signals, and to what the data say of their progress."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data.on_boundary = lambda together: self._check(trainer, together)
+        data.agreed = lambda: self._agreed(trainer)
+        data.abandonable = lambda alone: self._abandonable(trainer, alone)
+        if not self._before and threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._ends = float("inf") if self._limit is None else time.monotonic() + self._limit
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to signals, in the place of Lightning's handlers by now, and to the boundaries between steps."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.on_boundary = lambda together: self._check(trainer, together)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        # Lightning's handlers have listened since set-up began, and would end the run with status 0.
+        """Listen in the place of Lightning's handlers, which would end the run with status 0."""
+        self.listen(trainer)
+        for number in self._before:
+            signal.signal(number, self._note)
         if trainer.received_sigterm:
             trainer._signal_connector.received_sigterm = False
-            self._signal = "SIGTERM"
+            self._signal = self._signal or "SIGTERM"
+        self._trains = True
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget, where Lightning counts batches, of a validation that was cut short and begins anew."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let others listen again."""
+        self._release(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let others listen again, after an evaluation."""
+        self._release(trainer)
+
+    def _release(self, trainer: Trainer) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # Lightning puts back what it found, which was ours.
+        trainer._signal_connector._original_handlers.update(self._before)
         self._before = {}
+        self._trains = False
+        if self._deadline is not None:
+            self._deadline.cancel()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self._signal is None:
+            self._signal, self._noted = signal.Signals(number).name, now
             os.write(2, b"\nstopping at the next opportunity; the checkpoint comes first\n")
-        self._signal = signal.Signals(number).name
-        # Whoever cannot wait asks a second time.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self._may_raise:
+                raise RunStopped(self._signal)
+        elif number == signal.SIGINT or now - self._noted > _ECHO_S:
+            self._end_at_once(number)
+
+    def _end_at_once(self, number: int) -> None:
+        """Raise; end the process in some seconds if that has not ended it, or at a third signal."""
+        for one in self._before:
+            signal.signal(one, signal.SIG_DFL)
+        self._deadline = threading.Timer(_UNWIND_S, os._exit, (128 + number,))
+        self._deadline.daemon = True
+        self._deadline.start()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    # ------------------------------------------------------------------ stopping
 
     def _reason(self) -> str | None:
         if self._signal is not None:
@@ -90,29 +148,76 @@ class GracefulStop(Callback):
             trainer: of the run.
             together: whether every rank is here; only then can several of them agree on ending.
         """
-        if not trainer.training:  # a validation is finished first
-            return
         reason = self._reason()
         if trainer.world_size > 1:
-            if not together:
+            if together:
+                asked = bool(sum_over_ranks(trainer, torch.tensor(float(reason is not None))))
+            elif self._sign is not None:
+                # Leave what is inside `agreed`, at whose end all ranks meet.
+                asked = self._sign.is_up(put_up=reason is not None)
+            else:
                 return
-            asked = sum_over_ranks(trainer, torch.tensor(float(reason is not None)))
             if asked and reason is None:
                 reason = "a signal to another rank"
         if reason is not None:
             raise RunStopped(reason)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, if this is our own doing; Lightning restores the signals."""
-        if not isinstance(exception, RunStopped):
+    @contextlib.contextmanager
+    def _agreed(self, trainer: Trainer) -> Iterator[None]:
+        """End what every rank does inside on all of them, or on none."""
+        if trainer.world_size == 1:
+            yield
             return
-        path = last_checkpoint(trainer)
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            log.warning(
-                "stopped by %s after optimizer step %d; it is in %s, and --ckpt_path %s goes on",
-                exception.reason, trainer.global_step, path, "last" if trainer.checkpoint_callbacks else path,
-            )  # fmt: skip
+        self._sign = StopSign()
+        try:
+            yield
+        except RunStopped:
+            pass  # raised again below, with the others
+        finally:
+            self._sign = None
+        self._check(trainer, together=True)
+
+    @contextlib.contextmanager
+    def _abandonable(self, trainer: Trainer, alone: bool) -> Iterator[None]:
+        """Have a signal raise at once inside."""
+        self._check(trainer, together=False)
+        self._may_raise = trainer.world_size == 1 or (self._sign is not None and not alone)
+        try:
+            yield
+        finally:
+            self._may_raise = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save, if this is our own doing and there is something to save."""
+        if isinstance(exception, RunStopped):
+            if self._trains:
+                then = _save(trainer)
+            elif trainer.state.fn == TrainerFn.FITTING:
+                then = "before training began; what was sampled so far is kept, and the same command goes on"
+            else:
+                then = "during evaluation; the same command begins anew"
+            if trainer.is_global_zero:
+                log.warning("stopped by %s %s", exception.reason, then)
+        self._release(trainer)
+
+
+def _save(trainer: Trainer) -> str:
+    """Save a checkpoint, and return when and where."""
+    path = last_checkpoint(trainer)
+    if trainer.validating:
+        _begin_validation_anew(trainer)
+    trainer.save_checkpoint(path)
+    name = "last" if trainer.checkpoint_callbacks else path
+    return f"after optimizer step {trainer.global_step}; it is in {path}, and --ckpt_path {name} goes on"
+
+
+def _begin_validation_anew(trainer: Trainer) -> None:
+    """Have Lightning count as it does in the first batch of a validation: whoever goes on from there begins with that one."""
+    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    before = progress.total.completed - progress.current.completed
+    counts: Any = ((progress.total, before), (progress.current, 0))
+    for count, done in counts:
+        count.ready, count.started, count.processed, count.completed = done + 1, done + 1, done, done
 
 
 def last_checkpoint(trainer: Trainer) -> Path:

@@ -19,17 +19,19 @@ class RNGState(Callback):
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
+        self._before_validation: dict[str, Any] | None = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the states: a validation that a stop cuts short is begun anew."""
+        self._before_validation = _states()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on from the present ones."""
+        self._before_validation = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states as tensors, numbers and lists."""
-        version, internal, gauss = random.getstate()
-        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-        return {
-            "python": [version, list(internal), gauss],
-            "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
+        """Return the states as tensors, numbers and lists; in the middle of a validation, those from before it."""
+        return self._before_validation or _states()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the states until training starts, since set-up draws numbers too."""
@@ -47,3 +49,14 @@ class RNGState(Callback):
         if self._loaded["cuda"] and len(self._loaded["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([state.cpu() for state in self._loaded["cuda"]])
         self._loaded = None
+
+
+def _states() -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }

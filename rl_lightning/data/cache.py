@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,18 @@ class Cache:
             log.info("%s are taken from %s", kind.capitalize(), path)
         return found
 
+    def load_part(self, kind: str, key: str, number: int) -> dict[str, Any] | None:
+        """Return a part of something unfinished, if this rank can read it."""
+        path = self._part(kind, key, number)
+        return self._read(path) if path.exists() else None
+
+    def save_part(self, kind: str, key: str, number: int, value: dict[str, Any]) -> None:
+        """Keep a part, which this rank has made, until the whole is there."""
+        atomic_save({"whole": True, "value": value}, self._part(kind, key, number))
+
+    def _part(self, kind: str, key: str, number: int) -> Path:
+        return self.directory / f"{kind}-{key}.parts" / f"{number}.pt"
+
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
             kept = load_plain(path)
@@ -104,7 +117,10 @@ class Cache:
         return value
 
     def save(self, kind: str, key: str, value: dict[str, Any]) -> None:
-        """Keep something, which every rank has."""
+        """Keep something, which every rank has, and remove its parts; every rank must call this."""
         if self.rank == 0:
             atomic_save({"whole": True, "value": value}, self.path(kind, key))
             log.info("%s are kept in %s", kind.capitalize(), self.path(kind, key))
+        from_every_rank(None)  # the whole is there
+        # Ranks may have caches of their own; where they share one, the first to come removes all.
+        shutil.rmtree(self.directory / f"{kind}-{key}.parts", ignore_errors=True)

@@ -102,4 +102,6 @@ class EvaluationLoader:
         for chosen in self._batches:
             streams = [s for position in chosen for s in self.data.streams(self.split, position * samples, samples)]
             prompts = [self.data._encoded[self.split][position] for position in chosen]
-            yield Sealed(self.data.respond(prompts, chosen, streams, evaluation.sampling(self.data.sampling)))
+            with self.data.agreed():
+                rollout = self.data.respond(prompts, chosen, streams, evaluation.sampling(self.data.sampling))
+            yield Sealed(rollout)

@@ -144,6 +144,7 @@ class PairLoader:
     """
 
     def __init__(self, trainer: Trainer, table: PairTable | None, size: int) -> None:
+        self.trainer = trainer
         self.table = table
         self.batches = batches_of_rank(trainer, 0 if table is None else len(table), size)
 
@@ -151,6 +152,8 @@ class PairLoader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Sealed]:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for units in self.batches:
             assert self.table is not None
+            data.on_boundary(True)
             yield Sealed(self.table.batch(torch.tensor(units)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -72,6 +72,7 @@ def scored(
     rewarder: Rewarder,
     correct_threshold: float,
     ahead: Ahead | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> Rollout:
     """Return a rollout with its rewards.
 
@@ -81,12 +82,13 @@ def scored(
         rewarder: knows the rewards.
         correct_threshold: a response is correct if the first reward reaches this.
         ahead: was given some of the samples already.
+        watch: called now and then while rewards are waited for; what it raises ends that.
     """
     samples = [
         reward_sample(prompt, response, cut)
         for prompt, response, cut in zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
     ]
-    scores = rewarder.score(samples, ahead)
+    scores = rewarder.score(samples, ahead, watch)
     device = rollout.input_ids.device
     components = {
         name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in scores.components.items()

@@ -20,7 +20,6 @@ from rl_lightning.data.loader import EpochLoader
 from rl_lightning.data.offline import OfflineDataModule
 from rl_lightning.data.pairs import PairLoader, PairOptions, PairTable
 from rl_lightning.data.record import digest
-from rl_lightning.data.responses import scored
 from rl_lightning.data.samples import SampleTable, with_demonstrations
 from rl_lightning.data.scoring import rollout_metrics
 from rl_lightning.data.sources.base import Example, Split
@@ -244,7 +243,7 @@ class RewardDataModule(OfflineDataModule):
             rollout = sampled_table(self, split)
         else:
             rollout = written_rollout(prompts, [prompt.written[0] for prompt in prompts], self._ends)
-            rollout = scored(rollout, prompts, self.rewarder, self.correct_threshold)
+            rollout = self.score(rollout, prompts)
         change_rewards(self.trainer, self.module, rollout)
         return self._learnt(rollout)
 

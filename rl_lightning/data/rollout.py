@@ -237,10 +237,12 @@ class RolloutDataModule(SamplingDataModule):
             self.trainer.should_stop = True
         return rollout, filled.supply
 
-    def _first_epoch(self, rollout: Rollout) -> list[torch.Tensor]:
-        """Return the rows of the microbatches of a rollout's first epoch."""
-        steps = torch.arange(len(rollout)).split(self.sizes.minibatch)
-        return [part for step in steps for part in step.split(self.sizes.cut(rollout, step))]
+    def _first_epoch(self, rollout: Rollout) -> Iterator[torch.Tensor]:
+        """Yield the rows of the microbatches of a rollout's first epoch; the run may be stopped between two."""
+        for step in torch.arange(len(rollout)).split(self.sizes.minibatch):
+            for part in step.split(self.sizes.cut(rollout, step)):
+                self.on_boundary(False)
+                yield part
 
     def sample(self, numbers: Sequence[int]) -> Rollout:
         """Sample the responses to some prompts, by their number over the whole run; group by group, with rewards.
@@ -252,7 +254,8 @@ class RolloutDataModule(SamplingDataModule):
         positions = [int(order[number // total][number % total]) for number in numbers]
         prompts = [self._encoded["train"][position] for position in positions]
         streams = [stream for number in numbers for stream in self.streams("train", number * size, size)]
-        return self.respond(prompts, positions, streams, self.sampling)
+        with self.agreed():
+            return self.respond(prompts, positions, streams, self.sampling)
 
     def dealt(self, groups: torch.Tensor) -> torch.Tensor:
         """Return this rank's of all groups of a rollout, given in their order: an equal share of every optimizer step."""

@@ -28,9 +28,10 @@ from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
 from rl_lightning.generation.base import Progress
+from rl_lightning.hooks import StopCallback
 from rl_lightning.measures import Seconds, Sum
 from rl_lightning.models import PolicyFiles
-from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
+from rl_lightning.rewards import Ahead, Rewarder, RewardLimits, RewardSpec
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.text import TextFormat
@@ -113,9 +114,13 @@ class SamplingDataModule(pl.LightningDataModule):
         self._digests: dict[str, str] | None = None
         #: Told how many responses are finished; a progress bar puts itself here.
         self.on_generation_progress: Callable[[int, int], None] | None = None
-        #: Asked before every epoch and optimizer step (True: every rank is there) and while sampling (False) whether to go on;
-        #: what wants to end the run in good order puts itself here, and raises.
+        #: Stop hook. Raise from it to end the run in good order. Called with True before every epoch and optimizer step, where
+        #: all ranks are, and with False in the course of sampling.
         self.on_boundary: Callable[[bool], None] = lambda together: None
+        #: What is done inside this context is done by every rank, as often, and ended by a stop on all ranks or on none.
+        self.agreed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        #: A stop may raise anywhere inside this context: a reward may hang there. With True on one rank alone only.
+        self.abandonable: Callable[[bool], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     # The loader of training data, and where it is; subclasses say what an epoch is.
 
@@ -196,6 +201,9 @@ class SamplingDataModule(pl.LightningDataModule):
                 f"{' and '.join(self.serves) or 'nothing'}: change data.class_path or model.class_path"
             )
         self._digests = None
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StopCallback):
+                callback.listen(self.trainer)
         self.evaluation.sampling(self.sampling).check(training=False)
         self._check_stop_ids()
         if self.rewarder is not None:
@@ -340,7 +348,8 @@ class SamplingDataModule(pl.LightningDataModule):
 
         profile = self.trainer.profiler.profile  # type: ignore[attr-defined]
         with ahead, profile("[rl_lightning]generate"), self.frozen_mode() if sampler else self.module.rollout_mode():
-            self.generator.update(model, files, files.policy if sampler else self.trainer.global_step)
+            with self.abandonable(True):
+                self.generator.update(model, files, files.policy if sampler else self.trainer.global_step)
             sampled = self.generator.generate(
                 model,
                 [prompt.input_ids for prompt in prompts],
@@ -353,15 +362,29 @@ class SamplingDataModule(pl.LightningDataModule):
                 finished=finished,
             )
         generated = time.perf_counter()
-        with profile("[rl_lightning]reward"):
+        with ahead, profile("[rl_lightning]reward"):
             rollout = unscored(sampled, prompts, index, sampling.temperature, ends, texts)
-            rollout = scored(rollout, owners, self.rewarder, self.correct_threshold, ahead)
+            rollout = self.score(rollout, owners, ahead)
         # Before groups are dropped: the time below is that of all.
         tokens = Sum(sampled.response_mask.sum())
         rollout.metrics |= self.generator.metrics() | {"generation/tokens": tokens}
         rollout.metrics["time/generate_s"] = Seconds(generated - started)
         rollout.metrics["time/reward_s"] = Seconds(time.perf_counter() - generated)
         return rollout
+
+    def score(self, rollout: Rollout, prompts: Sequence[EncodedPrompt], ahead: Ahead | None = None) -> Rollout:
+        """Return responses with their rewards; a stop does not wait for them.
+
+        Args:
+            rollout: whatever rewards it has are replaced.
+            prompts: one a row.
+            ahead: was given some of the responses already.
+        """
+        assert self.rewarder is not None
+        with self.abandonable(False):
+            return scored(
+                rollout, prompts, self.rewarder, self.correct_threshold, ahead, lambda: self.on_boundary(False)
+            )
 
     @contextlib.contextmanager
     def frozen_mode(self) -> Iterator[None]:

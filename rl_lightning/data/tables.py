@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from rl_lightning.data.cache import digest, digest_tensors, rewards_key
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
-from rl_lightning.measures import merged
+from rl_lightning.measures import merged, packed, unpacked
 from rl_lightning.models import ClassifierFiles, PolicyFiles
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank
 from rl_lightning.types import Rollout
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Responses that are sampled and scored at a time. Not an option: which responses share a forward pass must not depend on
-#: the number of ranks, so that every number of ranks makes the same table to the last bit.
-_ROWS_AT_A_TIME = 512
+#: Responses that are sampled, scored and kept at a time, at least and at most, and the number of such chunks in between. Not
+#: options: which responses share a forward pass must not depend on the number of ranks or on interruptions, so that the table
+#: is always the same to the last bit.
+_FEWEST_AT_A_TIME, _MOST_AT_A_TIME, _CHUNKS = 32, 512, 16
 
 
 def sampled_table(data: RewardDataModule, split: Split) -> Rollout:
@@ -46,7 +47,7 @@ def sampled_table(data: RewardDataModule, split: Split) -> Rollout:
     key = _table_key(data, split)
     kept = data.cache.load("responses", key)
     if kept is None:
-        rollout = _gather(data, _sample(data, split))
+        rollout = _gather(data, _sample(data, split, key))
         data.cache.save("responses", key, rollout.state_dict())
         return rollout
     return Rollout.from_state_dict(kept)
@@ -76,39 +77,60 @@ def _table_key(data: RewardDataModule, split: Split) -> str:
     )
 
 
-def _sample(data: RewardDataModule, split: Split) -> list[Rollout]:
-    """Sample this rank's share of the prompts, in chunks, with a progress bar."""
+def _sample(data: RewardDataModule, split: Split, key: str) -> list[Rollout]:
+    """Sample this rank's share of the prompts, in chunks, with a progress bar; chunks that are kept are not sampled again."""
     assert data.trainer is not None
     samples, prompts = data.samples_per_prompt, data._encoded[split]
-    chunks = torch.arange(len(prompts)).split(max(1, _ROWS_AT_A_TIME // samples))
+    at_a_time = min(max(_FEWEST_AT_A_TIME, len(prompts) * samples // _CHUNKS), _MOST_AT_A_TIME)
+    chunks = list(enumerate(torch.arange(len(prompts)).split(max(1, at_a_time // samples))))
     own = chunks[data_parallel_rank(data.trainer) :: data_parallel_size(data.trainer)]
-    parts = []
+    known = {number: data.cache.load_part("responses", key, number) for number, _ in own}
+    kept = [part for part in known.values() if part is not None]
+    parts = [Rollout.from_state_dict(part | {"metrics": unpacked(part["metrics"])}) for part in kept]
+    if parts:
+        log.info("%d of %d chunks of %s responses are kept from before", len(parts), len(own), split)
     shown = data.trainer.is_global_zero and data.trainer.progress_bar_callback is not None
-    total = sum(map(len, own)) * samples
+    total, done = sum(len(chunk) for _, chunk in own) * samples, sum(map(len, parts))
     with (
+        data.agreed(),
         frozen(data, data.sampler_files) as model,
-        tqdm(total=total, desc="Sampling", unit="response", leave=False, dynamic_ncols=True, disable=not shown) as bar,
+        tqdm(
+            total=total,
+            initial=done,
+            desc="Sampling",
+            unit="response",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not shown,
+        ) as bar,
     ):
         # Every rank takes part in this, also one that has nothing to sample.
         data.generator.update(model, data.sampler_files, data.sampler_files.policy)
-        for number, chunk in enumerate(own):
-            positions = chunk.tolist()
-            before = sum(map(len, own[:number])) * samples
-
-            def progress(done: int, _: int, before: int = before) -> None:
-                data.on_boundary(False)
-                bar.update(before + done - bar.n)
-
-            rollout = data.respond(
-                [prompts[position] for position in positions],
-                positions,
-                [stream for position in positions for stream in data.streams(split, position * samples, samples)],
-                data.sampling,
-                (model, data.sampler_files),
-                progress,
-            )
-            parts.append(replace(rollout.to("cpu"), group_ids=rollout.prompt_index.cpu()))
+        for number, chunk in own:
+            if known[number] is None:
+                part = _chunk(data, split, chunk, model, bar)
+                data.cache.save_part("responses", key, number, part.state_dict() | {"metrics": packed(part.metrics)})
+                parts.append(part)
     return parts
+
+
+def _chunk(data: RewardDataModule, split: Split, chunk: Tensor, model: nn.Module, bar: Any) -> Rollout:
+    """Return the scored responses to some prompts, on the CPU."""
+    samples, positions, before = data.samples_per_prompt, chunk.tolist(), bar.n
+
+    def progress(done: int, _: int) -> None:
+        data.on_boundary(False)
+        bar.update(before + done - bar.n)
+
+    rollout = data.respond(
+        [data._encoded[split][position] for position in positions],
+        positions,
+        [stream for position in positions for stream in data.streams(split, position * samples, samples)],
+        data.sampling,
+        (model, data.sampler_files),
+        progress,
+    )
+    return replace(rollout.to("cpu"), group_ids=rollout.prompt_index.cpu())
 
 
 @contextmanager
@@ -168,8 +190,9 @@ def reference_logprobs(data: RewardDataModule, rows: Rollout, chunks: Sequence[T
         return whole
     rank, ranks = data_parallel_rank(data.trainer), data_parallel_size(data.trainer)
     own: dict[int, Tensor] = {}
-    with frozen(data, files) as model, data.frozen_mode():
+    with data.agreed(), frozen(data, files) as model, data.frozen_mode():
         for number in range(rank, len(chunks), ranks):
+            data.on_boundary(False)
             batch = rows.microbatch(chunks[number]).to(data.trainer.strategy.root_device)
             own[number] = data.module.logprobs(batch, model).cpu()
     parts = {number: part for theirs in from_every_rank(own) for number, part in theirs.items()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from rl_lightning.errors import UserError
+from rl_lightning.generation.background import in_background
 from rl_lightning.generation.base import Progress, Sampling
 from rl_lightning.generation.connection import Connection, Refused
 from rl_lightning.generation.copies import Answer, CopyGenerator, Request
@@ -21,6 +21,9 @@ from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import StopStrings
 
 log = logging.getLogger(__name__)
+
+#: How often whoever waits for responses is asked whether to go on, in seconds.
+_LOOK_EVERY_S = 0.1
 
 _HOW_TO_START = "start it as VLLM_SERVER_DEV_MODE=1 vllm serve DIRECTORY --logprobs-mode processed_logprobs --generation-config vllm"
 
@@ -160,17 +163,20 @@ class VLLMServerGenerator(CopyGenerator):
         progress: Progress | None,
     ) -> list[Answer]:
         """See `CopyGenerator.answers`. One request a response: of a list of prompts the server would seed all alike."""
-        pool = ThreadPoolExecutor(self.concurrency)
+        answers: dict[int, Answer] = {}
         try:
-            waiting = [pool.submit(self._answer, request, sampling, stop_ids, stop_strings) for request in requests]
-            for done, future in enumerate(as_completed(waiting), 1):
-                future.result()
-                if progress is not None:
-                    progress(done, len(requests))
-            return [future.result() for future in waiting]
+            with in_background(
+                lambda number: self._answer(requests[number], sampling, stop_ids, stop_strings),
+                len(requests),
+                self.concurrency,
+            ) as ended:
+                while len(answers) < len(requests):
+                    answers |= ended(_LOOK_EVERY_S)
+                    if progress is not None:
+                        progress(len(answers), len(requests))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
             self._count_retries()
+        return [answers[number] for number in range(len(requests))]
 
     def _answer(
         self, request: Request, sampling: Sampling, stop_ids: frozenset[int], stop_strings: StopStrings | None

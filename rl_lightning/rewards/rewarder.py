@@ -7,7 +7,6 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, SupportsFloat
 
@@ -71,10 +70,9 @@ class Rewarder:
             self.limits.start_timeout_s,
         )
         self._lock = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        processes = ("_pool", "_lock", "_executor")
+        processes = ("_pool", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in processes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -89,9 +87,6 @@ class Rewarder:
 
     def close(self) -> None:
         """End the workers; scoring again starts new ones."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
         self._pool.close()
 
     def check_answers(self, answers: Sequence[Any]) -> list[str | None]:
@@ -101,23 +96,27 @@ class Rewarder:
 
     def ahead(self) -> Ahead:
         """Return what samples can be given to as they come, to have less left to do when ``score`` is called with all."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="rewards")
-        return Ahead(self._outcomes_from_workers, self._pool.close, self._executor)
+        return Ahead(self._outcomes_from_workers)
 
-    def score(self, samples: Sequence[RewardSample], ahead: Ahead | None = None) -> Scores:
+    def score(
+        self,
+        samples: Sequence[RewardSample],
+        ahead: Ahead | None = None,
+        watch: Callable[[], None] | None = None,
+    ) -> Scores:
         """Return the rewards of the samples.
 
         Args:
             samples: all of them.
             ahead: was given some of them already.
+            watch: called now and then while they are waited for; what it raises ends that.
 
         Raises:
             UserError: if too large a fraction of the samples has no reward, or the workers cannot be started.
         """
-        outcomes = self._outcomes_from_workers(samples) if ahead is None else ahead.outcomes(samples)
+        outcomes = (ahead or self.ahead()).outcomes(samples, watch)
         with self._lock:
-            outcomes |= {reward.name: reward.call_here(samples) for reward in self.rewards if reward.in_process}
+            outcomes |= {reward.name: reward.call_here(samples, watch) for reward in self.rewards if reward.in_process}
             failures: Counter[str] = Counter()
             first_error: tuple[str, Outcome] | None = None
             components: dict[str, list[float]] = {}
@@ -138,11 +137,11 @@ class Rewarder:
             self._stop_if_hopeless(total, failures, first_error)
             return Scores(total, components, dict(failures))
 
-    def _outcomes_from_workers(self, samples: Sequence[RewardSample]) -> Outcomes:
-        """Call every function that does not run here on every sample."""
+    def _outcomes_from_workers(self, samples: Sequence[RewardSample], given_up: Callable[[], bool]) -> Outcomes:
+        """Call every function that does not run here on every sample, until they are given up."""
         far = [reward for reward in self.rewards if not reward.in_process]
-        with self._lock:
-            done = iter(self._pool.map([(r.function, r.keywords(s)) for r in far for s in samples]) if far else [])
+        calls = [(reward.function, reward.keywords(sample)) for reward in far for sample in samples]
+        done = iter(self._pool.map(calls, given_up) if calls else [])
         return {reward.name: [next(done) for _ in samples] for reward in far}
 
     def _report(self, name: str, outcome: Outcome, failed: int, samples: int) -> None:

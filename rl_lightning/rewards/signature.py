@@ -54,10 +54,10 @@ class BoundReward:
         """Return the keyword arguments for a sample."""
         return {**{name: getattr(sample, name) for name in self.takes}, **self.arguments}
 
-    def call_here(self, samples: Sequence[RewardSample]) -> list[Outcome]:
-        """Call the function in this process; nothing stops it if it hangs."""
+    def call_here(self, samples: Sequence[RewardSample], watch: Callable[[], None] | None = None) -> list[Outcome]:
+        """Call the function in this process; nothing stops it if it hangs. `watch` is called before each sample."""
         if not self.batched:
-            return [self._call_on(sample) for sample in samples]
+            return [self._call_on(sample, watch) for sample in samples]
         values = list(self.here(samples)) if samples else []
         if len(values) != len(samples):
             raise ValueError(f"Reward {self.name} returned {len(values)} scores for {len(samples)} samples")
@@ -65,7 +65,9 @@ class BoundReward:
         counts = [tally.drain(), *({} for _ in samples[1:])]
         return [Outcome("ok", value, None, count) for value, count in zip(values, counts, strict=False)]
 
-    def _call_on(self, sample: RewardSample) -> Outcome:
+    def _call_on(self, sample: RewardSample, watch: Callable[[], None] | None) -> Outcome:
+        if watch is not None:
+            watch()
         try:
             value, error = self.here(**self.keywords(sample)), None
         except Exception:

@@ -26,6 +26,8 @@ Function = str | Callable[..., Any]
 Call = tuple[Function, Mapping[str, Any]]
 
 _LARGEST_CHUNK = 64
+#: How often a ``map`` asks whether it is wanted any more, in seconds.
+_LOOK_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class WorkerPool:
         self._functions: list[tuple[Function, bytes]] = []
         self._keys: dict[str | int, int] = {}
         self._lock = threading.Lock()
-        self._closing = False
+        self._closed = 0  # times
         self._finalizer = weakref.finalize(self, _kill_all, self._running, os.getpid())
 
     def start(self, functions: Sequence[Function] = ()) -> None:
@@ -112,8 +114,6 @@ class WorkerPool:
             self._running.remove(worker)
             worker.kill()
         while len(self._running) < self.workers:
-            if self._closing:
-                raise RuntimeError("The worker pool was closed during a call")
             worker = Worker({**self._settings, "sys_path": list(sys.path)}, self.start_timeout_s)
             for key, (_, pickled) in enumerate(self._functions):
                 worker.define(key, pickled)
@@ -121,29 +121,27 @@ class WorkerPool:
 
     def close(self) -> None:
         """Kill the workers. A later ``start`` or ``map`` starts new ones."""
-        # A `map` of another thread holds the lock, perhaps for long: end what it waits for first.
-        self._closing = True
-        for worker in list(self._running):
-            worker.interrupt()
+        # A `map` of another thread holds the lock: it notices.
+        self._closed += 1
         with self._lock:
             _kill_all(self._running, os.getpid())
-            self._closing = False
 
-    def map(self, calls: Sequence[Call]) -> list[Outcome]:
+    def map(self, calls: Sequence[Call], given_up: Callable[[], bool] = lambda: False) -> list[Outcome]:
         """Make the calls, and return how each went, in the same order.
 
         Args:
             calls: pairs of a function (dotted path or picklable callable) and its keyword arguments. A callable is
                 pickled once, so changes to its state after the first call do not reach the workers.
+            given_up: asked now and then whether nobody wants to know any more.
 
         Raises:
             UserError: if the workers cannot be started, or their setup fails.
-            RuntimeError: if the pool is closed meanwhile.
+            RuntimeError: if the pool is closed meanwhile, or the calls are given up.
         """
+        closed = self._closed
         with self._lock:
-            self._start()
             try:
-                return _Dispatch(self, calls).run()
+                return _Dispatch(self, calls, lambda: given_up() or self._closed != closed).run()
             except BaseException:
                 # Results of the interrupted calls would be taken for those of the next.
                 _kill_all(self._running, os.getpid())
@@ -171,17 +169,21 @@ class WorkerPool:
 
 def _kill_all(running: list[Worker], owner: int) -> None:
     # A fork of the owner inherits this list, but the processes aren't its own.
-    while running:
-        worker = running.pop()
-        if os.getpid() == owner:
+    ended = running.copy()
+    running.clear()
+    if os.getpid() == owner:
+        for worker in ended:
+            worker.interrupt()
+        for worker in ended:
             worker.kill()
 
 
 class _Dispatch:
     """One ``map``: hands out the calls in chunks, and gathers their outcomes."""
 
-    def __init__(self, pool: WorkerPool, calls: Sequence[Call]) -> None:
+    def __init__(self, pool: WorkerPool, calls: Sequence[Call], given_up: Callable[[], bool]) -> None:
         self.pool = pool
+        self.given_up = given_up
         self.outcomes: list[Outcome | None] = [None] * len(calls)
         self.keys: list[int] = [0] * len(calls)
         self.arguments: list[bytes] = [b""] * len(calls)
@@ -197,10 +199,13 @@ class _Dispatch:
         self.chunk = max(1, min(_LARGEST_CHUNK, len(self.waiting) // (4 * pool.workers)))
 
     def run(self) -> list[Outcome]:
+        self.pool._start()
         with selectors.DefaultSelector() as selector:
             for worker in self.pool._running:
                 selector.register(worker.responses, selectors.EVENT_READ, worker)
             while self.waiting or any(worker.owed for worker in self.pool._running):
+                if self.given_up():
+                    raise RuntimeError("The worker pool was closed, or the calls were given up")
                 for worker in list(self.pool._running):
                     self._feed(worker)
                 for worker in self._wait(selector):
@@ -214,6 +219,7 @@ class _Dispatch:
         """Wait for news; return the workers that have some."""
         busy = [worker for worker in self.pool._running if worker.owed or worker.starting]
         pause = max(0.0, min(worker.deadline for worker in busy) - time.monotonic()) if busy else 0.0
+        pause = min(pause, _LOOK_EVERY_S)
         if any(worker.outgoing for worker in busy):
             pause = min(pause, 0.001)  # a large message is on its way: come back to it soon
         # This process may itself be a reward worker.
@@ -272,8 +278,6 @@ class _Dispatch:
 
     def _replace(self, worker: Worker, selector: selectors.BaseSelector, kind: Kind) -> None:
         """Kill a worker, charge the one call that it was at, and start another for the rest."""
-        if self.pool._closing:
-            raise RuntimeError("The worker pool was closed during a call")
         status = self._end(worker, selector)
         if worker.starting:
             limit = self.pool.start_timeout_s

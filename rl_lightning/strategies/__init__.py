@@ -3,6 +3,7 @@
 from rl_lightning.strategies.checkpoints import AtomicCheckpointIO, atomic_save, load_plain
 from rl_lightning.strategies.fsdp2 import FSDP2Strategy
 from rl_lightning.strategies.parallel import (
+    StopSign,
     data_parallel_rank,
     data_parallel_size,
     from_every_rank,
@@ -14,6 +15,7 @@ from rl_lightning.strategies.sharding import clip_gradients, full_state_dict, ga
 __all__ = [
     "AtomicCheckpointIO",
     "FSDP2Strategy",
+    "StopSign",
     "atomic_save",
     "clip_gradients",
     "data_parallel_rank",

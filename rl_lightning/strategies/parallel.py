@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,3 +45,28 @@ def metrics_of_all_ranks(metrics: Mapping[str, float]) -> dict[str, float]:
     """Return metrics of all ranks as plain numbers, given each rank's own; every rank must call it. See `merged`."""
     whole = merged(from_every_rank(merged([metrics])), side_by_side=True)
     return {name: float(value) for name, value in whole.items()}
+
+
+#: How often a rank looks for the sign of another, in seconds.
+_LOOK_EVERY_S = 0.5
+
+
+class StopSign:
+    """A sign that any rank can put up for all others to see, whatever they are doing; every rank must make as many."""
+
+    _numbers = itertools.count()
+
+    def __init__(self) -> None:
+        self._store: Any = dist.distributed_c10d._get_default_store()
+        self._key = f"rl_lightning/stop/{next(self._numbers)}"
+        self._looked = time.monotonic()
+
+    def is_up(self, put_up: bool) -> bool:
+        """Return whether the sign is up, after putting it up if that is wanted. Asked often, it looks now and then only."""
+        if put_up:
+            self._store.set(self._key, "")
+            return True
+        if time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return False
+        self._looked = time.monotonic()
+        return bool(self._store.check([self._key]))

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from examples.drill.results import first_difference
 from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
 from rl_lightning.callbacks.run_lock import LOCK_FILE
 from rl_lightning.cli import main, run
@@ -314,9 +315,11 @@ class Paused:
             [sys.executable, "-m", "rl_lightning", *arguments], cwd=ROOT, stdout=self.log, stderr=self.log,
             env={**os.environ, FOLDER: str(folder)},
         )  # fmt: skip
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while not (folder / "there").exists():
-            assert self.process.poll() is None and time.monotonic() < until, self.printed()
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                raise AssertionError(self.printed())
             time.sleep(0.02)
 
     def printed(self):
@@ -328,6 +331,13 @@ class Paused:
         (self.folder / "go").touch()
         return self.process.wait(120)
 
+    def wait_for(self, text, within_s=120):
+        """Wait until it has printed something."""
+        until = time.monotonic() + within_s
+        while text not in self.printed():
+            assert time.monotonic() < until, self.printed()
+            time.sleep(0.02)
+
     def end(self):
         self.process.kill()
         self.process.wait()
@@ -336,19 +346,23 @@ class Paused:
 
 MOMENTS = {
     "generation": ["--trainer.callbacks+=tests.waiting.Wait", "--trainer.callbacks.moment=generation"],
-    "reward": [LENGTH[:-2] + ", arguments: {wait_at: 11}}]"],  # the third sample of the second rollout
+    "reward": [  # the third sample of the second rollout
+        LENGTH[:-2] + ", arguments: {wait_at: 11}}]",
+        "--data.reward_limits.timeout_s=1000",
+    ],
     "backward": ["--trainer.callbacks+=tests.waiting.Wait", "--trainer.callbacks.moment=backward"],
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_sigterm(moment, tiny_policy, tmp_path, whole):
-    """Status 75, and then on to the same weights."""
+    """Status 75, and then on to the same weights. A reward is not waited for."""
     directory = tmp_path / "run"
     paused = Paused(fit(tiny_policy, directory, *MOMENTS[moment]), tmp_path / "signs")
     try:
         paused.process.send_signal(signal.SIGTERM)
-        assert paused.go_on() == STOPPED_EARLY, paused.printed()
+        status = paused.process.wait(50) if moment == "reward" else paused.go_on()
+        assert status == STOPPED_EARLY, paused.printed()
         assert "stopped by SIGTERM after optimizer step" in paused.printed()
     finally:
         paused.end()
@@ -357,6 +371,84 @@ def test_sigterm(moment, tiny_policy, tmp_path, whole):
     assert trainer.global_step == 3
     last = max((directory / "checkpoints").glob("last*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     assert same(load_plain(last)["state_dict"], whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_second_signal(number, tiny_policy, tmp_path):
+    """It ends a run that does not get to its next boundary."""
+    paused = Paused(fit(tiny_policy, tmp_path / "run", *MOMENTS["backward"]), tmp_path / "signs")
+    try:
+        paused.process.send_signal(number)
+        paused.wait_for("stopping at the next opportunity")
+        time.sleep(0.5)  # two signals at once are one
+        assert paused.process.poll() is None
+        paused.process.send_signal(number)
+        assert paused.process.wait(40) in (1, 128 + number), paused.printed()  # what waits would wait for 60 s
+    finally:
+        paused.end()
+
+
+def pairs(policy, directory, *extra):
+    """Return the arguments of a run of DPO on pairs that are sampled in four chunks."""
+    return [
+        "fit", f"--config={ROOT / 'configs' / 'dpo.yaml'}", f"--model.policy={policy}", f"--trainer.default_root_dir={directory}",
+        "--data.prompts.init_args.train_size=32", "--data.prompts.init_args.val_size=4", "--data.max_prompts=32",
+        "--data.samples_per_prompt=4", "--data.sampling.max_new_tokens=6", "--data.batch_size=8", "--trainer.max_epochs=1",
+        "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+        LENGTH[:-2] + ", arguments: {wait_at: 70}}]", "--data.reward_limits.timeout_s=1000", *extra,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole_table(tiny_policy, tmp_path_factory):
+    """The sampled responses of a run without a fault."""
+    directory = tmp_path_factory.mktemp("table")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["rl_lightning"])
+        run(pairs(tiny_policy, directory))
+    return table(directory)
+
+
+def table(directory):
+    (path,) = (directory / "cache").glob("responses-*.pt")
+    assert not list((directory / "cache").glob("*.parts"))
+    return load_plain(path)["value"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_signal_while_responses_are_sampled_for_training(number, tiny_policy, tmp_path, whole_table, caplog):
+    """What was sampled so far, two chunks of four, is gone on with, to the same table."""
+    directory = tmp_path / "run"
+    paused = Paused(pairs(tiny_policy, directory), tmp_path / "signs")
+    try:
+        paused.process.send_signal(number)
+        status = paused.process.wait(50)
+        assert status == (STOPPED_EARLY if number == signal.SIGTERM else -number), paused.printed()
+        if number == signal.SIGTERM:
+            assert "stopped by SIGTERM before training began; what was sampled so far is kept" in paused.printed()
+    finally:
+        paused.end()
+    assert not list(directory.rglob("*.ckpt"))
+    assert len(list((directory / "cache").glob("*.parts/*.pt"))) == 2
+    run(pairs(tiny_policy, directory))
+    assert "2 of 4 chunks of train responses are kept from before" in caplog.text
+    again = table(directory)
+    assert again.keys() == whole_table.keys()
+    for name, value in whole_table.items():
+        assert first_difference(again[name], value) is None, name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_signal_during_evaluation(number, tiny_policy, tmp_path):
+    """One is enough, while a reward hangs."""
+    waits = [LENGTH[:-2] + ", arguments: {wait_at: 3}}]", "--data.reward_limits.timeout_s=1000"]
+    paused = Paused(fit(tiny_policy, tmp_path / "run", *waits, command="predict"), tmp_path / "signs")
+    try:
+        paused.process.send_signal(number)
+        assert paused.process.wait(50) == STOPPED_EARLY, paused.printed()
+        assert f"stopped by {number.name} during evaluation" in paused.printed()
+    finally:
+        paused.end()
 
 
 # -------------------------------------------------------------- runs beside each other

@@ -15,7 +15,7 @@ from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
 from tests.invariants.spread import STRATEGIES, fit, result
 
 #: Algorithm, moment, rank.
-CASES = [("grpo", "sampling", 1), ("dapo", "backward", 0), ("ppo", "backward", 1)]
+CASES = [("grpo", "sampling", 1), ("sft", "validation", 0), ("dapo", "backward", 0), ("ppo", "backward", 1)]
 
 
 class Tell(pl.Callback):
@@ -30,7 +30,9 @@ class Tell(pl.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_start(self, trainer, pl_module):
-        trainer.datamodule.on_generation_progress = lambda done, total: self._at(trainer, "sampling")
+        trainer.datamodule.on_generation_progress = lambda done, total: self._at(
+            trainer, "validation" if trainer.validating else "sampling"
+        )
 
     def on_after_backward(self, trainer, pl_module):
         self._at(trainer, "backward")

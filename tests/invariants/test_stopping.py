@@ -31,7 +31,9 @@ class Tell(RolloutCallback):
 
     def on_train_start(self, trainer, pl_module):
         self._at("set-up")  # before `GracefulStop` listens
-        trainer.datamodule.on_generation_progress = lambda done, total: self._at("sampling")
+        trainer.datamodule.on_generation_progress = lambda done, total: self._at(
+            "sampling for validation" if trainer.validating else "sampling"
+        )
 
     def on_rollout_rewards(self, trainer, module, rollout):
         self._at("reward")
@@ -66,7 +68,8 @@ def fit(make, policy, directory, *callbacks, ckpt_path=None):
 
 MOMENTS = [
     (grpo, "set-up", 1), (grpo, "sampling", 1), (grpo, "sampling", 9), (grpo, "reward", 1), (grpo, "reward", 2), (grpo, "backward", 1),
-    (grpo, "backward", 2), (grpo, "backward", 11), (grpo, "validation", 1), (sft, "backward", 3), (sft, "backward", 8),
+    (grpo, "backward", 2), (grpo, "backward", 11), (grpo, "validation", 1), (grpo, "sampling for validation", 1), (grpo, "sampling for validation", 9),
+    (sft, "sampling for validation", 2), (sft, "backward", 3), (sft, "backward", 8),
 ]  # fmt: skip
 
 

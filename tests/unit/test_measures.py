@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl_lightning.errors import UserError
-from rl_lightning.measures import Mean, Seconds, Sum, merged
+from rl_lightning.measures import Mean, Seconds, Sum, merged, packed, unpacked
 from rl_lightning.shapes import require
 from tests.checks import holds_only_for
 
@@ -73,3 +73,13 @@ def test_another_shape_or_type_is_refused_in_one_line(value, dtype, said):
         require("mine", value, torch.Size([4, 3]), "one a token", dtype)
     assert "\n" not in str(refused.value)
     require("mine", torch.zeros(4, 3, dtype=dtype or torch.float16), (4, 3), "one a token", dtype)
+
+
+def test_metrics_come_back_as_what_they_were():
+    metrics = {"a": Mean(3.0, 4), "b": Sum(2), "c": Seconds(0.1), "d": 0.3, "e": torch.tensor(0.25)}
+    again = unpacked(packed(metrics))
+    assert {name: (type(value), float(value)) for name, value in again.items()} == {
+        "a": (Mean, 0.75), "b": (Sum, 2.0), "c": (Seconds, 0.1), "d": (float, 0.3), "e": (float, 0.25)
+    }  # fmt: skip
+    other = {"a": Mean(5.0, 1), "b": Sum(1)}
+    assert merged([again, other]) == merged([metrics, other]) and merged([again, other])["a"] == 1.6

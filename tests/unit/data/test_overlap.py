@@ -1,5 +1,6 @@
 """Rewards are computed while other responses are still being sampled, and it changes nothing."""
 
+import threading
 import time
 
 import pytest
@@ -100,6 +101,7 @@ def test_rewards_end_with_a_generation_that_fails(tiny_policy, tmp_path, caplog)
     data = prompts_and(Broken(file), reward, reward_limits=RewardLimits(timeout_s=100))
     with pytest.raises(RuntimeError, match="the sampler broke"):
         trainer(tmp_path).fit(GRPO(policy=tiny_policy, kl_coef=0.0), datamodule=data)
-    # The thread that rewards are waited for in is free: the end of the process would wait for it.
-    assert data.rewarder._executor.submit(int).result(10) == 0
+    for thread in [thread for thread in threading.enumerate() if thread.name == "rewards"]:
+        thread.join(20)
+        assert not thread.is_alive()
     assert not [record for record in caplog.records if record.name == "concurrent.futures"]

@@ -4,6 +4,7 @@ import copy
 import logging
 import math
 import pickle
+import threading
 import time
 
 import pytest
@@ -171,6 +172,15 @@ def test_failures_count_the_same_ahead(rewarder, order):
     assert scores.failures == {"timeout": 2, "raised": 1, "nan": 1, "died": 1}
 
 
+def rest(within_s=20.0):
+    """Wait until no thread scores anything."""
+    for thread in threading.enumerate():
+        if thread.name == "rewards":
+            assert thread.daemon  # the end of the process would wait for it
+            thread.join(within_s)
+            assert not thread.is_alive()
+
+
 def test_what_is_given_up_is_not_scored_and_says_nothing(rewarder, tmp_path, caplog):
     file = tmp_path / "began"
     file.write_text("")
@@ -184,16 +194,34 @@ def test_what_is_given_up_is_not_scored_and_says_nothing(rewarder, tmp_path, cap
     # The first call was killed, and the others were never made.
     assert file.read_text() == "a"
     ahead.add(3, *samples("d"))
-    assert one._executor.submit(int).result(10) == 0
+    rest()
     assert file.read_text() == "a"
     assert not caplog.records
+
+
+def test_whoever_waits_may_end_that(rewarder, tmp_path):
+    """By an exception, at once, with a reward that hangs and others that have not begun."""
+    file = tmp_path / "began"
+    file.write_text("")
+    one = rewarder(spec("note", file=str(file), seconds=1000), timeout_s=1000)
+
+    def watch():
+        if file.read_text():
+            raise KeyboardInterrupt
+
+    started = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        one.score(samples("a", "b", "c"), None, watch)
+    one.close()
+    rest()
+    assert file.read_text() == "a" and time.perf_counter() - started < 60
 
 
 def test_workers_that_do_not_start_are_tried_once(rewarder, caplog):
     one = rewarder(spec("length"))
     tried = []
 
-    def refuse(calls):
+    def refuse(calls, given_up):
         tried.append(len(calls))
         raise UserError("a worker does not start")
 
@@ -201,7 +229,7 @@ def test_workers_that_do_not_start_are_tried_once(rewarder, caplog):
     ahead = one.ahead()
     for number, sample in enumerate(samples("a", "b", "c")):
         ahead.add(number, sample)
-        one._executor.submit(int).result(10)
+        rest()
     with pytest.raises(UserError, match="does not start"):
         one.score(samples("a", "b", "c"), ahead)
     assert tried == [1] and not caplog.records

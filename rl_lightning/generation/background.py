@@ -1,0 +1,56 @@
+"""Calls in threads that nothing waits for: neither an exception nor the end of the process."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+
+@contextlib.contextmanager
+def in_background(
+    call: Callable[[int], Value], count: int, threads: int
+) -> Iterator[Callable[[float], dict[int, Value]]]:
+    """Call a function with 0 to count - 1; what has not begun when the context ends is not called.
+
+    Unlike those of `concurrent.futures`, its threads are daemons: one that waits for a server does not keep the process.
+
+    Args:
+        call: raises what ends everything.
+        count: of the calls.
+        threads: calls at a time.
+
+    Yields:
+        A function that waits so many seconds for the next call to end, and returns its value under its number, nothing if none
+        has; it raises what the call raised.
+    """
+    numbers, ended = itertools.count(), queue.SimpleQueue[tuple[int, Value | None, BaseException | None]]()
+    over = threading.Event()
+
+    def work() -> None:
+        while (number := next(numbers)) < count and not over.is_set():
+            try:
+                ended.put((number, call(number), None))
+            except BaseException as error:
+                ended.put((number, None, error))
+
+    def collect(patience_s: float) -> dict[int, Value]:
+        try:
+            number, value, error = ended.get(timeout=patience_s)
+        except queue.Empty:
+            return {}
+        if error is not None:
+            raise error
+        return {number: value}  # type: ignore[dict-item]
+
+    for _ in range(min(threads, count)):
+        threading.Thread(target=work, name="requests", daemon=True).start()
+    try:
+        yield collect
+    finally:
+        over.set()
