@@ -29,6 +29,10 @@ class HFExport(Callback):
         self.dirpath = dirpath
         self.merge = merge
 
+    def target(self, trainer: Trainer) -> Path:
+        """Return the directory."""
+        return Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "hf"
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse, before anything is trained, what could not be saved."""
         module: Any = pl_module
@@ -44,7 +48,7 @@ class HFExport(Callback):
         """Save, once, from rank 0; a sharded model is put together by all of them."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        target = Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "hf"
+        target = self.target(trainer)
         module: Any = pl_module
         model, tokenizer = module.hf_parts()
         weights = full_state_dict(model, trainer)

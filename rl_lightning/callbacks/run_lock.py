@@ -1,7 +1,8 @@
-"""One run at a time in a directory."""
+"""One run at a time in each directory."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -13,71 +14,88 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from rl_lightning.callbacks.guards import NonFiniteGuard
+from rl_lightning.callbacks.hf_export import HFExport
 from rl_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
-#: The file in `default_root_dir` that a run locks.
+#: The file that a run locks in every directory that it writes to.
 LOCK_FILE = ".run_lock"
 
 
 class RunLock(Callback):
-    """Keep a second `fit` out of a directory while a first one writes there, and say when an earlier one has been there.
+    """Keep a second `fit` out of every directory that a first one writes to, and say when an earlier one has been there.
 
-    Two runs in one `default_root_dir` would overwrite each other's checkpoints and mix their curves. The first holds an
-    exclusive lock on a file in it, which the kernel lets go of when the process ends, however it ends. What is evaluated
-    (`validate`, `test`, `predict`) takes no lock.
+    Two runs in one `default_root_dir`, or with one directory of checkpoints, curves or exports, would overwrite each other's
+    files. The first holds an exclusive lock on a file in each, which the kernel lets go of when the process ends, however
+    it ends. What is evaluated (`validate`, `test`, `predict`) takes no lock; nor does the cache of samples need one, whose
+    files are named by what they hold and replaced in one step.
 
     The lock is `flock`: between machines it holds where the file system passes it on (NFS from Linux 2.6.12, Lustre with
     `-o flock`); a file system that knows no locks is used without one, after a warning.
     """
 
     def __init__(self) -> None:
-        self._file: TextIO | None = None
+        self._files: dict[Path, TextIO] = {}
         self._earlier: dict[str, Any] | None = None
         self._goes_on = False
 
     def acquire(self, trainer: Trainer) -> None:
-        """Take the lock, on rank 0; does nothing if this callback has it. Lightning's own files come before `setup`, so the
-        command line calls this earlier.
+        """Take the locks, on rank 0; does nothing if this callback has them. Lightning's own files come before `setup`, so
+        the command line calls this earlier.
 
         Raises:
-            UserError: naming the process that has it.
+            UserError: naming the process that has one, or the directory that cannot be written to; no lock is kept then.
         """
-        root = str(trainer.default_root_dir)
-        if self._file is not None or not trainer.is_global_zero or "://" in root:
+        if self._files or not trainer.is_global_zero:
             return
-        path = Path(root) / LOCK_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # To append, since opening must not empty it: it says who has the lock.
-        file = path.open("a+", encoding="utf-8")
+        try:
+            for place, option in written_directories(trainer).items():
+                self._lock(place, option)
+        except BaseException:
+            self.release(trainer)
+            raise
+
+    def _lock(self, place: Path, option: str) -> None:
+        file = _open(place, option)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
                 holder = _read(file)
             raise UserError(
-                f"{root} is in use by {_describe(holder)}: stop that run or wait for its end, or give this one a directory of "
-                "its own with --trainer.default_root_dir"
+                f"{place} is in use by {_describe(holder)}: stop that run or wait for its end, or give this one a directory of "
+                f"its own with {option}"
             ) from None
         except OSError as error:
             file.close()
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
                 raise
-            log.warning("%s is on a file system without locks: see to it that no other run writes there", root)
+            log.warning("%s is on a file system without locks: see to it that no other run writes there", place)
             return
-        self._file, self._earlier = file, _read(file)
+        if os.fstat(file.fileno()).st_nlink == 0:  # a run that ended just now has removed it
+            file.close()
+            self._lock(place, option)
+            return
+        if not self._files:
+            self._earlier = _read(file)
+        self._files[place] = file
         _write(file, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
 
     def release(self, trainer: Trainer) -> None:
-        """Let go of the lock. The file stays, as the sign that a run was here, unless it took no step."""
-        if self._file is None:
-            return
-        if trainer.global_step == 0:
-            _write(self._file, self._earlier)
-        self._file.close()
-        self._file = None
+        """Let go of the locks. The file in `default_root_dir` stays, as the sign that a run was here, unless it took no step."""
+        for number, (place, file) in enumerate(self._files.items()):
+            if number:
+                (place / LOCK_FILE).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it holds what was written there, as it should
+                    place.rmdir()
+            elif trainer.global_step == 0:
+                _write(file, self._earlier)
+            file.close()
+        self._files = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the lock before a fit."""
@@ -105,6 +123,40 @@ class RunLock(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go; this process may live on."""
         self.release(trainer)
+
+
+def written_directories(trainer: Trainer) -> dict[Path, str]:
+    """Return every local directory that a fit writes to → the option that says so; `default_root_dir` is the first."""
+    places: list[tuple[Any, str]] = [(str(trainer.default_root_dir), "--trainer.default_root_dir")]
+    places += [(one.log_dir or one.save_dir, f"the {type(one).__name__}'s save_dir") for one in trainer.loggers]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for one in callbacks:
+        if isinstance(one, HFExport):
+            places.append((str(one.target(trainer)), "HFExport's dirpath"))
+        elif isinstance(one, (ModelCheckpoint, NonFiniteGuard)):
+            places.append((one.dirpath, f"the {type(one).__name__}'s dirpath"))
+    found: dict[Path, str] = {}
+    for place, option in places:
+        if place and "://" not in str(place):
+            found.setdefault(Path(place).resolve(), option)
+    return found
+
+
+def _open(place: Path, option: str) -> TextIO:
+    """Open the file to lock in a directory, which is made if need be.
+
+    Raises:
+        UserError: if that is not possible.
+    """
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        # To append, since opening must not empty it: it says who has the lock.
+        return (place / LOCK_FILE).open("a+", encoding="utf-8")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = "it is a file" if isinstance(error, (FileExistsError, NotADirectoryError)) else error.strerror
+        raise UserError(f"cannot write to {place}, {reason}: mend that, or choose another with {option}") from error
 
 
 def _read(file: TextIO) -> dict[str, Any] | None:

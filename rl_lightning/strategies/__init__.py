@@ -1,6 +1,6 @@
 """What the rest of the house needs to know of how the work is spread."""
 
-from rl_lightning.strategies.checkpoints import AtomicCheckpointIO, atomic_save, load_plain
+from rl_lightning.strategies.checkpoints import AtomicCheckpointIO, atomic_save, check_origin, load_plain
 from rl_lightning.strategies.fsdp2 import FSDP2Strategy
 from rl_lightning.strategies.parallel import (
     StopSign,
@@ -17,6 +17,7 @@ __all__ = [
     "FSDP2Strategy",
     "StopSign",
     "atomic_save",
+    "check_origin",
     "clip_gradients",
     "data_parallel_rank",
     "data_parallel_size",

@@ -66,6 +66,37 @@ def load_plain(path: str | Path, **options: Any) -> Any:
         raise UserError(f"{path} cannot be read, it is damaged or no checkpoint: {_reason(error)}") from error
 
 
+def check_origin(path: str | Path, goes_on: bool) -> None:
+    """Refuse what a run cannot take as its checkpoint; of a directory of shares only its metadata are looked at here.
+
+    Args:
+        path: of a file or directory.
+        goes_on: whether training is to go on from it; if not, its weights are enough.
+
+    Raises:
+        UserError: if it is damaged, or was saved by something else than a run of Lightning's.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "meta.pt").is_file():
+            raise UserError(f"{path} is a directory, and none that a run has saved as a checkpoint")
+        found = load_plain(path / "meta.pt", map_location="cpu")
+        needed = {"epoch", "global_step"}
+    else:
+        found = load_plain(path, mmap=True, map_location="cpu")
+        needed = {"state_dict", "epoch", "global_step"}
+    if not isinstance(found, dict) or not needed <= found.keys():
+        raise UserError(
+            f"{path} is no checkpoint of a run: --ckpt_path takes what ModelCheckpoint has saved; weights alone are read from a "
+            "directory that model.init_args.policy names"
+        )
+    training = {"loops"} if path.is_dir() else {"loops", "optimizer_states"}
+    if goes_on and not training <= found.keys():
+        raise UserError(
+            f"{path} holds no state of training (save_weights_only), so none can go on from it; it can be evaluated"
+        )
+
+
 def open_file(path: str | Path) -> IO[bytes]:
     """Open a checkpoint to read it.
 
@@ -97,10 +128,11 @@ def check_records(file: IO[bytes], path: str | Path) -> None:
         with zipfile.ZipFile(file) as archive:
             # torch takes what is marked as a directory for empty, and loads whatever was in memory.
             marked = [record.filename for record in archive.infolist() if record.external_attr]
-            damaged = marked[0] if marked else archive.testzip()
+            if marked:
+                raise zipfile.BadZipFile(f"its record {marked[0]} is none that torch has written")
+            damaged = archive.testzip()
     except Exception as error:  # a bit that flips in a header may ask for any method of packing, encryption, or name
-        reason = "File is not a zip archive" if isinstance(error, zipfile.BadZipFile) else _reason(error)
-        raise UserError(f"{path} cannot be read, it is damaged or no checkpoint: {reason}") from error
+        raise UserError(f"{path} cannot be read, it is damaged or no checkpoint: {str(error)[:200]}") from error
     if damaged is not None:
         raise UserError(
             f"{path} cannot be read, it is damaged or no checkpoint: its record {damaged} is not what was written (CRC-32)"

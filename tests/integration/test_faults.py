@@ -301,6 +301,73 @@ def test_checkpoint_that_would_run_code(tiny_policy, tmp_path, capsys):
     assert "bomb.ckpt cannot be read" in line
 
 
+def damaged(path, copy):
+    """Write a copy of a checkpoint in which one bit of a weight is another."""
+    whole = path.read_bytes()
+    place = whole.index(next(iter(load_plain(path)["state_dict"].values())).numpy().tobytes())
+    copy.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    return copy
+
+
+def test_checkpoint_with_a_flipped_bit(tiny_policy, tmp_path, capsys):
+    """Whatever loads it; and nothing is written."""
+    run(fit(tiny_policy, tmp_path / "run", "--trainer.max_epochs=1"))
+    path = damaged(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "flipped.ckpt")
+    for command in ("fit", "validate", "predict"):
+        arguments = fit(tiny_policy, tmp_path / "new", f"--ckpt_path={path}", command=command)
+        arguments = [
+            one for one in arguments if command == "fit" or not one.startswith(("--trainer.max", "--trainer.limit"))
+        ]
+        assert "is not what was written (CRC-32)" in refused(arguments, capsys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_checkpoint_of_others(tiny_policy, tmp_path, capsys):
+    """A text, nothing, a directory, weights alone, another module's: one line each, and nothing is written."""
+    run(fit(tiny_policy, tmp_path / "run", "--trainer.max_epochs=1"))
+    own = load_plain(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    torch.save(own["state_dict"], tmp_path / "weights")
+    torch.save([1, 2], tmp_path / "list")
+    torch.save({name: value for name, value in own.items() if name != "optimizer_states"}, tmp_path / "no optimizer")
+    said = {
+        "text": "text cannot be read, it is damaged or no checkpoint: ", "empty": "empty cannot be read, it is damaged or no",
+        "folder": "folder is a directory, and none that a run has saved as a checkpoint",
+        "weights": "weights is no checkpoint of a run: --ckpt_path takes", "list": "list is no checkpoint of a run",
+        "no optimizer": "no optimizer holds no state of training (save_weights_only), so none can go on from it",
+    }  # fmt: skip
+    for name, words in said.items():
+        assert words in refused(fit(tiny_policy, tmp_path / "new", f"--ckpt_path={tmp_path / name}"), capsys)
+    assert not (tmp_path / "new").exists()
+    torch.save(own | {"state_dict": {"layer.weight": torch.ones(2)}}, tmp_path / "other")
+    line = refused(fit(tiny_policy, tmp_path / "new", f"--ckpt_path={tmp_path / 'other'}"), capsys)
+    assert "the checkpoint does not fit GRPO" in line
+
+
+def test_run_directory_that_cannot_be_written(tiny_policy, tmp_path, small_disk, capsys):
+    """A file, a place below a file, a file system that is read only; the directory of any writer."""
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        line = refused(fit(tiny_policy, tmp_path / place), capsys)
+        assert (
+            line
+            == f"cannot write to {tmp_path / place}, it is a file: mend that, or choose another with --trainer.default_root_dir"
+        )
+    line = refused(
+        fit(tiny_policy, tmp_path / "run", f"--trainer.logger.init_args.save_dir={tmp_path / 'file'}"), capsys
+    )
+    assert "it is a file: mend that, or choose another with the TensorBoardLogger's save_dir" in line
+    place = small_disk(1000)
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    line = refused(fit(tiny_policy, place / "run"), capsys)
+    assert "cannot write to" in line and "Read-only file system: mend that, or choose another" in line
+    arguments = fit(tiny_policy, place / "run", command="predict")
+    arguments = [one for one in arguments if not one.startswith(("--trainer.max", "--trainer.limit"))]
+    assert "Read-only file system" in refused(arguments, capsys)
+
+
 # ---------------------------------------------------------------------------- signals
 
 
@@ -497,6 +564,40 @@ def test_evaluation_beside_a_run(paused, tiny_policy):
     assert {path: after[path] for path in before} == before
     new = {path.relative_to(directory).parts[0] for path in after.keys() - before.keys()}
     assert new == {"tensorboard", "predictions.jsonl"}
+
+
+def test_runs_that_share_one_directory(tiny_policy, tmp_path, capsys):
+    """Each directory that is written to has a lock, whoever names it; none is left behind by a run that has ended."""
+    shared = tmp_path / "shared"
+    writers = {
+        "--trainer.callbacks.dirpath={}": shared, "--trainer.logger.init_args.save_dir={}": shared / "tensorboard",
+    }  # fmt: skip
+    for argument, place in writers.items():
+        place.mkdir(parents=True, exist_ok=True)
+        holder = hold(place)
+        line = refused(fit(tiny_policy, tmp_path / "run", argument.format(shared)), capsys)
+        assert line.startswith(f"{place} is in use by process {holder.pid} on here")
+        holder.kill()
+        holder.wait()
+        (place / LOCK_FILE).unlink()
+    run(fit(tiny_policy, tmp_path / "run", "--trainer.max_epochs=1"))
+    assert [path.parent.name for path in tmp_path.rglob(LOCK_FILE)] == ["run"]
+
+
+def test_saved_config_in_another_directory(tiny_policy, tmp_path):
+    """All that a run writes moves with `default_root_dir`, overrides of the command line hold, and the numbers are the same."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(fit(tiny_policy, first, "--trainer.max_epochs=1", "--data.seed=5"))
+    config = first / "tensorboard" / "config.yaml"
+    saved = yaml.safe_load(config.read_text())
+    assert saved["trainer"]["logger"]["init_args"]["save_dir"] == "${trainer.default_root_dir}"
+    assert saved["data"]["init_args"]["seed"] == 5
+    before = contents(first)
+    run(["fit", f"--config={config}", f"--trainer.default_root_dir={second}"])
+    assert contents(first) == before
+    names = {path.relative_to(first) for path in before if "events" not in path.name}
+    assert names == {path.relative_to(second) for path in contents(second) if "events" not in path.name}
+    assert same(weights(first), weights(second))
 
 
 def hold(directory):

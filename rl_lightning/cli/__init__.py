@@ -1,0 +1,5 @@
+"""The command line: Lightning's, with one line for every mistake."""
+
+from rl_lightning.cli.command import CLI, USAGE_ERROR, main, run
+
+__all__ = ["CLI", "USAGE_ERROR", "main", "run"]

@@ -1,0 +1,147 @@
+"""Lightning's command line with this library's defaults."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import LightningCLI
+
+from rl_lightning.callbacks import (
+    CollapseWarning,
+    DurableLogs,
+    GracefulStop,
+    NonFiniteGuard,
+    RNGState,
+    RolloutProgressBar,
+    RunCard,
+    RunLock,
+    Speed,
+    SpreadWarning,
+)
+from rl_lightning.cli.mistakes import mistake_behind
+from rl_lightning.cli.parser import Parser
+from rl_lightning.cli.quiet import calm
+from rl_lightning.cli.saved_config import SaveFitConfig
+from rl_lightning.errors import UserError
+from rl_lightning.strategies import AtomicCheckpointIO, check_origin
+
+#: Exit status after a mistake of the user's.
+USAGE_ERROR = 2
+
+
+class CLI(LightningCLI):
+    """Subclasses of the algorithms and DataModules by name, values by omegaconf, overlays by repeated `--config`."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has: callbacks, a progress bar where there is no other and one is wanted, whole checkpoints."""
+        settings = self.config_init[self.subcommand].trainer
+        listed = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
+        bar = [] if own_bar or settings.enable_progress_bar is False else [RolloutProgressBar()]
+        own = {type(callback) for callback in listed}
+        always: list[Callback] = [
+            kind()
+            for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning, SpreadWarning, DurableLogs)
+            if kind not in own
+        ]
+        # Lightning's own timer stops between microbatches too, where a gradient would be lost, and saves nothing.
+        always += [] if GracefulStop in own else [GracefulStop(settings.max_time)]
+        # After whatever saves at an exception.
+        always += [] if RunLock in own else [RunLock()]
+        kwargs["max_time"] = None
+        assert isinstance(self.parser, Parser)
+        self.save_config_kwargs["written"] = self.parser.written
+        self.trainer_defaults["callbacks"] = [*always, *bar]
+        plugins = {} if settings.plugins else {"plugins": [AtomicCheckpointIO()]}
+        if settings.check_val_every_n_epoch == 0:
+            raise UserError(
+                "trainer.check_val_every_n_epoch must be at least 1: limit_val_batches: 0 switches validation off"
+            )
+        try:
+            return super().instantiate_trainer(**plugins, **kwargs)
+        except (TypeError, ValueError) as error:  # what it says of names and numbers that it does not take
+            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+
+    def before_fit(self) -> None:
+        """Refuse a checkpoint that is not there, and a directory that another run writes to, before anything is written."""
+        self.check_checkpoint()
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for lock in [callback for callback in callbacks if isinstance(callback, RunLock)]:
+            lock.acquire(self.trainer)
+
+    def check_checkpoint(self) -> None:
+        """Refuse a checkpoint that is not there, is damaged, or is none of a run; for `last` Lightning would begin anew and
+        only warn.
+        """
+        path = self.config[self.subcommand].get("ckpt_path")
+        if path == "best":
+            raise UserError("--ckpt_path best is for the process that has trained: name the file, or last")
+        if path == "hpc" and not list(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")):
+            raise UserError(f"--ckpt_path hpc: there is no hpc_ckpt_*.ckpt in {self.trainer.default_root_dir}")
+        if path in (None, "hpc") or str(path).startswith("registry") or "://" in str(path):
+            return
+        if path == "last":
+            path = self._last_checkpoint()
+        elif not Path(path).exists():
+            raise UserError(f"--ckpt_path: there is no checkpoint {path}")
+        if self.trainer.is_global_zero:
+            check_origin(path, goes_on=self.subcommand == "fit")
+
+    def _last_checkpoint(self) -> Path:
+        """Return the newest of the checkpoints that `last` may mean."""
+        savers = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+        places = {str(one.dirpath) for one in savers if one.dirpath}
+        found = [path for place in places for path in Path(place).glob("last*.ckpt")]
+        if not found:
+            raise UserError(
+                f"--ckpt_path last: there is no last*.ckpt in {', '.join(sorted(places)) or 'the (unset) dirpath'}: run without "
+                "--ckpt_path to begin, or set dirpath and save_last on ModelCheckpoint"
+            )
+        return max(found, key=lambda path: path.stat().st_mtime_ns)
+
+    before_validate = before_test = before_predict = check_checkpoint
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave a checkpoint's hyper-parameters alone: the command line and the YAML decide, here as elsewhere."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; exit with status 2 and one line on standard error if the input is at fault."""
+    calm()
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        mistake = mistake_behind(error)
+        if mistake is None:
+            raise
+        print(f"rl_lightning: error: {mistake}", file=sys.stderr)
+        sys.exit(USAGE_ERROR)
+
+
+def run(args: Sequence[str] | None = None) -> CLI:
+    """Run a command and return what it was run with, for those who call it from Python."""
+    # Interpolations name keys from the top of the file, and hold after every overlay and override is in.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    return CLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        save_config_callback=SaveFitConfig,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0},
+        parser_class=Parser,
+        args=list(args) if args is not None else None,
+    )

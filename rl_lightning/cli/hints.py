@@ -1,0 +1,260 @@
+"""What was perhaps meant by a name that is not accepted."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+
+from rl_lightning.algorithms import ObjectiveModule
+from rl_lightning.data import SamplingDataModule
+
+if TYPE_CHECKING:
+    from rl_lightning.cli.parser import Parser
+
+#: More options than this are not listed.
+_LISTED = 25
+
+#: Names of other libraries → what means the same here, as an option of a class or of one of its options. The first that the
+#: class which refused accepts is the hint.
+RENAMED: dict[str, tuple[str, ...]] = {
+    # optimizer
+    "learning_rate": ("optimizer.lr", "lr"),
+    "actor_lr": ("optimizer.lr",),
+    "actor_learning_rate": ("optimizer.lr",),
+    "critic_learning_rate": ("critic_lr",),
+    "value_lr": ("critic_lr",),
+    "adam_beta1": ("optimizer.betas", "betas"),
+    "adam_beta2": ("optimizer.betas", "betas"),
+    "adam_betas": ("optimizer.betas", "betas"),
+    "wd": ("optimizer.weight_decay", "weight_decay"),
+    "lr_scheduler_type": ("optimizer.schedule", "schedule"),
+    "lr_scheduler": ("optimizer.schedule", "schedule"),
+    "warmup_ratio": ("optimizer.warmup_steps", "warmup_steps"),
+    "lr_warmup_steps": ("optimizer.warmup_steps", "warmup_steps"),
+    "num_warmup_steps": ("optimizer.warmup_steps", "warmup_steps"),
+    # sizes
+    "num_generations": ("group_size", "samples_per_prompt"),
+    "rollout_n": ("group_size", "samples_per_prompt"),
+    "n": ("group_size", "samples_per_prompt"),
+    "n_samples_per_prompt": ("group_size", "samples_per_prompt"),
+    "num_return_sequences": ("group_size", "samples_per_prompt"),
+    "num_generations_per_prompt": ("group_size", "samples_per_prompt"),
+    "train_batch_size": ("prompts_per_rollout", "batch_size"),
+    "rollout_batch_size": ("prompts_per_rollout", "batch_size"),
+    "num_prompts_per_step": ("prompts_per_rollout", "batch_size"),
+    "ppo_mini_batch_size": ("minibatch_size", "batch_size"),
+    "mini_batch_size": ("minibatch_size", "batch_size"),
+    "batch_size": ("minibatch_size",),
+    "gradient_accumulation_steps": ("minibatch_size", "batch_size", "accumulate_grad_batches"),
+    "per_device_train_batch_size": ("microbatch_size",),
+    "micro_train_batch_size": ("microbatch_size",),
+    "micro_batch_size": ("microbatch_size",),
+    "ppo_micro_batch_size_per_gpu": ("microbatch_size",),
+    "per_device_eval_batch_size": ("evaluation.prompts_per_batch", "prompts_per_batch"),
+    "ppo_max_token_len_per_gpu": ("max_tokens_per_microbatch",),
+    "num_iterations": ("epochs_per_rollout",),
+    "num_ppo_epochs": ("epochs_per_rollout",),
+    "ppo_epochs": ("epochs_per_rollout",),
+    "update_epochs": ("epochs_per_rollout",),
+    # sampling and data
+    "max_completion_length": ("sampling.max_new_tokens", "max_new_tokens"),
+    "max_response_length": ("sampling.max_new_tokens", "max_new_tokens"),
+    "response_length": ("sampling.max_new_tokens", "max_new_tokens"),
+    "generate_max_len": ("sampling.max_new_tokens", "max_new_tokens"),
+    "max_tokens": ("sampling.max_new_tokens", "max_new_tokens"),
+    "max_prompt_length": ("prompt_options.max_length", "max_length"),
+    "prompt_max_len": ("prompt_options.max_length", "max_length"),
+    "train_files": ("prompts", "train"),
+    "dataset": ("prompts",),
+    "train_dataset": ("prompts",),
+    "dataset_name": ("prompts", "name"),
+    "reward_fn": ("rewards", "function"),
+    "reward_func": ("rewards", "function"),
+    "reward_funcs": ("rewards",),
+    "reward_function": ("rewards", "function"),
+    "use_vllm": ("generator",),
+    # objectives
+    "kl_loss_coef": ("kl_coef",),
+    "init_kl_coef": ("kl_coef",),
+    "kl_coeff": ("kl_coef",),
+    "kl_beta": ("kl_coef", "beta"),
+    "beta": ("kl_coef",),
+    "kl_loss_type": ("kl_estimator",),
+    "epsilon": ("clip_low",),
+    "epsilon_low": ("clip_low",),
+    "epsilon_high": ("clip_high",),
+    "cliprange": ("clip_low",),
+    "clip_range": ("clip_low",),
+    "clip_eps": ("clip_low",),
+    "eps_clip": ("clip_low",),
+    "eps_clip_low_high": ("clip_low",),
+    "clip_ratio": ("clip_low",),
+    "clip_ratio_low": ("clip_low",),
+    "clip_ratio_high": ("clip_high",),
+    "clip_ratio_c": ("dual_clip",),
+    "entropy_coeff": ("entropy_coef",),
+    "ent_coef": ("entropy_coef",),
+    "vf_coef": ("value_coef",),
+    "value_loss_coef": ("value_coef",),
+    "lam": ("gae_lambda",),
+    "lambd": ("gae_lambda",),
+    "discount": ("gamma",),
+    "loss_type": ("reduction",),
+    "loss_agg_mode": ("reduction",),
+    # models
+    "model_name_or_path": ("policy",),
+    "model_name": ("policy",),
+    "model_path": ("policy",),
+    "pretrained": ("policy",),
+    "ref_model": ("reference",),
+    "ref_policy": ("reference",),
+    "reference_model": ("reference",),
+    "torch_dtype": ("load.dtype", "dtype"),
+    "peft_config": ("lora",),
+    "lora_config": ("lora",),
+    "r": ("rank",),
+    "lora_r": ("lora.rank", "rank"),
+    "lora_rank": ("lora.rank", "rank"),
+    "lora_alpha": ("lora.alpha", "alpha"),
+    "use_rslora": ("lora.rank_stabilized", "rank_stabilized"),
+    "lora_target_modules": ("lora.target_modules", "target_modules"),
+    "use_gradient_checkpointing": ("load.gradient_checkpointing", "gradient_checkpointing"),
+    # trainer
+    "num_train_epochs": ("max_epochs",),
+    "total_epochs": ("max_epochs",),
+    "num_epochs": ("max_epochs",),
+    "epochs": ("max_epochs",),
+    "bf16": ("precision",),
+    "fp16": ("precision",),
+    "mixed_precision": ("precision",),
+    "max_grad_norm": ("gradient_clip_val",),
+    "grad_clip": ("gradient_clip_val",),
+    "logging_steps": ("log_every_n_steps",),
+    "eval_steps": ("val_check_interval",),
+    "eval_strategy": ("check_val_every_n_epoch",),
+    "evaluation_strategy": ("check_val_every_n_epoch",),
+    "output_dir": ("default_root_dir",),
+    "default_local_dir": ("default_root_dir",),
+    "report_to": ("logger",),
+    "gpus": ("devices",),
+    "n_gpus_per_node": ("devices",),
+    "nnodes": ("num_nodes",),
+    "fsdp": ("strategy",),
+    "deepspeed": ("strategy",),
+    "save_steps": ("every_n_train_steps",),
+    "save_total_limit": ("save_top_k",),
+    "resume_from_checkpoint": ("ckpt_path",),
+    "seed": ("seed_everything",),
+}
+
+
+def option_hint(name: str, parser: Parser, section: str = "") -> str:
+    """Return what to say after a name that is not accepted: what it may have meant here, or what is accepted.
+
+    Args:
+        name: of the option; what stands before a dot is what was refused.
+        parser: the one that refused.
+        section: where in it.
+    """
+    name = name.removesuffix("+").split(".")[0]
+    options = parser.options(section)
+    if parser.described is not None:
+        options += ["class_path", "init_args"]
+    paths = [*options, *_inner(parser.described or _section_class(section), options)]
+    if parser.described is None and not section:
+        paths += [f"{part}.{path}" for part, kind in _sections() for path in _paths_of(kind, parser)]
+    meant = _renamed(name, paths) or _nested(name, paths) or difflib.get_close_matches(name, options, n=1)
+    if meant:
+        return f"; did you mean '{meant[0]}'?"
+    shown = [option for option in options if option not in ("class_path", "init_args", "config")]
+    return f"; it takes {', '.join(sorted(shown))}" if 0 < len(shown) <= _LISTED else ""
+
+
+def _renamed(name: str, paths: Iterable[str]) -> list[str]:
+    """Return what another library's name means, if that is among some paths."""
+    return [
+        path
+        for target in RENAMED.get(name, ())
+        for path in paths
+        if path == target or (path.endswith(f".{target}") and path.split(".")[0] in ("model", "data", "trainer"))
+    ]
+
+
+def _nested(name: str, paths: Iterable[str]) -> list[str]:
+    """Return the paths that end in a name."""
+    return [path for path in paths if path.endswith(f".{name}")]
+
+
+def _inner(kind: Any, options: Iterable[str]) -> Iterator[str]:
+    """Yield the options of a class that are settings themselves, by their paths."""
+    types = _annotations(kind)
+    for option in options:
+        for inner in _classes(types.get(option)):
+            if dataclasses.is_dataclass(inner):
+                yield from (f"{option}.{field.name}" for field in dataclasses.fields(inner) if field.init)
+
+
+def _annotations(kind: Any) -> dict[str, Any]:
+    """Return the types of the options of a class, those that it passes on to its ancestors included."""
+    found: dict[str, Any] = {}
+    for ancestor in reversed(kind.__mro__ if isinstance(kind, type) else ()):
+        if "__init__" in vars(ancestor):
+            found |= typing.get_type_hints(vars(ancestor)["__init__"])
+    return found
+
+
+def _classes(annotation: Any) -> Iterator[type]:
+    """Yield every class that a type is made of."""
+    if isinstance(annotation, type):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from _classes(part)
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    children: list[type] = kind.__subclasses__()
+    for one in children:
+        yield one
+        yield from _subclasses(one)
+
+
+def _section_class(section: str) -> type | None:
+    return Trainer if section == "trainer" else None
+
+
+def _sections() -> Iterator[tuple[str, type]]:
+    """Yield the sections of a YAML with the classes of this library that may stand there."""
+    yield "trainer", Trainer
+    for section, base in (("model.init_args", ObjectiveModule), ("data.init_args", SamplingDataModule)):
+        yield from ((section, kind) for kind in _subclasses(base) if kind.__module__.startswith("rl_lightning"))
+
+
+def _paths_of(kind: type, parser: Parser) -> list[str]:
+    """Return what a class accepts, as a parser reads it."""
+    reader = type(parser)()
+    reader.add_class_arguments(kind, fail_untyped=False)
+    options = [option for option in reader.options() if option != "config"]
+    return [*options, *_inner(kind, options)]
+
+
+def class_hint(name: str, parser: Parser, option: str) -> str:
+    """Return what to say after the name of a class that an option does not take: the one with the nearest name, or all.
+
+    Args:
+        name: of the class, with or without its module.
+        parser: the one that refused.
+        option: of it that was to be that class.
+    """
+    if parser.described is not None:
+        types = _annotations(parser.described)
+    else:
+        types = {f"trainer.{key}": value for key, value in _annotations(Trainer).items()}
+        types |= {"model": ObjectiveModule, "data": SamplingDataModule}
+    known = sorted({one.__name__ for base in _classes(types.get(option)) for one in [base, *_subclasses(base)]})
+    close = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

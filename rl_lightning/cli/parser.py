@@ -1,0 +1,171 @@
+"""A parser that says what is wrong in one line and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from rl_lightning.cli.hints import class_hint, option_hint
+from rl_lightning.cli.yaml_files import read_text, settings_of
+from rl_lightning.errors import UserError
+
+# jsonargparse reports a mistake inside nested classes as a tree of everything that it tried; these lines of it say
+# nothing to a person.
+_NOISE = re.compile(
+    r"^Does not validate against|^Subtypes:|^Errors:|Expected a <class 'NoneType'>|^Given value|^Problem with given class_path"
+    r"|^Expected type: |^Subclass types expect|^a class path|^a dict with"
+)
+_KEY = re.compile(r'^Parser key "[^"]+"(?: element \d+)?: ?')
+#: Of what an inner parser has said already.
+_OURS = (" has no option ", " is no class ", " stand under init_args")
+#: What parsers take that is no option of a run.
+_FLAGS = ("help", "print_config", "print_shtab")
+_OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
+_UNKNOWN_CLASS = re.compile(
+    r"Expected a dot import path string: (\S+)|Problem with given class_path '([^']+)'|has no attribute '(\w+)'"
+)
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's parser, with hints from the class that refused, and checks that jsonargparse leaves out."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: The class whose options this parser reads; None for that of a command.
+        self.described: type | None = None
+        #: The configuration as YAML before interpolations were replaced; None if there were none.
+        self.written: str | None = None
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Note which class is read; jsonargparse makes a parser for each that is named."""
+        if nested_key is None:
+            self.described = theclass
+        return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Note what is about to have its interpolations replaced: that comes by here first."""
+        text: str = super().dump(*args, **kwargs)
+        if "${" in text:
+            self.written = text
+        return text
+
+    def options(self, section: str = "") -> list[str]:
+        """Return the names that are accepted here, or in a section."""
+        prefix = f"{section}." if section else ""
+        names = [action.dest for action in self._actions if action.dest.startswith(prefix)]
+        return [
+            name for name in dict.fromkeys(name[len(prefix) :].split(".")[0] for name in names) if name not in _FLAGS
+        ]
+
+    def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Refuse every name that a class does not know, also of an empty section, which jsonargparse drops."""
+        if self.described is not None:
+            self._refuse_unknown([name for name in _keys(obj) if not name.startswith("__")])
+        return super().parse_object(obj, *args, **kwargs)
+
+    def _refuse_unknown(self, names: list[str]) -> None:
+        known = {*self.options(), "dict_kwargs"}
+        unknown = [name for name in names if name.removesuffix("+").split(".")[0] not in known]
+        beside = [name for name in names if name not in _OF_CLASSES and not get_close_matches(name, _OF_CLASSES)]
+        if "class_path" in unknown and beside:
+            self.error(f"{', '.join(beside)}: options of a class stand under init_args, beside its class_path")
+        unknown = [name for name in unknown if name not in _OF_CLASSES] or unknown
+        if unknown:
+            self.error(f"Option '{unknown[0]}' is not accepted")
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Read a YAML file; what is wrong with it is said with its name.
+
+        Raises:
+            UserError: naming the file, and the line of what is no YAML.
+        """
+        settings = settings_of(read_text(path), str(path))
+        try:
+            self._check_sections(settings)
+            return super().parse_path(path, *args, **kwargs)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def parse_string(self, content: str, path: Any = "", *args: Any, **kwargs: Any) -> Namespace:
+        """Read a YAML: of a file, which `parse_path` has looked at, or one that stands on the command line."""
+        if not path:
+            self._check_sections(settings_of(content, "--config"))
+        return super().parse_string(content, path, *args, **kwargs)
+
+    def _check_sections(self, settings: Mapping[str, Any]) -> None:
+        """Refuse unknown names at the top and in sections that are no classes of their own, and what is no section."""
+        commands = self._subcommands_action
+        reader = self if commands is None else commands.choices["fit"]
+        for name, value in settings.items():
+            options = reader.options(name)
+            if name.split(".")[0] not in [*reader.options(), *(commands.choices if commands else ())]:
+                raise UserError(f"there is no section {name!r}{option_hint(name, reader)}")
+            if len(options) > 1 and value is not None and not isinstance(value, Mapping):
+                raise UserError(f"{name} is a section: it takes names and values, not {value!r}")
+            for option in (value or {}) if len(options) > 1 else {}:
+                if str(option).removesuffix("+").split(".")[0] not in options:
+                    raise UserError(f"{name} has no option {option!r}{option_hint(option, reader, name)}")
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise instead of printing the usage of every option."""
+        raise UserError(explain(message, self))
+
+
+def _keys(settings: Any) -> list[str]:
+    return list(vars(settings) if isinstance(settings, Namespace) else settings or {})
+
+
+def explain(message: str, parser: Parser) -> str:
+    """Return the one line of a parser's message that names the mistake, with where it is and what was perhaps meant.
+
+    Args:
+        message: jsonargparse's.
+        parser: the one that refused; a class's own, where that is named.
+    """
+    unknown = re.match(r"Option '([\w.+]+)' is not accepted|unrecognized arguments: --([\w.+]+)", message)
+    if unknown:
+        return _unknown_option(unknown[1] or unknown[2], message, parser)
+    file = re.search(r"Invalid content in sub-config file (.+?): ", message)
+    if file:
+        settings_of(read_text(file[1]), file[1])  # says what is wrong with it
+    key = re.match(r'Parser key "([^"]+)"', message)
+    place = key[1] if key else ""
+    lines = [_KEY.sub("", line.strip(" -")) for line in message.splitlines()]
+    kept = list(dict.fromkeys(line for line in lines if line and not _NOISE.search(line)))
+    refusals = [line for line in kept if any(words in line for words in _OURS)]
+    named = _UNKNOWN_CLASS.search(message)
+    if refusals:
+        text = refusals[0]
+    elif named:
+        reason = "; ".join(line for line in kept if not line.startswith("Expected"))
+        text = _unknown_class(next(found for found in named.groups() if found), reason, parser, place)
+    else:
+        text = _plainly("; ".join(kept) or "; ".join(lines), message)
+    return f"{place}.{text}" if place and re.match(r"[a-z_][\w.]*: ", text) else f"{place}: {text}" if place else text
+
+
+def _unknown_option(name: str, message: str, parser: Parser) -> str:
+    """Return what to say of an option that a class or a section does not have."""
+    if parser.described is not None:
+        return f"{parser.described.__name__} has no option {name!r}{option_hint(name, parser)}"
+    section, _, option = name.partition(".")
+    known = bool(option) and section in parser.options()
+    return message + (option_hint(option, parser, section) if known else option_hint(section, parser))
+
+
+def _unknown_class(name: str, reason: str, parser: Parser, place: str) -> str:
+    because = f" ({reason})" if reason else ""
+    return f"{name} is no class that this takes{because}{class_hint(name, parser, place)}"
+
+
+def _plainly(text: str, message: str) -> str:
+    """Return a message about types in plain words, with what was given."""
+    text = re.sub(r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1", text)
+    text = re.sub(r"Not a valid subclass of (\w+)", r"expected class_path and init_args of a \1, or its options", text)
+    given = re.search(r"^\s*Given value: (?!NestedArg)(.*)", message, re.MULTILINE)
+    return f"{text}, not {given[1]}" if given and text.startswith("expected") and "Got value" not in text else text
