@@ -8,16 +8,23 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from rl_lightning.algorithms import GRPO
-from rl_lightning.callbacks import RunLock
+from rl_lightning.callbacks import HFExport, RunLock
 from rl_lightning.callbacks.run_lock import LOCK_FILE
 from rl_lightning.errors import UserError
 from tests.support import StoredRollouts, random_rollout, trainer
 
 
-def stub(directory, rank=0, step=1):
-    return SimpleNamespace(default_root_dir=str(directory), is_global_zero=rank == 0, global_step=step)
+def stub(directory, rank=0, step=1, callbacks=()):
+    return SimpleNamespace(
+        default_root_dir=str(directory),
+        is_global_zero=rank == 0,
+        global_step=step,
+        loggers=[],
+        callbacks=list(callbacks),
+    )
 
 
 def test_one_holds_it_and_others_are_refused_until_it_lets_go(tmp_path):
@@ -30,6 +37,20 @@ def test_one_holds_it_and_others_are_refused_until_it_lets_go(tmp_path):
     second.acquire(stub(tmp_path / "other"))
     first.release(stub(tmp_path / "new"))
     RunLock().acquire(stub(tmp_path / "new"))
+
+
+def test_runs_in_directories_of_their_own_may_not_share_a_third(tmp_path):
+    """The second keeps no lock at all, and the lock of the third goes with the run that had it."""
+    shared = [ModelCheckpoint(dirpath=tmp_path / "shared"), HFExport()]
+    first, second = RunLock(), RunLock()
+    first.acquire(stub(tmp_path / "first", callbacks=shared))
+    for callbacks in (shared, [HFExport(str(tmp_path / "shared"))], [HFExport(str(tmp_path / "first" / "hf"))]):
+        with pytest.raises(UserError, match=r"is in use by process .* dirpath"):
+            second.acquire(stub(tmp_path / "second", callbacks=callbacks))
+        RunLock().acquire(stub(tmp_path / "second"))
+    first.release(stub(tmp_path / "first"))
+    assert not (tmp_path / "shared").exists() and (tmp_path / "first" / LOCK_FILE).exists()
+    second.acquire(stub(tmp_path / "second", callbacks=shared))
 
 
 def test_a_process_cannot_take_it_either(tmp_path):
