@@ -18,6 +18,7 @@ from rl_lightning.rewards.grading.structure import (
     as_interval,
     both_signs,
     choice_letter,
+    is_name,
     parse_based,
     parse_clock,
     parse_collection,
@@ -164,7 +165,7 @@ class Comparison:
             for order in orders
         ]
         same = _any(found)
-        if same or numbers or not single or gold.operators[0] == r"\in":
+        if same or numbers or not single or _is_solved(gold):
             return bool(same) if numbers else same, "structure"
         if self.symbolic is None:
             return _UNDECIDED
@@ -240,6 +241,15 @@ def is_worked_out(gold: str, response: str) -> bool:
     if expected is None or given is None or expected.variables:
         return True
     return given.finished if parse_quantity(gold) else given.functions <= expected.functions
+
+
+def _is_solved(relation: Relation) -> bool:
+    r"""Return whether a relation says what one variable is: what must be solved to say the same, as ``2x+3 < 5``, is no answer."""
+    for name, value in (relation.sides, relation.sides[::-1]):
+        expression = read_expression(tighten(value))
+        if is_name(name) and expression is not None and not expression.variables:
+            return True
+    return relation.operators == [r"\in"]
 
 
 def _union(collection: Collection) -> Collection:

@@ -178,14 +178,15 @@ def _hash_line(text: str) -> list[str] | None:
 
 def _answer_line(text: str) -> list[str] | None:
     matches = list(islice(_ANSWER_LINE.finditer(text), _MOST_MARKED + 1))
-    found = []
+    # `the answer is even` on the way counts only where nothing says `Answer:`.
+    found: dict[str, list[str]] = {"marked": [], "title": [], "says": []}
     for match, end in zip(matches, [*(following.start() for following in matches[1:]), len(text)], strict=False):
         rest = text[match.end() : min(end, match.end() + 2 * _LONGEST)]
         # `Final Answer: The final answer is 5` is one answer.
         if end < len(text) and _FILLER.fullmatch(rest):
             continue
-        found.append(_answer_in(rest, sentence=match["says"] is not None))
-    return found
+        found[match.lastgroup or "marked"].append(_answer_in(rest, sentence=match["says"] is not None))
+    return found["marked"] or found["title"] or found["says"]
 
 
 def _answer_in(rest: str, sentence: bool) -> str:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(?([A-Z])[.:)]+ ?(.+)")
-_OTHER_CHOICE = re.compile(r"\([A-Z]\)|\b[A-Z][.:)]|\b(?:or|and|not)\b|,")
+_OTHER_CHOICE = re.compile(r"\([A-Z]\)|\b[A-Z][.:)]|\b[B-H]\b|\b(?:or|and|not)\b|,")
 _PAIRS = {"(": (")", "]"), "[": (")", "]"), "\\{": ("\\}",), "{": ("}",), "\\langle": ("\\rangle",)}
 _MOST_NESTING = 20
 _MOST_ITEMS = 1024
@@ -149,6 +149,11 @@ def parse_relation(text: str) -> Relation | None:
     if all(operator in (">", r"\ge") for operator in operators):
         sides, operators = sides[::-1], [_FLIPPED[operator] for operator in operators[::-1]]
     return Relation(sides, operators)
+
+
+def is_name(text: str) -> bool:
+    r"""Return whether a text names something: ``x``, ``f(x)``, ``\angle ABC``, ``(x,y)``."""
+    return bool(_NAME.fullmatch(text))
 
 
 def parse_label(text: str) -> tuple[str, str] | None:

@@ -20,6 +20,7 @@ from rl_lightning.rewards.grading.extract import find_answers
         ("answer_line", "Final Answer: The final answer is $3$. I hope it is correct.", [" $3$"]),
         ("answer_line", "Answer:\n\\[\n3\n\\]\nrest", ["\n3\n"]),
         ("answer_line", "Answer: $$3$$ or $$4$$", [" $$3$$ or $$4$$"]),
+        ("answer_line", "The answer is even. I guess.\nAnswer: 4", [" 4"]),
         ("answer_line", "no answer", []),
         ("hash_line", "2 + 3 = <<2+3=5>>5\n#### 5", [" 5"]),
         ("hash_line", "#### Step 1\n5", []),
