@@ -15,6 +15,7 @@ from rl_lightning.rewards.workers import WorkerPool
 Result = Literal["equal", "different", "timeout", "refused"]
 
 _BACKEND = "rl_lightning.rewards.grading.symbolic_backend"
+_PATIENCE = 10.0  # of the clock on the wall with the process's own
 _MOST_COMPARISONS = 64  # for one verdict
 
 
@@ -26,7 +27,7 @@ class Symbolic:
     """Compares the expressions of one verdict.
 
     Args:
-        timeout_s: longest time for one comparison, in seconds. Starting the process isn't counted.
+        timeout_s: longest time for one comparison, in seconds of the process's own time.
 
     Attributes:
         reason: why the answers are not equal, the gravest so far: ``timeout``, ``refused`` or ``different``.
@@ -75,7 +76,7 @@ def compare(kind: str, gold: tuple[str, ...], response: tuple[str, ...], timeout
     names = [frozenset().union(*(side.variables for side in texts)) for texts in sides]
     if names[0] != names[1] or (kind == "expression" and not is_worked_out(gold[0], response[0])):
         return "different"
-    call = (f"{_BACKEND}.equal", {"kind": kind, "gold": gold, "response": response})
+    call = (f"{_BACKEND}.result", {"kind": kind, "gold": gold, "response": response, "limit_s": timeout_s})
     outcome = _pool(timeout_s).map([call])[0]
     if outcome.kind == "timeout":
         return "timeout"
@@ -83,7 +84,8 @@ def compare(kind: str, gold: tuple[str, ...], response: tuple[str, ...], timeout
         raise ProcessDied(f"The process for symbolic grading ended during a comparison: {outcome.error}")
     if outcome.kind != "ok":
         raise RuntimeError(f"Symbolic grading failed:\n{outcome.error}")
-    return "refused" if outcome.value is None else "equal" if outcome.value else "different"
+    result: Result = outcome.value
+    return result
 
 
 def start(timeout_s: float) -> None:
@@ -95,4 +97,4 @@ def start(timeout_s: float) -> None:
 @lru_cache(maxsize=4)
 def _pool(timeout_s: float) -> WorkerPool:
     require_backend()
-    return WorkerPool(workers=1, timeout_s=timeout_s, setup=[(f"{_BACKEND}.prepare", {})])
+    return WorkerPool(workers=1, timeout_s=_PATIENCE * timeout_s, setup=[(f"{_BACKEND}.prepare", {})])

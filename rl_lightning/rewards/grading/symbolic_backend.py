@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import zlib
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, Literal
 
 from mpmath import mp, mpf
@@ -19,6 +21,30 @@ _POINTS = 6
 
 class _NoValue(ArithmeticError):
     """The expression has no value here, or one too large to compare."""
+
+
+class _OutOfTime(BaseException):
+    """Raised by the alarm; not an Exception, so that nothing on the way swallows it."""
+
+
+def result(
+    kind: Kind, gold: tuple[str, ...], response: tuple[str, ...], limit_s: float
+) -> Literal["equal", "different", "refused", "timeout"]:
+    """Return how a comparison ended that may take `limit_s` seconds of this process's own time: a busy machine changes no verdict."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise _OutOfTime
+
+    previous = signal.signal(signal.SIGPROF, ring)
+    try:
+        signal.setitimer(signal.ITIMER_PROF, limit_s)
+        same = equal(kind, gold, response)
+    except _OutOfTime:
+        return "timeout"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
+    return "refused" if same is None else "equal" if same else "different"
 
 
 def prepare() -> None:
