@@ -31,8 +31,8 @@ def bounded(name: str, bound: str) -> Project:
 
 @holds_only_for(
     PROJECT,
-    older=bounded("torch", ">=2.5,<2.15"),
-    wider=bounded("torch", ">=2.6,<2.16"),
+    older=bounded("torch", ">=2.8,<2.15"),
+    wider=bounded("torch", ">=2.9,<2.16"),
     narrower=bounded("transformers", ">=5.18,<5.19"),
     unbounded=bounded("lightning", "<2.7"),
     older_python=replace(PROJECT, bounds=">=3.9,<3.14"),
