@@ -73,9 +73,10 @@ class PairTable:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the loggers see of it."""
+        """What the loggers see of the pairs, and of all responses that they were made of."""
         gap = {} if self.margins is None else {"pairs/gap_mean": float(self.margins.mean())}
-        return {"pairs/number": float(len(self)), "pairs/prompts_without": float(self.without), **gap}
+        own = {"pairs/number": float(len(self)), "pairs/prompts_without": float(self.without), **gap}
+        return self.rows.metrics | own
 
     def __str__(self) -> str:
         gap = "" if self.margins is None else f", mean gap {float(self.margins.mean()):.3g}"

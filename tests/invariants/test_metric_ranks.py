@@ -19,7 +19,7 @@ EXPECTED = {
     "ppo": ("value/explained_variance", "value/clip_fraction", "own/tokens", "own/length", "own/tensor"),
     "grpo, one rank idle": ("rollout/forwarded_fraction", "policy/entropy"),
     "grpo, nothing teaches": ("rollout/forwarded_fraction", "policy/entropy"),
-    "dpo": ("val/kl", "val/entropy"),
+    "dpo": ("val/kl", "val/entropy", "rollout/failed_fraction", "reward_failures/raised"),
     "reward model": ("val/accuracy", "val/reward_std", "val/calibration_error"),
     "rft online": ("rollout/accepted_fraction", "rollout/distinct_per_prompt"),
 }  # fmt: skip
