@@ -162,7 +162,7 @@ def main() -> None:
     if arguments.command == "resolve":
         raise SystemExit(not resolve(project))
     names = [arguments.only] if arguments.only else ["oldest", "newest"]
-    print("| | Python | " + " | ".join(SHOWN) + " | passed | failed | skipped | date |\n" + "|---" * 8 + "|")
+    print("| | Python | " + " | ".join(SHOWN) + " | passed | failed | skipped | date |\n" + "|---" * 9 + "|")
     passed = [suite(name, project, arguments) for name in names]
     raise SystemExit(not all(passed))
 
