@@ -29,16 +29,18 @@ class SaveFitConfig(SaveConfigCallback):
     def __init__(self, *arguments: Any, written: str | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.written = written
+        self._directory: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save before a fit."""
         if stage == "fit":
+            self._directory = trainer.log_dir  # the ranks agree on it, so all must ask
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put interpolations back into the file that was saved."""
-        assert trainer.log_dir is not None
-        files, path = get_filesystem(trainer.log_dir), f"{trainer.log_dir}/{self.config_filename}"
+        """Put interpolations back into the file that was saved; only rank 0 gets here."""
+        assert self._directory is not None
+        files, path = get_filesystem(self._directory), f"{self._directory}/{self.config_filename}"
         if self.written is None:
             with files.open(path, "r", encoding="utf-8") as file:
                 settings = yaml.safe_load(file)
