@@ -49,6 +49,8 @@ class RolloutCallback(Callback):
 
     #: Fields of the rollout that this callback fills in; an algorithm that needs one is refused without it.
     supplies: ClassVar[tuple[str, ...]] = ()
+    #: Whether it only looks and changes nothing: then it may stand beside data that have no rollouts, where it has nothing to do.
+    only_looks: ClassVar[bool] = False
     #: How to fill the rollout up again after `keep_groups` dropped some; the defaults if no callback says.
     refill: Refill | None = None
 

@@ -187,6 +187,8 @@ class SpreadWarning(RolloutCallback):
         in_a_row: rollouts without a spread that are warned of.
     """
 
+    only_looks = True
+
     def __init__(self, in_a_row: int = 5) -> None:
         if in_a_row < 1:
             raise UserError(f"in_a_row must be at least 1, not {in_a_row}")

@@ -97,7 +97,7 @@ def kept_groups(trainer: Trainer, module: Any, rollout: Rollout, group_size: int
 
 
 def refuse_stages(trainer: Trainer, stages: Sequence[str], reason: str) -> None:
-    """Refuse callbacks that act on stages of a rollout that some data do not have: they would do nothing in silence.
+    """Refuse callbacks that change stages of a rollout that some data do not have: they would do nothing in silence.
 
     Args:
         trainer: has the callbacks.
@@ -108,5 +108,7 @@ def refuse_stages(trainer: Trainer, stages: Sequence[str], reason: str) -> None:
         UserError: naming the callback.
     """
     for callback in rollout_callbacks(trainer):
+        if callback.only_looks:
+            continue
         if any(getattr(type(callback), stage) is not getattr(RolloutCallback, stage) for stage in stages):
             raise UserError(f"{type(callback).__name__} {reason}: take it out of trainer.callbacks")
