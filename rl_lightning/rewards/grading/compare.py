@@ -28,6 +28,7 @@ from rl_lightning.rewards.grading.structure import (
 )
 from rl_lightning.rewards.grading.terms import same_terms
 from rl_lightning.rewards.grading.units import letter_unit, split_unit
+from rl_lightning.rewards.grading.wording import plain, said, with_point
 
 Layer = Literal["extract", "exact", "rational", "structure", "symbolic", "none"]
 Found = tuple[bool | None, Layer]
@@ -61,10 +62,21 @@ class Comparison:
             return True, "exact"
         if nesting > _MOST_NESTING:
             return _UNDECIDED
+        if (plain(gold), plain(response)) != (gold, response):
+            return self.answers(plain(gold), plain(response), nesting + 1)
+        gold, response = with_point(gold, response), with_point(response, gold)
         expected, given = parse_quantity(gold, self.rules.percent), parse_quantity(response, self.rules.percent)
         if expected and given:
             return self.same_number(expected, given, gold), "rational"
-        for compare in (self._notations, self._labels, self._signs, self._relations, self._collections, self._units):
+        for compare in (
+            self._notations,
+            self._sentences,
+            self._labels,
+            self._signs,
+            self._relations,
+            self._collections,
+            self._units,
+        ):
             found = compare(gold, response, nesting)
             if found is not None:
                 return found
@@ -101,6 +113,13 @@ class Comparison:
             halves = {clocks[0][2], clocks[1][2]} - {None}
             return clocks[0][:2] == clocks[1][:2] and len(halves) < 2, "structure"
         return None
+
+    def _sentences(self, gold: str, response: str, nesting: int) -> Found | None:
+        """Read ``The largest n is 34`` as ``34`` where the other is no sentence."""
+        first, second = said(gold), said(response)
+        if (first is None) == (second is None):
+            return None
+        return self.answers(first or gold, second or response, nesting + 1)
 
     def _labels(self, gold: str, response: str, nesting: int) -> Found | None:
         """Read ``x = 3`` as ``3``, unless both name a variable, and not the same."""
@@ -142,7 +161,8 @@ class Comparison:
         collections = [
             interval or parse_collection(text) for interval, text in zip(intervals, (gold, response), strict=True)
         ]
-        if any(intervals) and collections[0] and collections[1]:
+        # `x=1, y=2` is no interval, though it may be a point.
+        if any(intervals) and collections[0] and collections[1] and all(one.brackets for one in collections if one):
             return self.items(collections[0], collections[1], nesting + 1), "structure"
         return False, "structure"
 
@@ -191,10 +211,16 @@ class Comparison:
     def items(self, gold: Collection, response: Collection, nesting: int) -> bool | None:
         """Compare item by item; None if some pair of items can only be told apart symbolically."""
         gold, response = _union(gold), _union(response)
-        differ = gold.brackets != response.brackets
-        if differ and not ({gold.brackets, response.brackets} == {"", "()"} and _named_in_order(gold, response)):
+        brackets = {gold.brackets, response.brackets}
+        if brackets == {"", "{}"} and (_named(gold) or _named(response)):
             return False
-        if differ or (gold.ordered and not _solutions(gold)):
+        if (
+            len(brackets) > 1
+            and brackets != {"", "{}"}
+            and not (brackets == {"", "()"} and _named_in_order(gold, response))
+        ):
+            return False
+        if brackets == {"", "()"} or (gold.ordered and not _solutions(gold)):
             if len(gold.items) != len(response.items):
                 return False
             pairs = zip(gold.items, response.items, strict=True)

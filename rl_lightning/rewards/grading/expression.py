@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 #: ``("number", Fraction)``, ``("name", text)``, ``(operator, *trees)`` with the operators ``+ * / ^ -`` (of one), ``root``
-#: (degree, radicand), ``!``, ``abs``, ``floor``, ``ceil``, and functions such as ``sin``; ``log`` has (base, argument).
+#: (degree, radicand), ``!``, ``abs``, ``floor``, ``ceil``, and functions such as ``sin``; ``binom``; ``log`` has (base, argument).
 Tree = tuple[Any, ...]
 
 _MOST_CHARACTERS, _MOST_DIGITS, _MOST_NESTING = 512, 200, 24
@@ -23,7 +23,8 @@ _GREEK_NAMES = (
 )
 _GREEK = frozenset(_GREEK_NAMES.split())
 _PLAIN_WORDS = _FUNCTIONS | {"sqrt", "pi", "theta", "alpha", "beta"}
-_TOKEN = re.compile(r" *(?:(\d+(?:\.\d+)?|\.\d+)|\\([A-Za-z]+)|([A-Za-z]+)|(\\[{}]|\*\*|[-+*/^_(){}\[\]|!']))")
+_TOKEN = re.compile(r" *(?:(\d+(?:\.\d+)?|\.\d+)|\\([A-Za-z]+)|([A-Za-z]+)|(\\[{}]|\*\*|[-+*/^_(){}\[\]|!'°]))")
+_CODE = re.compile(r"\d+(?:[-/]\d+){2,}")  # a date or the like
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 
 
@@ -55,6 +56,8 @@ def read_expression(text: str) -> Expression | None:
     if len(text) > _MOST_CHARACTERS or sum(map(str.isdigit, text)) > _MOST_DIGITS:
         return None
     letters = text.replace(" ", "")
+    if _CODE.fullmatch(letters):
+        return None
     if len(letters) > 1 and letters.isalpha() and letters not in _PLAIN_WORDS:
         return None
     try:
@@ -125,6 +128,7 @@ class _Reader:
         self.at = 0
         self.nesting = 0
         self.bars = 0
+        self.in_function = 0  # where a degree sign is a factor
 
     def whole(self) -> Tree:
         tree = self.sum()
@@ -204,6 +208,8 @@ class _Reader:
         tree = self.factor()
         while self.take("symbol", "!"):
             tree = ("!", tree)
+        if self.in_function and self.take("symbol", "°"):
+            tree = ("*", tree, ("/", ("name", "pi"), ("number", Fraction(180))))
         if self.take("symbol", "^"):
             tree = ("^", tree, self.argument())
             if self.next == ("symbol", "^"):
@@ -266,6 +272,8 @@ class _Reader:
     def command(self, command: str) -> Tree:
         if command == "frac":
             return ("/", self.argument(), self.argument())
+        if command == "binom":
+            return ("binom", self.argument(), self.argument())
         if command == "sqrt":
             degree: Tree = ("number", Fraction(2))
             if self.take("symbol", "["):
@@ -289,12 +297,16 @@ class _Reader:
             if name != "log":
                 raise _Unreadable
             base = self.argument()
+            if base == ("name", "e"):
+                name, base = "ln", None
         exponent = self.argument() if self.take("symbol", "^") else None
         if exponent == ("-", ("number", Fraction(1))):
             if f"arc{name}" not in _FUNCTIONS:
                 raise _Unreadable
             name, exponent = f"arc{name}", None
+        self.in_function += 1
         operand = self.operand()
+        self.in_function -= 1
         if name in ("log", "lg"):
             tree: Tree = ("log", base or ("number", Fraction(10)), operand)
         else:

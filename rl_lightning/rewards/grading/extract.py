@@ -17,22 +17,37 @@ Extract = Marker | Sequence[Marker]
 DEFAULT_MARKERS: tuple[Marker, ...] = ("boxed", "answer_tag", "hash_line", "answer_line", "whole")
 
 # Texts that tokenizers leave at the end of a decoded response.
-_END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>", "<|return|>")
+_END_TOKENS = (
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "</s>",
+    "<eos>",
+    "<|return|>",
+    "<|im_start|>user",
+)
 _MOST_END_TOKENS = 20_000
 _MOST_MARKED = 500  # answers in a response
+_MOST_MENTIONS = 5000  # of the word
 _MOST_BRACES = 20
 _LONGEST = 4097  # characters of a candidate; one that is longer is cut off there, and too long for the grader anyway
-_BOX = re.compile(r"\\(?:boxed|fbox) ?\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?: ?\{|(?: (?P<spaced>-?\d{1,64}|[A-Za-z])|(?P<digit>\d))(?!\w| ?[.,]?\d))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASH_LINE = re.compile(r"(?:^|\s)####(?!#)([^\n#]*)$")
 _ANSWER_LINE = re.compile(
-    r"\banswers?(?:(?: is| are)?[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a]\*{0,3}|(?P<says>[ \t]{1,8}(?:is|are)\b)|(?P<title>\*{2,3}(?=[ \t]{0,8}\n)))",
+    r"\banswers?(?:(?: is| are)?[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a]\*{0,3}|(?P<says>[ \t]{1,8}(?:is|are)\b)|(?P<title>\*{2,3}(?=[ \t]{0,8}\n))"
+    r"|(?P<bare>(?=[ \t]{0,8}\n?[ \t]{0,8}(?:\$|\\[(\[]))))",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
     r"[\s*#>:.]*(?:so|thus|therefore|hence|then)?,?\s{0,4}(?:the|my|our|and the)?\s{0,4}(?:final|correct|right)?\s{0,4}[*\s]*",
     re.IGNORECASE,
 )
+_LONGEST_START = 24
+_LINE_START = re.compile(r"[\s*#>]*(?:(?:the|my|our) )?(?:final |correct )?", re.IGNORECASE)
+_HOPE = re.compile(r"[.\s]{0,8}I hope it is correct\.?\s{0,8}$")
 _SENTENCE_END = re.compile(r"[.!](?=\s|\*|$)")
 _MATH_BLOCK = re.compile(
     r"\s*(?:\$\$((?:(?!\$\$).)*)\$\$|\\\[((?:(?!\\\]).)*)\\\])[ \t]*[.,]?[ \t]*(?:\n|$)", re.DOTALL
@@ -66,11 +81,11 @@ def find_answers(
         response: the whole response; what follows its last thought counts, and nothing if that was never ended.
         extract: one marker, or several in order of preference; the first that occurs decides, the others are ignored.
 
-            - ``boxed``: ``\boxed{...}`` or ``\fbox{...}``, braces matched;
+            - ``boxed``: ``\boxed{...}`` or ``\fbox{...}``, braces matched, or a number or letter without (``\boxed 5``);
             - ``answer_tag``: ``<answer>...</answer>``;
             - ``hash_line``: what follows ``####`` on the last line, as in GSM8K;
             - ``answer_line``: the rest of the line after ``Answer:`` (any case, also ``The answer is:`` and in bold), or the
-              next line or displayed formula if nothing follows; the rest of the sentence after ``The answer is``;
+              next line or displayed formula if nothing follows; a formula behind ``Answer`` at the start of a line; the rest of the sentence after ``The answer is``;
             - ``hash``: everything after ``#`` (or ``####``), as in ``12;8#8``;
             - ``last_number``: the last number of the text, whatever it stands for;
             - ``whole``: the whole text.
@@ -129,6 +144,10 @@ def _boxed(text: str) -> list[str] | None:
     found: list[str] = []
     box = _BOX.search(text)
     while box and len(found) <= _MOST_MARKED:
+        if bare := box["spaced"] or box["digit"]:
+            found.append(bare)
+            box = _BOX.search(text, box.end())
+            continue
         end = _closing(text, box.end())
         if end is None:
             # Cut off, or with more inside than any answer has.
@@ -177,16 +196,23 @@ def _hash_line(text: str) -> list[str] | None:
 
 
 def _answer_line(text: str) -> list[str] | None:
-    matches = list(islice(_ANSWER_LINE.finditer(text), _MOST_MARKED + 1))
+    mentions = list(islice(_ANSWER_LINE.finditer(text), _MOST_MENTIONS))
+    matches = [match for match in mentions if match["bare"] is None or _starts_line(text, match.start())]
+    if len(matches) > _MOST_MARKED or len(mentions) == _MOST_MENTIONS:
+        return [""] * (_MOST_MARKED + 1)
     # `the answer is even` on the way counts only where nothing says `Answer:`.
-    found: dict[str, list[str]] = {"marked": [], "title": [], "says": []}
+    found: dict[str, list[str]] = {"marked": [], "title": [], "bare": [], "says": []}
     for match, end in zip(matches, [*(following.start() for following in matches[1:]), len(text)], strict=False):
         rest = text[match.end() : min(end, match.end() + 2 * _LONGEST)]
         # `Final Answer: The final answer is 5` is one answer.
         if end < len(text) and _FILLER.fullmatch(rest):
             continue
         found[match.lastgroup or "marked"].append(_answer_in(rest, sentence=match["says"] is not None))
-    return found["marked"] or found["title"] or found["says"]
+    return found["marked"] or found["title"] or found["bare"] or found["says"]
+
+
+def _starts_line(text: str, at: int) -> bool:
+    return bool(_LINE_START.fullmatch(text[max(0, at - _LONGEST_START) : at].rpartition("\n")[2]))
 
 
 def _answer_in(rest: str, sentence: bool) -> str:
@@ -196,6 +222,7 @@ def _answer_in(rest: str, sentence: bool) -> str:
         return block[1] if block[1] is not None else block[2]
     line = rest.partition("\n")[0]
     line = line if line.strip() else rest.lstrip().partition("\n")[0]
+    line = _HOPE.sub("", line)
     if sentence and (stop := _SENTENCE_END.search(line)):
         line = line[: stop.start()]
     # In `**Answer: 5**` the bold begins before the marker.

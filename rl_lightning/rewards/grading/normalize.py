@@ -34,6 +34,7 @@ _MEANS = {
     **dict.fromkeys((f"{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")), ""),
     **dict.fromkeys((*",;: \n>", "quad", "qquad", "enspace", "thinspace", "hfill", "nobreakspace"), " "),
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
+    **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
     **dict.fromkeys(("leq", "leqslant"), r"\le "),
     **dict.fromkeys(("geq", "geqslant"), r"\ge "),
     **dict.fromkeys(("neq",), r"\ne "),
@@ -43,10 +44,21 @@ _MEANS = {
     **dict.fromkeys(("operatorname", "operatorname*", "bold", "textsf", "mathsf", "bf", "rm"), r"\text"),
     **dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|"),
     **{"lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "colon": ":", "div": "/"},
-    **{"ast": "*", "%": "%", "#": "#", "&": "&", "degree": "°", "infin": r"\infty ", "varnothing": r"\emptyset "},
+    **{
+        "ast": "*",
+        "%": "%",
+        "#": "#",
+        "&": "&",
+        "degree": "°",
+        "infin": r"\infty ",
+        "lVert": r"\|",
+        "rVert": r"\|",
+        "varnothing": r"\emptyset ",
+    },
     **{"R": r"\mathbb{R}", "lparen": "(", "rparen": ")", "textdollar": r"\$", "cr": r"\\", "newline": r"\\"},
     **dict.fromkeys(("ldots", "dots", "cdots", "dotsc", "dotsb"), "..."),
 }
+_GROUPED_BY_SPACES = re.compile(r"([-+]?[1-9]\d{0,2}(?: \d{3})+)(?:\.\d*)?")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\\,|\u2009|\u202f|\{\\,\})\d{3})+(?!\d|\\,|[.,]\d{0,2}\d*,)")
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:\{,\}|,[ ]{0,4}\\![ ]{0,4}|,\\,)(?=\d{3})")
 _DEGREES = re.compile(r" ?\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})")
@@ -54,6 +66,11 @@ _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z])")
 _CONSTANT = re.compile(r"\\text\{([ei])\}")
 _RELATIONS = re.compile(r"<=|>=|=<|!=|(?<![<>=])=>")
 _RELATION_NAMES = {"<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "=>": "=>"}
+_STACKED = re.compile(r"\{([^{}\\]{1,64})\\(over|choose)(?![A-Za-z])([^{}]{1,64})\}")
+_STACKS = {"over": "frac", "choose": "binom"}
+_TIMES_TEN = re.compile(r"(?<=\d) x (?=10 ?\^)")
+_PLUS_INFINITY = re.compile(r"\+ ?(?=\\infty)")
+_EMPTY_SET = re.compile(r"\\\{\s*\\\}")
 _MATH_INSIDE = re.compile(r"(?<!\\)\$([^$]*)(?<!\\)\$")
 _NAME_APART = re.compile(r"(\\[A-Za-z]+) +(?![A-Za-z])")
 _EMPTY_TEXT = re.compile(r"\\text *\{\s*\}")
@@ -61,16 +78,18 @@ _TEXT = re.compile(r"\\text *\{([^{}]*)\}")
 _WORD_AS_FUNCTION = re.compile(
     r"\\text\{ ?(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp) ?\}"
 )
-_CONJUNCTION = re.compile(r",? ?\\text\{,? ?(?:and|or|,) ?\} ?|,? \b(?:and|or)\b(?= )|, ?(?:and|or)\b(?= )")
+_CONJUNCTION = re.compile(
+    r",? ?\\text\{,? ?(?:and|or|,) ?\} ?|,? \b(?:and|or)\b(?= )|, ?(?:and|or)\b(?= )|(?<=[)\d]) ?\bor\b ?(?=[(\d])|(?<=\d)or(?=\w=)"
+)
 _ENVELOPE = re.compile(r"\\(?:boxed|fbox|text) ?\{([^{}]*)\}")
 _ENVELOPES = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`"), ('"', '"'))
 _TRAILING = ".,;"  # not "!": 5! is another number
 _MOST_WRAPPINGS = 20
 _SPACED = re.compile(r" *([^\w\s.,\\]|\\[{}\\]) *|(?<=\d) (?=[A-Za-z\\])|(?<=[}\])]) (?=[\w\\])")
 _BARE_ARGUMENT = re.compile(
-    r"(\\frac|\\sqrt) ?([A-Za-z0-9])(?![A-Za-z0-9.])|(\\frac) ?(\d) ?(\d)(?![\d.])|(\\frac) ?(\d) ?(?=\{)"
+    r"(\\frac|\\sqrt) ?([A-Za-z0-9])(?![A-Za-z0-9.])|(\\(?:frac|binom)) ?(\d) ?(\d)(?![\d.])|(\\frac) ?(\d) ?(?=\{)"
 )
-_LONE = re.compile(r"([\^_])\{(\w)\}")
+_LONE = re.compile(r"([\^_])\{(\w)\}(?!\d)")
 
 
 @lru_cache(maxsize=4096)
@@ -121,13 +140,37 @@ def normalize(text: str) -> str:
     if "\\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text)
     text = _COMMAND.sub(_meaning, text)
+    text = _EMPTY_SET.sub(r"\\emptyset ", _PLUS_INFINITY.sub("", _TIMES_TEN.sub(r"\\times ", text)))
     text = _RELATIONS.sub(lambda found: _RELATION_NAMES[found.group()], text)
     text = _EMPTY_TEXT.sub(" ", text.replace("~", " "))
     text = _WORD_AS_FUNCTION.sub(r"\\\1 ", _CONSTANT.sub(r"\1", _TEXT.sub(r"\\text{\1}", text)))
-    text = text if "," in text else text.replace(";", ",")
+    text = _commas(_STACKED.sub(_stacked, text))
     text = re.sub(r"\s+", " ", _unwrapped(text))
     text = _NAME_APART.sub(r"\1", _CONJUNCTION.sub(", ", text))
-    return _unwrapped(re.sub(r"\s+", " ", text).strip())
+    text = _unwrapped(re.sub(r"\s+", " ", text).strip())
+    return text.replace(" ", "") if _GROUPED_BY_SPACES.fullmatch(text) else text
+
+
+def _stacked(found: re.Match[str]) -> str:
+    return rf"\{_STACKS[found[2]]}{{{found[1].strip()}}}{{{found[3].strip()}}}"
+
+
+def _commas(text: str) -> str:
+    """Write a semicolon as a comma where no comma stands between the same brackets."""
+    if ";" not in text:
+        return text
+    characters = list(text)
+    levels: list[tuple[list[int], list[int]]] = [([], [])]  # where semicolons are, and commas
+    for at, character in enumerate([*text, "\0"]):
+        if character in "([{":
+            levels.append(([], []))
+        elif character in ";,":
+            levels[-1][character == ","].append(at)
+        elif character in ")]}\0":
+            semicolons, commas = levels.pop() if len(levels) > 1 or character == "\0" else ([], [])
+            for semicolon in semicolons if not commas else ():
+                characters[semicolon] = ","
+    return "".join(characters)
 
 
 def tighten(text: str) -> str:
@@ -140,7 +183,7 @@ def tighten(text: str) -> str:
 def _braced(found: re.Match[str]) -> str:
     if found[1]:
         return f"{found[1]}{{{found[2]}}}"
-    return rf"\frac{{{found[4]}}}{{{found[5]}}}" if found[3] else rf"\frac{{{found[7]}}}"
+    return f"{found[3]}{{{found[4]}}}{{{found[5]}}}" if found[3] else rf"\frac{{{found[7]}}}"
 
 
 def _meaning(command: re.Match[str]) -> str:
@@ -172,5 +215,5 @@ def _unwrap(text: str) -> str:
     if text.startswith(("\\boxed{", "\\fbox{")) and text.endswith("}"):
         return text[text.index("{") + 1 : -1].strip()
     if text[-1:] in _TRAILING and len(text) > 1 and not text.endswith(".."):  # 0.33... is not 0.33
-        return text[:-1].rstrip()
+        return text[: -2 if text.endswith("\\", 0, -1) else -1].rstrip()
     return text

@@ -40,6 +40,7 @@ _NAME = re.compile(
     rf"(?:m ?)?(?:\\(?:angle|triangle|vec|overrightarrow|overline|hat|mathbf|bar|boldsymbol) ?(?:\{{[A-Za-z]+\}}|[A-Za-z]+)"
     rf"|\|[A-Za-z]+\||\\text\{{[A-Za-z .]*\}}|{_WORD})(?: ?\([\w+*\\]{{1,16}}(?:, ?[\w\\]{{1,16}})*\))?|\({_WORD}(?:, ?{_WORD})+\)"
 )
+_RATIO = re.compile(r"([^:]{1,24}):([^:]{1,24})|\\frac ?\{([^{}]{1,24})\} ?\{([^{}]{1,24})\}")
 
 
 class Collection(NamedTuple):
@@ -82,7 +83,7 @@ class Relation(NamedTuple):
 
 def choice_letter(text: str) -> str | None:
     """Return the letter of a choice written as ``B``, ``(B)``, ``B)``, ``B.``, ``B:`` or, with its text, ``(B) 12``, else None."""
-    found = _CHOICE.fullmatch(re.sub(r"^\\text\{([^{}]*)\}", r"\1", text))
+    found = _CHOICE.fullmatch(re.sub(r"^(\(?)\\text\{([^{}]*)\}", r"\1\2", text))
     if not found or (found[3] and _OTHER_CHOICE.search(found[3])):
         return None
     return found[1] or found[2]
@@ -152,8 +153,10 @@ def parse_relation(text: str) -> Relation | None:
 
 
 def is_name(text: str) -> bool:
-    r"""Return whether a text names something: ``x``, ``f(x)``, ``\angle ABC``, ``(x,y)``."""
-    return bool(_NAME.fullmatch(text))
+    r"""Return whether a text names something: ``x``, ``f(x)``, ``\angle ABC``, ``(x,y)``, or a ratio ``A:B`` of such."""
+    ratio = _RATIO.fullmatch(text)
+    parts = [part for part in ratio.groups() if part] if ratio else [text]
+    return all(_NAME.fullmatch(part.strip()) for part in parts)
 
 
 def parse_label(text: str) -> tuple[str, str] | None:
@@ -162,9 +165,9 @@ def parse_label(text: str) -> tuple[str, str] | None:
     if relation is None or relation.operators not in (["="], [r"\in"]):
         return None
     name, value = relation.sides
-    if _NAME.fullmatch(name):
+    if is_name(name):
         return name.replace(" ", ""), value
-    if relation.operators == ["="] and _NAME.fullmatch(value) and name[-1].isdigit():
+    if relation.operators == ["="] and is_name(value) and name[-1].isdigit():
         return value.replace(" ", ""), name
     return None
 
@@ -178,6 +181,11 @@ def as_interval(relation: Relation) -> Collection | None:
     if named == [False, True, False]:
         low, high = relation.operators
         return Collection(brackets[low][0] + brackets[high][1], [relation.sides[0], relation.sides[2]])
+    if named == [True, False] and relation.sides[0][0] == "|":
+        end, closing = relation.sides[1], brackets[relation.operators[0]][1]
+        return Collection({")": "()", "]": "[]"}[closing], [f"-{end}" if end.isalnum() else f"-({end})", end])
+    if "|" in "".join(side[0] for side in relation.sides):
+        return None
     if named == [True, False]:
         return Collection("(" + brackets[relation.operators[0]][1], ["-\\infty", relation.sides[1]])
     if named == [False, True]:

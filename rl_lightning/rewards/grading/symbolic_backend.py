@@ -162,6 +162,12 @@ def _factorial(value: Any) -> Any:
     return mp.factorial(value)
 
 
+def _binomial(whole: Any, part: Any) -> Any:
+    if abs(whole) > _LARGEST_FACTORIAL or abs(part) > _LARGEST_FACTORIAL:
+        raise _NoValue
+    return mp.binomial(whole, part)
+
+
 def _bounded(function: Any) -> Any:
     def call(value: Any) -> Any:
         if abs(value) > _LARGEST_EXPONENT:
@@ -179,6 +185,7 @@ _OPERATIONS: dict[str, Any] = {
     "^": _power,
     "root": _root,
     "!": _factorial,
+    "binom": _binomial,
     "abs": abs,
     "floor": lambda a: mp.floor(a),
     "ceil": lambda a: mp.ceil(a),

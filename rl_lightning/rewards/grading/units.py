@@ -16,7 +16,7 @@ _NAMES = (
     "% percent pct percentage, mph kph km/h, °C celsius, °F fahrenheit, student, apple, coin, marble, book, ticket, square, time"
 )
 _UNITS = {name: group.split()[0] for group in _NAMES.split(",") for name in group.split()}
-_UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 3 and not name.endswith("s")}
+_UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 2 and not name.endswith("s")}
 _UNITS |= {"mph": "mph", "kph": "kph", "km/h": "kph"}
 _RATES = {"mph": Counter({"mi": 1, "h": -1}), "kph": Counter({"km": 1, "h": -1})}
 _CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee"}
@@ -35,6 +35,7 @@ _SCALE = re.compile(r" ?(?:\\text\{ ?)?\b(hundred|thousand|million|billion|trill
 _PER = re.compile(r"\\frac ?\{ ?\\text\{([^{}]*)\} ?\}\{ ?\\text\{([^{}]*)\} ?(\^ ?\{?\d\}?)? ?\}$")
 _START = re.compile(r"\\text\{|(?<![\\A-Za-z{])[A-Za-z]|[%°]")
 _WORD_BEFORE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,} *$|\\text\{[^{}]*\} *$")
+_ANGLE_OF_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)[^ +-]* ?\S*$")
 _LONGEST = 96  # characters
 _PART = re.compile(
     r" *(?:(?P<per>/|per\b)|(?P<times>\\cdot|\*|·|-(?=[A-Za-z]))|\^ ?\{? ?(?P<power>-?\d)(?: ?\})?|(?P<word>°[CF]?(?![A-Za-z])|%|[A-Za-z¢]+))\.?"
@@ -70,6 +71,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
         before = text[: start.start()]
         if (
             not before.strip()
+            or (text[start.start()] == "°" and _ANGLE_OF_FUNCTION.search(before))
             or _WORD_BEFORE.search(before)
             or text.count("{", 0, start.start()) != text.count("}", 0, start.start())
         ):

@@ -1,0 +1,76 @@
+r"""Answers in other words: sentences around a value, ``\frac{1}{3} \approx 0.33``, sets written by their condition."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from rl_lightning.rewards.grading.rational import parse_quantity
+from rl_lightning.rewards.grading.structure import is_name, parse_collection, parse_label
+
+_LONGEST_SENTENCE = 512  # characters
+_LEAD = re.compile(
+    r"(?:(?:so|thus|hence|therefore|then|finally|now),? )?(?:(?:we|I) (?:find|get|have|obtain|conclude|see)(?: that)?:? )?(?:here (?:is|are) )?",
+    re.IGNORECASE,
+)
+_SUBJECT = re.compile(
+    r"(?:the|our|its|his|her|their|there|here|it|this) (?:[^.:;=]{0,160}? )??(?:is|are|equals)(?: (?:equal to|given by))?:? "
+    r"|(?-i:[A-Z][a-z]+|an?)(?: [a-z]+){0,8}: ",
+    re.IGNORECASE,
+)
+_PREDICATE = re.compile(r" is (?:the|our)(?: final| only)? (?:solution|answer|result)$")
+_CONDITION = re.compile(r"(?:\\\{|\{) ?(\w)(?: ?\\in ?\\mathbb\{R\})? ?[|:] ?(.+?) ?(?:\\\}|\})")
+_DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,\d{2,})")  # `1,5` may be two numbers
+_DECIMAL_POINT = re.compile(r"[-+]?\d*\.\d+")
+_ALL_NUMBERS = {r"\mathbb{R}": r"(-\infty,\infty)"}
+
+
+def said(text: str) -> str | None:
+    """Return the value that a normalized sentence gives, as in ``The largest n is 34``, or None if it is no such sentence."""
+    if len(text) > _LONGEST_SENTENCE:
+        return None
+    rest = _PREDICATE.sub("", text)
+    rest = rest[_LEAD.match(rest).end() :]  # type: ignore[union-attr]  # matches the empty text too
+    subject = _SUBJECT.match(rest)
+    rest = rest[subject.end() :] if subject else rest
+    return rest.strip() if rest != text and rest.strip() else None
+
+
+def plain(text: str) -> str:
+    r"""Return a normalized answer in the form that others are compared with.
+
+    The condition of ``\{x \mid x > 2\}`` is what it says; the name in ``x = 1, 2`` is that of all values. Of ``a \approx b`` the answer is `a`, unless that only names
+    something or is a number that `b` does not round.
+    """
+    if text in _ALL_NUMBERS:
+        return _ALL_NUMBERS[text]
+    condition = _CONDITION.fullmatch(text)
+    if condition and re.search(rf"\b{condition[1]}\b", condition[2]):
+        return condition[2]
+    label = parse_label(text) if "=" in text and "," in text else None
+    values = parse_collection(label[1]) if label and parse_quantity(label[1]) is None else None
+    if label and values and not values.brackets:
+        return ", ".join(f"{label[0]} = {value}" for value in values.items)
+    exact, sign, rounded = (part.strip() for part in text.partition(r"\approx"))
+    if not sign or r"\approx" in rounded:
+        return text
+    if not exact or is_name(exact):
+        return f"{exact} = {rounded}" if exact else rounded
+    return exact if _rounds(exact.rpartition("=")[2], rounded) else text
+
+
+def _rounds(exact: str, rounded: str) -> bool:
+    """Return whether a decimal is a number to within one of its last place; true where one of them is no number."""
+    value, decimal = parse_quantity(exact), parse_quantity(rounded)
+    if decimal is None:
+        return False
+    places = len(re.sub(r"\D.*", "", rounded.partition(".")[2]))
+    return value is None or abs(value.value - decimal.value) <= Fraction(1, 10**places)
+
+
+def with_point(text: str, other: str) -> str:
+    """Return a number with a decimal comma, such as ``1,22``, with a point, where the other answer has one."""
+    comma = _DECIMAL_COMMA.fullmatch(text)
+    if comma and _DECIMAL_POINT.fullmatch(other) and parse_quantity(text) is None:
+        return text.replace(",", ".")
+    return text
