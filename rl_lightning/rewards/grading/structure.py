@@ -38,7 +38,7 @@ _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?: ?(?:\\text\{ ?)?([AaPp])\.? ?[Mm]\.?(
 _WORD = r"(?!\\(?:sin|cos|tan|cot|sec|csc|ln|log|frac|sqrt|text)(?![a-z]))\\?[A-Za-z]+'*(?:_(?:\w|\{[^{}]*\}))?"
 _NAME = re.compile(
     rf"(?:m ?)?(?:\\(?:angle|triangle|vec|overrightarrow|overline|hat|mathbf|bar|boldsymbol) ?(?:\{{[A-Za-z]+\}}|[A-Za-z]+)"
-    rf"|\|[A-Za-z]+\||\\text\{{[A-Za-z .]*\}}|{_WORD})(?: ?\([\w+*\\]{{1,16}}(?:, ?[\w\\]{{1,16}})*\))?|\({_WORD}(?:, ?{_WORD})+\)"
+    rf"|\|[A-Za-z]+\||\\text\{{[A-Za-z .]*\}}|{_WORD})(?:\^\{{-1\}})?(?: ?\([\w+*\\]{{1,16}}(?:, ?[\w\\]{{1,16}})*\))?|\({_WORD}(?:, ?{_WORD})+\)"
 )
 _RATIO = re.compile(r"([^:]{1,24}):([^:]{1,24})|\\frac ?\{([^{}]{1,24})\} ?\{([^{}]{1,24})\}")
 

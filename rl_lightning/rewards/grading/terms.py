@@ -51,7 +51,11 @@ def _term(tree: Tree) -> _Term | None:
         if base is None or base[0] != 1 or not 0 < exponent <= _LARGEST_POWER:
             return None
         return Fraction(1), frozenset((atom, power * exponent) for atom, power in base[1])
-    return None if operator == "+" else (Fraction(1), frozenset([(tree, 1)]))
+    if operator == "+":
+        # A sum within a product is a factor, whatever the order of its terms.
+        terms = _terms(tree)
+        return None if terms is None else (Fraction(1), frozenset([(("sum", frozenset(terms.items())), 1)]))
+    return Fraction(1), frozenset([(tree, 1)])
 
 
 def _powers(first: _Term, second: _Term, sign: int) -> frozenset[tuple[Tree, int]]:
