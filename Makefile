@@ -5,6 +5,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests run in so many processes, of one thread each; those of a file stay together, and the long ones come first.
+WORKERS ?= 2
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 SEEDS ?= 0
 ROLLOUTS ?= 100
 DIRECTORY ?= runs/demo
@@ -28,10 +31,10 @@ lint: $(VENV)/dev
 	$(BIN)/lint-imports
 
 check: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 slow: $(VENV)/dev  ## what learns, and takes minutes
-	$(BIN)/python -m pytest -m slow
+	$(TESTS) -m slow
 
 tensorboard: $(VENV)/core  ## look at the runs
 	$(BIN)/tensorboard --logdir runs
