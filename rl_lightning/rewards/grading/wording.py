@@ -19,6 +19,9 @@ _SUBJECT = re.compile(
     re.IGNORECASE,
 )
 _PREDICATE = re.compile(r" is (?:the|our)(?: final| only)? (?:solution|answer|result)$")
+_DENIED = re.compile(
+    r"\b(?:not|no|never|wrong|incorrect|false|impossible|except|unless|if)\b(?! solution)|n't\b", re.IGNORECASE
+)
 _CONDITION = re.compile(r"(?:\\\{|\{) ?(\w)(?: ?\\in ?\\mathbb\{R\})? ?[|:] ?(.+?) ?(?:\\\}|\})")
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,\d{2,})")  # `1,5` may be two numbers
 _DECIMAL_POINT = re.compile(r"[-+]?\d*\.\d+")
@@ -33,7 +36,9 @@ def said(text: str) -> str | None:
     rest = rest[_LEAD.match(rest).end() :]  # type: ignore[union-attr]  # matches the empty text too
     subject = _SUBJECT.match(rest)
     rest = rest[subject.end() :] if subject else rest
-    return rest.strip() if rest != text and rest.strip() else None
+    if rest == text or not rest.strip() or _DENIED.search(text):
+        return None
+    return rest.strip()
 
 
 def plain(text: str) -> str:

@@ -69,6 +69,8 @@ WRONG = [
     ("34", "Answer: n is 33. The other is 34"),
     ("the cat is black", "the dog is black"),
     ("5", "The number is not 5"),
+    ("5", "The wrong number is 5"),
+    ("5", "Not: 5"),
     ("5", "The answer $5$ is wrong"),
     ("12", r"\boxed 1 2"),
     ("16", r"\boxed16"),
