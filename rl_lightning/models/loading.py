@@ -7,6 +7,7 @@ import copy
 import difflib
 import hashlib
 import logging
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -273,7 +274,7 @@ class PolicyFiles:
         except UserError:
             raise
         except Exception as error:  # whatever a parser makes of a file that is none of its kind
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = _reason(error)
             if "trust_remote_code" in str(error):
                 reason = (
                     "it needs Python code that comes with the model: read that code, then set "
@@ -283,6 +284,15 @@ class PolicyFiles:
                 f"{self.role} {self.policy!r}: cannot read {what}: {reason} "
                 f"(a {self.role} is '{EMBEDDED}', a model directory, a .gguf file or a name on the hub)"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what a parser's error says, in one line."""
+    if isinstance(error, pickle.UnpicklingError):  # its own words advise to run the code in the file
+        return "it is no file of weights, or holds code, which is never run: save the weights as safetensors"
+    text = str(error).strip()
+    # Some say no more than the key or the number that they stumbled over.
+    return text.splitlines()[0] if " " in text else f"{type(error).__name__} {text}".strip()
 
 
 @contextlib.contextmanager

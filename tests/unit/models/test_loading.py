@@ -311,13 +311,14 @@ def garbled(directory):
         (incomplete, "lack 1 weights, such as .*layers.0.mlp.up_proj.weight"),
         (wider, "cannot read the weights"),
         (garbled, "cannot read the configuration: .*config.json"),
-        (pickled, "cannot read the weights"),
+        (pickled, "cannot read the weights: it is no file of weights, or holds code, which is never run"),
         (pickled_under_another_name, "cannot read the weights"),
         (filled_with(b""), "cannot read the weights"),
         (filled_with(b"no weights"), "cannot read the weights"),
         (filled_with(b"\xff" * 100), "cannot read the weights"),
         (filled_with(b"", "pytorch_model.bin"), "cannot read the weights"),
-        (filled_with(b"no weights", "pytorch_model.bin"), "cannot read the weights"),
+        (filled_with(b"no weights", "pytorch_model.bin"), "cannot read the weights: it is no file of weights"),
+        (filled_with(b"hello, no weights\n", "pytorch_model.bin"), "cannot read the weights: KeyError 101 "),
         (filled_with(b"PK\x03\x04", "pytorch_model.bin"), "cannot read the weights"),
         (filled_with(b"[]", "model.safetensors.index.json"), "cannot read the weights"),
         (filled_with(b"{}", "pytorch_model.bin.index.json"), "cannot read the weights"),
@@ -328,6 +329,7 @@ def test_spoiled_weights(directory, spoil, what, kind):
     spoil(directory)
     told = complaint(getattr(kind(str(directory)), LOADERS[kind]))
     assert re.search(what, told) and told.startswith(kind.role)
+    assert "weights_only" not in told, "the advice of torch, which is to run the code"
     assert not (directory / "ran").exists(), "code in a file of weights has run"
 
 
