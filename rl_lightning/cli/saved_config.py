@@ -6,9 +6,12 @@ import re
 from typing import Any
 
 import yaml
+from jsonargparse._paths import PathError
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+
+from rl_lightning.errors import UserError
 
 #: An interpolation relative to where it stands, as jsonargparse makes them of the absolute ones of a YAML.
 _RELATIVE = re.compile(r"\$\{(\.+)([^${}]*)\}")
@@ -32,10 +35,17 @@ class SaveFitConfig(SaveConfigCallback):
         self._directory: str | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save before a fit."""
+        """Save before a fit.
+
+        Raises:
+            UserError: if the file cannot be written: it is a directory, or belongs to another user.
+        """
         if stage == "fit":
             self._directory = trainer.log_dir  # the ranks agree on it, so all must ask
-            super().setup(trainer, pl_module, stage)
+            try:
+                super().setup(trainer, pl_module, stage)
+            except PathError as error:
+                raise UserError(f"cannot write {self.config_filename} of {self._directory}: {error}") from error
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put interpolations back into the file that was saved; only rank 0 gets here."""

@@ -84,7 +84,7 @@ def check_origin(path: str | Path, goes_on: bool) -> None:
         needed = {"epoch", "global_step"}
     else:
         found = load_plain(path, mmap=True, map_location="cpu")
-        needed = {"state_dict", "epoch", "global_step"}
+        needed = {"state_dict", "epoch", "global_step", "pytorch-lightning_version"}
     if not isinstance(found, dict) or not needed <= found.keys():
         raise UserError(
             f"{path} is no checkpoint of a run: --ckpt_path takes what ModelCheckpoint has saved; weights alone are read from a "

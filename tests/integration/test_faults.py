@@ -331,11 +331,13 @@ def test_checkpoint_of_others(tiny_policy, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     torch.save(own["state_dict"], tmp_path / "weights")
     torch.save([1, 2], tmp_path / "list")
-    torch.save({name: value for name, value in own.items() if name != "optimizer_states"}, tmp_path / "no optimizer")
+    for lost, file in (("optimizer_states", "no optimizer"), ("pytorch-lightning_version", "no version")):
+        torch.save({name: value for name, value in own.items() if name != lost}, tmp_path / file)
     said = {
         "text": "text cannot be read, it is damaged or no checkpoint: ", "empty": "empty cannot be read, it is damaged or no",
         "folder": "folder is a directory, and none that a run has saved as a checkpoint",
         "weights": "weights is no checkpoint of a run: --ckpt_path takes", "list": "list is no checkpoint of a run",
+        "no version": "no version is no checkpoint of a run",
         "no optimizer": "no optimizer holds no state of training (save_weights_only), so none can go on from it",
     }  # fmt: skip
     for name, words in said.items():
@@ -344,6 +346,14 @@ def test_checkpoint_of_others(tiny_policy, tmp_path, capsys):
     torch.save(own | {"state_dict": {"layer.weight": torch.ones(2)}}, tmp_path / "other")
     line = refused(fit(tiny_policy, tmp_path / "new", f"--ckpt_path={tmp_path / 'other'}"), capsys)
     assert "the checkpoint does not fit GRPO" in line
+
+
+def test_saved_config_that_cannot_be_written(tiny_policy, tmp_path, capsys):
+    """A directory has its name."""
+    (tmp_path / "config.yaml").mkdir()
+    assert refused(fit(tiny_policy, tmp_path, "--trainer.logger=false"), capsys).startswith(
+        f"cannot write config.yaml of {tmp_path}: "
+    )
 
 
 def test_run_directory_that_cannot_be_written(tiny_policy, tmp_path, small_disk, capsys):
