@@ -7,7 +7,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,24 +84,26 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
     except ImportError as error:
         raise UserError("lora needs peft: pip install 'rl_lightning[lora]'") from error
     heads = _heads(model)
-    left_out = [*heads, *_unlike_linear(model)]
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM,
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]
         use_rslora=options.rank_stabilized,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
-        target_modules=options.target_modules,
-        exclude_modules=rf"({'|'.join(map(re.escape, left_out))})(\..*)?" if left_out else None,
+        target_modules=_targets(model, options, [*heads, *_unlike_linear(model)]),
     )
-    _check_targets(model, options)
+    # Of a family that it knows, peft takes some names for those of experts, and adapts tensors that nobody named. Behind a name
+    # more it sees layers and no family.
+    inside = nn.ModuleDict({"model": model})
     try:
         with seeded():
-            inject_adapter_in_model(config, model, ADAPTER)
+            inject_adapter_in_model(config, inside, ADAPTER)
     except ValueError as error:
         raise UserError(
             f"lora: peft cannot adapt this {type(model).__name__}: {' '.join(str(error).split())}"
         ) from error
+    # `save_adapter` looks for peft's settings where peft keeps them.
+    model.peft_config = inside.peft_config  # type: ignore[assignment]
     for layer in adapter_layers(model).values():
         for part in (layer.lora_A, layer.lora_B):
             part.to(_wide(layer.base_layer.weight.dtype))
@@ -179,30 +181,50 @@ def _heads(model: PreTrainedModel) -> list[str]:
     return [name for name, child in model.named_children() if child is not backbone]
 
 
-def _check_targets(model: PreTrainedModel, options: LoraOptions) -> None:
+def _targets(model: PreTrainedModel, options: LoraOptions, left_out: Sequence[str]) -> list[str]:
+    """Return the names of the layers that get an adapter.
+
+    Args:
+        model: to be adapted.
+        options: which names are wanted.
+        left_out: names of modules that get none, nor what is inside them.
+
+    Raises:
+        UserError: for names that fit no layer, layers that an adapter could not be merged into, and if no layer is left.
+    """
+    wanted = options.target_modules
+    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D))}
+    if wanted == "all-linear":
+        head = model.get_output_embeddings()
+        paths = [path for path, layer in linear.items() if layer is not head]
+    else:
+        names = [wanted] if isinstance(wanted, str) else wanted
+        patterns = {name: name if isinstance(wanted, str) else rf"(.*\.)?{re.escape(name)}" for name in names}
+        _check_targets(model, patterns, linear)
+        paths = [path for path in linear if any(re.fullmatch(pattern, path) for pattern in patterns.values())]
+    paths = [path for path in paths if not any(path == name or path.startswith(f"{name}.") for name in left_out)]
+    if not paths:
+        raise UserError(f"lora: no linear layer of this {type(model).__name__} is left to adapt: train it without lora")
+    return paths
+
+
+def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: dict[str, Any]) -> None:
     """Refuse names that fit no layer, and layers that an adapter could not be merged into.
 
     Raises:
         UserError: naming them.
     """
-    wanted = options.target_modules
-    if wanted == "all-linear":
-        return
-    names = [wanted] if isinstance(wanted, str) else wanted
     layers = {name: layer for name, layer in model.named_modules() if name}
-    for name in names:
-        pattern = name if isinstance(wanted, str) else rf"(.*\.)?{re.escape(name)}"
-        found = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
-        linear = sorted(
-            {path.split(".")[-1] for path, layer in layers.items() if isinstance(layer, (nn.Linear, Conv1D))}
-        )
-        other = [path for path, layer in found.items() if not isinstance(layer, (nn.Linear, Conv1D))]
+    for name, pattern in patterns.items():
+        found: dict[str, Any] = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
+        other = [path for path in found if path not in linear]
         if not found or other:
             what = f"is {other[0]}, which is no linear layer" if other else "is no layer"
             if any(re.fullmatch(pattern, path) for path in experts(model)):
                 what = "is a tensor of all experts together, which no adapter is added to, not a layer"
+            kinds = sorted({path.split(".")[-1] for path in linear})
             raise UserError(
-                f"lora.target_modules: {name!r} {what} of this {type(model).__name__}: its linear layers are {', '.join(linear)}"
+                f"lora.target_modules: {name!r} {what} of this {type(model).__name__}: its linear layers are {', '.join(kinds)}"
             )
         embeddings: Any = model.get_input_embeddings()
         tied = [path for path, layer in found.items() if layer.weight is embeddings.weight]

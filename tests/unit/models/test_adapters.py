@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from transformers import FalconConfig, FalconForCausalLM, PhimoeConfig, PhimoeForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig, FalconForCausalLM, PhimoeConfig, PhimoeForCausalLM
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import (
@@ -29,6 +29,7 @@ from rl_lightning.models.memory import held
 from rl_lightning.strategies import full_state_dict
 from tests.adapted import IDS, adapted, logits, moved, save_gpt2
 from tests.checks import assert_same, holds_only_for
+from tests.shrunk import save_small
 from tests.tiny import tiny_tokenizer
 from tests.unit.generation.families import lfm2
 
@@ -316,6 +317,21 @@ def test_experts_stored_as_one_tensor_are_left_out_and_it_is_said(tmp_path, capl
         assert_same(PolicyFiles(str(tmp_path / name)).load()(IDS).logits, expected, 1e-5)
     with pytest.raises(UserError, match="'gate_up_proj' is a tensor of all experts together"):
         add_adapter(files.load(), LoraOptions(target_modules=["gate_up_proj"]))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v3", "gpt_oss"])
+def test_no_family_of_experts_gets_an_adapter_that_nobody_named(family, tmp_path):
+    """peft takes the names of some families for those of their experts."""
+    save_small("causal", family, tmp_path)
+    model = add_adapter(AutoModelForCausalLM.from_pretrained(tmp_path), LoraOptions(rank=2))
+    layers = adapter_layers(model)
+    assert any("attn" in name for name in layers) and all(
+        "weight" in dir(layer.base_layer) for layer in layers.values()
+    )
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {
+        f"{name}.{part}.default.weight" for name in layers for part in ("lora_A", "lora_B")
+    }
+    assert not any(name.endswith(".experts") for name in layers)
 
 
 def test_falcons_own_linear_layers_have_an_adapter():
