@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse._paths import PathError
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
@@ -42,10 +43,13 @@ class SaveFitConfig(SaveConfigCallback):
         """
         if stage == "fit":
             self._directory = trainer.log_dir  # the ranks agree on it, so all must ask
-            try:
-                super().setup(trainer, pl_module, stage)
-            except PathError as error:
-                raise UserError(f"cannot write {self.config_filename} of {self._directory}: {error}") from error
+            place = Path(str(self._directory), self.config_filename)
+            if place.exists() and not (place.is_file() and os.access(place, os.W_OK)):
+                raise UserError(
+                    f"cannot write {place}: it is no file of this user's: move it away, or choose another "
+                    "--trainer.default_root_dir"
+                )
+            super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put interpolations back into the file that was saved; only rank 0 gets here."""

@@ -352,7 +352,7 @@ def test_saved_config_that_cannot_be_written(tiny_policy, tmp_path, capsys):
     """A directory has its name."""
     (tmp_path / "config.yaml").mkdir()
     assert refused(fit(tiny_policy, tmp_path, "--trainer.logger=false"), capsys).startswith(
-        f"cannot write config.yaml of {tmp_path}: "
+        f"cannot write {tmp_path / 'config.yaml'}: it is no file of this user's"
     )
 
 
