@@ -244,14 +244,9 @@ class SpreadWarning(RolloutCallback):
 
 def _has_spread(rewards: Tensor, groups: Tensor) -> bool:
     """Return whether rewards differ within a group; over all, where every group has one response."""
-    numbers, member = groups.unique(return_inverse=True)
-    if len(numbers) == len(groups):
-        member = torch.zeros_like(member)
-    low, high = (
-        torch.zeros(len(numbers), dtype=rewards.dtype, device=rewards.device).index_reduce(
-            0, member, rewards, which, include_self=False
-        )
-        for which in ("amin", "amax")
-    )
+    rewards, groups = rewards.cpu(), groups.cpu()
+    numbers = groups.unique()
+    parts = [rewards] if len(numbers) == len(groups) else [rewards[groups == number] for number in numbers]
+    bounds = [(float(part.min()), float(part.max())) for part in parts]
     # Scores of a model differ by rounding.
-    return bool((high - low > 1e-6 * torch.maximum(high.abs(), low.abs()).clamp(min=1)).any())
+    return any(high - low > 1e-6 * max(1.0, abs(low), abs(high)) for low, high in bounds)
