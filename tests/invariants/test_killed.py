@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import examples.drill.__main__ as drill
 from examples.drill.__main__ import SIGNALS, draw_kills
 from examples.drill.results import curves, differences, first_difference, last_checkpoint
-from rl_lightning.callbacks import DurableLogs, GracefulStop, StepCheckpoint
+from rl_lightning.callbacks import CollapseWarning, DurableLogs, GracefulStop, StepCheckpoint
 from rl_lightning.strategies import atomic_save
 from tests.invariants.spread import fit
 from tests.invariants.spread_stop import Tell
@@ -58,11 +58,16 @@ def test_without_care_points_are_lost(tiny_policy, tmp_path):
 
 @pytest.mark.parametrize("moment", ["sampling", "backward", "validation"])
 def test_a_run_that_was_stopped_goes_on_under_the_same_steps(moment, tiny_policy, tmp_path):
-    whole = run(tiny_policy, tmp_path / "whole", DurableLogs())
+    """What callbacks remember is the same too: two steps of an epoch and its validation lie before the signal."""
+    remembers = CollapseWarning()
+    whole = run(tiny_policy, tmp_path / "whole", DurableLogs(), remembers)
     with pytest.raises(SystemExit):
-        run(tiny_policy, tmp_path / "stopped", DurableLogs(), Tell(moment, rank=0), GracefulStop())
+        run(tiny_policy, tmp_path / "stopped", DurableLogs(), CollapseWarning(), Tell(moment, rank=0), GracefulStop())
     (last,) = (tmp_path / "stopped").rglob("last.ckpt")
-    assert run(tiny_policy, tmp_path / "stopped", DurableLogs(), ckpt_path=last) == whole
+    goes_on = CollapseWarning()
+    assert run(tiny_policy, tmp_path / "stopped", DurableLogs(), goes_on, ckpt_path=last) == whole
+    assert goes_on.state_dict() == remembers.state_dict()
+    assert len(remembers.state_dict()["seen"]["policy/entropy"]) == 3
 
 
 def test_two_values_at_one_step_are_seen(tmp_path):
