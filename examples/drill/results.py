@@ -25,6 +25,12 @@ def result(directory: Path) -> dict[str, Any]:
     checkpoint["callbacks"] = {
         name: state for name, state in checkpoint["callbacks"].items() if "Checkpoint" not in name
     }
+    for metrics in (
+        checkpoint.get("metrics_of_callbacks", {}),
+        checkpoint.get("metrics_of_this_step", {}).get("metrics", {}),
+    ):
+        for name in [name for name in metrics if name.startswith(CLOCKS)]:
+            del metrics[name]
     return {
         "checkpoint": checkpoint,
         "curves": curves(directory),

@@ -129,35 +129,24 @@ class CollapseWarning(RolloutCallback):
         self.first = first
         self._seen: dict[str, list[float]] = {"policy/entropy": [], "rollout/length_mean": []}
         self._warned: list[str] = []
-        # Of the last step. Lightning's own copy is not in a checkpoint: a run that goes on at an epoch's end would not have it.
-        self._entropy: Tensor | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the measure, what has been warned of, and the entropy that is not compared yet."""
-        entropy = None if self._entropy is None else float(self._entropy)
-        return {"seen": self._seen, "warned": self._warned, "entropy": entropy}
+        """Return the measure, and what has been warned of."""
+        return {"seen": self._seen, "warned": self._warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the same measure."""
         self._seen, self._warned = state_dict["seen"], state_dict["warned"]
-        entropy = state_dict.get("entropy")
-        self._entropy = None if entropy is None else torch.tensor(entropy)
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Compare the length of a rollout with the first ones'; of a table that was made before training there is no other."""
         if module.learns_from == "rollouts":
             self._compare(trainer, "rollout/length_mean", rollout.metrics.get("rollout/length_mean"))
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
-    ) -> None:
-        """Note the entropy of the last step of an epoch."""
-        if trainer.is_last_batch:
-            self._entropy = trainer.callback_metrics.get("policy/entropy")
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the entropy in the epoch's last step with that of the first epochs."""
-        self._compare(trainer, "policy/entropy", None if self._entropy is None else float(self._entropy))
+        entropy = trainer.callback_metrics.get("policy/entropy")
+        self._compare(trainer, "policy/entropy", None if entropy is None else float(entropy))
 
     def _compare(self, trainer: Trainer, name: str, value: float | None) -> None:
         if value is None or name in self._warned:

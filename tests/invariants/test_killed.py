@@ -58,16 +58,22 @@ def test_without_care_points_are_lost(tiny_policy, tmp_path):
 
 @pytest.mark.parametrize("moment", ["sampling", "backward", "validation"])
 def test_a_run_that_was_stopped_goes_on_under_the_same_steps(moment, tiny_policy, tmp_path):
-    """What callbacks remember is the same too: two steps of an epoch and its validation lie before the signal."""
-    remembers = CollapseWarning()
-    whole = run(tiny_policy, tmp_path / "whole", DurableLogs(), remembers)
+    """What callbacks have seen is the same too, also of a step that lies before the signal and is compared behind it."""
+
+    def watching(place):
+        best = ModelCheckpoint(tmp_path / place / "best", monitor="policy/entropy", filename="{step}", save_last=True)
+        return [DurableLogs(), CollapseWarning(), best]
+
+    expected = watching("whole")
+    whole = run(tiny_policy, tmp_path / "whole", *expected)
     with pytest.raises(SystemExit):
-        run(tiny_policy, tmp_path / "stopped", DurableLogs(), CollapseWarning(), Tell(moment, rank=0), GracefulStop())
+        run(tiny_policy, tmp_path / "stopped", *watching("stopped"), Tell(moment, rank=0), GracefulStop())
     (last,) = (tmp_path / "stopped").rglob("last.ckpt")
-    goes_on = CollapseWarning()
-    assert run(tiny_policy, tmp_path / "stopped", DurableLogs(), goes_on, ckpt_path=last) == whole
-    assert goes_on.state_dict() == remembers.state_dict()
-    assert len(remembers.state_dict()["seen"]["policy/entropy"]) == 3
+    actual = watching("stopped")
+    assert run(tiny_policy, tmp_path / "stopped", *actual, ckpt_path=last) == whole
+    assert actual[1].state_dict() == expected[1].state_dict()
+    assert len(actual[1].state_dict()["seen"]["policy/entropy"]) == 3
+    assert actual[2].best_model_score == expected[2].best_model_score is not None
 
 
 def test_two_values_at_one_step_are_seen(tmp_path):

@@ -164,12 +164,8 @@ def warnings_of(callback, caplog, learns_from="rollouts", **series):
     with caplog.at_level(logging.WARNING):
         for number, values in enumerate(zip(*series.values(), strict=True)):
             names = {name.replace("_", "/", 1): value for name, value in zip(series, values, strict=True)}
-            trainer = SimpleNamespace(
-                callback_metrics=names, current_epoch=number, is_global_zero=True, is_last_batch=True
-            )
+            trainer = SimpleNamespace(callback_metrics=names, current_epoch=number, is_global_zero=True)
             callback.on_rollout_end(trainer, module, SimpleNamespace(metrics=names))
-            if isinstance(callback, CollapseWarning):
-                callback.on_train_batch_end(trainer, module, None, None, 0)
             callback.on_train_epoch_end(trainer, module)
     return [record.getMessage() for record in caplog.records]
 
