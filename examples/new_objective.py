@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rl_lightning import GRPO, Minibatch
+from rl_lightning import GRPO, Microbatch
 
 
 class SAPO(GRPO):
@@ -25,7 +25,7 @@ class SAPO(GRPO):
         super().__init__(**kwargs)
         self.tau_up, self.tau_down = tau_up, tau_down
 
-    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return the gated advantage."""
         ratio = self.ratio(batch, logprobs)
         tau = torch.where(batch.advantages > 0, ratio.new_tensor(self.tau_up), ratio.new_tensor(self.tau_down))

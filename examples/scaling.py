@@ -206,7 +206,7 @@ def exercise(
     from rl_lightning.generation import NativeGenerator, Sampling
     from rl_lightning.models import LoadOptions
     from rl_lightning.models.memory import held
-    from rl_lightning.types import Minibatch
+    from rl_lightning.types import Microbatch
 
     torch.manual_seed(0)
     module = SFT(policy, load=LoadOptions(gradient_checkpointing=checkpointing))
@@ -216,7 +216,7 @@ def exercise(
     ones = torch.ones(rows, prompt + response, dtype=torch.bool)
     ones[0, 0] = False  # padding, so that attention has a mask as in a run
     weights = torch.full((rows, response), 1 / rows / response)
-    batch = Minibatch(ids, ones, ones[:, -response:], torch.arange(rows), 1.0, weights=weights)
+    batch = Microbatch(ids, ones, ones[:, -response:], torch.arange(rows), 1.0, weights=weights)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-5, fused=True)
     peaks = {}
     for _ in range(2):  # the second with AdamW's moments in place

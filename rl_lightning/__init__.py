@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from rl_lightning.data import DemonstrationDataModule, RewardDataModule, RolloutDataModule
     from rl_lightning.errors import UserError
-    from rl_lightning.types import Minibatch, Rollout
+    from rl_lightning.types import Microbatch, Rollout
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ _HOME = {
     "RewardDataModule": "data",
     "RolloutDataModule": "data",
     "UserError": "errors",
-    "Minibatch": "types",
+    "Microbatch": "types",
     "Rollout": "types",
 }
 
@@ -62,7 +62,7 @@ __all__ = [
     "DynamicSampling",
     "GroupNormalize",
     "HFExport",
-    "Minibatch",
+    "Microbatch",
     "OnlineModule",
     "OverlongFilter",
     "OverlongShaping",

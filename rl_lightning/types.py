@@ -150,13 +150,13 @@ class Rollout(Rows):
         correct = none.index_add(0, member, (self.correct & self.scored).long())
         return scored[member], correct[member]
 
-    def microbatch(self, rows: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
+    def microbatch(self, rows: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
         """Cut some rows out for one forward pass, without the columns that are padding in all of them.
 
         Args:
             rows: (b,) long row numbers.
             weights: (b, R) weights of their tokens in the loss; absent when the pass only scores.
-            extra: further fields of `Minibatch`.
+            extra: further fields of `Microbatch`.
         """
         part = self.select(rows)
         prompt_columns = part.attention_mask[:, : -part.response_length].any(0)
@@ -168,7 +168,7 @@ class Rollout(Rows):
             return None if value is None else value[:, :cut]
 
         end = part.input_ids.shape[1] - drop
-        return Minibatch(
+        return Microbatch(
             input_ids=part.input_ids[:, first:end],
             attention_mask=part.attention_mask[:, first:end],
             response_mask=part.response_mask[:, :cut],
@@ -233,7 +233,7 @@ class Rollout(Rows):
 
 
 @dataclass
-class Minibatch(Rows):
+class Microbatch(Rows):
     """One microbatch of an optimizer step, with the weight of each of its tokens in that step's loss.
 
     Args:
@@ -260,7 +260,7 @@ class Minibatch(Rows):
 
 
 @dataclass
-class PreferenceBatch(Minibatch):
+class PreferenceBatch(Microbatch):
     """One microbatch of preference pairs: row 2i is what was chosen, row 2i + 1 what was rejected, of the same prompt.
 
     Args:

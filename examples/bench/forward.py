@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from rl_lightning.algorithms import GRPO
-    from rl_lightning.types import Minibatch
+    from rl_lightning.types import Microbatch
 
 
 @dataclass
@@ -107,16 +107,16 @@ def packed_loss(module: GRPO, group: Group) -> Tensor:
     return loss
 
 
-def _minibatch(group: Group) -> Minibatch:
+def _minibatch(group: Group) -> Microbatch:
     import torch
 
     from rl_lightning.functional import batch_totals, token_weights
-    from rl_lightning.types import Minibatch
+    from rl_lightning.types import Microbatch
 
     ids, mask, answers, advantages = group.tensors()
     owners = torch.arange(len(ids)) // group.size
     weights = token_weights(answers, owners, "seq_mean", batch_totals(answers, owners))
-    return Minibatch(
+    return Microbatch(
         input_ids=ids,
         attention_mask=mask,
         response_mask=answers,

@@ -14,7 +14,7 @@ from examples.bench.turns import turns
 from examples.bench.work import Work
 from rl_lightning.cli import main
 from rl_lightning.hooks import RolloutCallback
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 
 _LR = 1e-6
 #: Which columns of the files are what.
@@ -38,7 +38,7 @@ class TakeTurns(RolloutCallback):
         turns().tokens += int(rollout.lengths.sum())
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Minibatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Microbatch, batch_idx: int
     ) -> None:
         """Count the tokens of rows that were written, and wait for the next command once the optimizer has stepped."""
         if batch.advantages is None:

@@ -22,7 +22,7 @@ from rl_lightning.functional import Reduction
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
 from rl_lightning.shapes import require
 from rl_lightning.strategies import clip_gradients, data_parallel_size, gradient_norm, place, sum_over_ranks
-from rl_lightning.types import Minibatch, Rows
+from rl_lightning.types import Microbatch, Rows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -154,11 +154,11 @@ class ObjectiveModule(TrainedState):
 
     # ------------------------------------------------------------------ training
 
-    def loss(self, batch: Minibatch) -> Tensor:
+    def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share −Σ w J of the loss of its optimizer step."""
         raise TypeError(f"{type(self).__name__} must define loss(batch)")
 
-    def weigh(self, batch: Minibatch, objective: Tensor, auxiliary: Tensor | float = 0.0) -> Tensor:
+    def weigh(self, batch: Microbatch, objective: Tensor, auxiliary: Tensor | float = 0.0) -> Tensor:
         """Return −Σ w (J + auxiliary) over the tokens of a microbatch.
 
         Args:
@@ -179,7 +179,7 @@ class ObjectiveModule(TrainedState):
         objective = torch.where(batch.response_mask, objective, 0)
         return -(batch.weights.to(objective.dtype) * objective).sum()
 
-    def on_train_batch_start(self, batch: Minibatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Microbatch, batch_idx: int) -> None:
         """Forget what earlier steps logged: Lightning would log it again with every later step of the epoch, though what is known
         of a rollout, say, belongs to one."""
         results: Any = self.trainer.fit_loop.epoch_loop._results
@@ -187,7 +187,7 @@ class ObjectiveModule(TrainedState):
             # Told apart from what has been logged since, and made no second time: that is half of what logging costs.
             item.has_reset |= item.meta.on_step
 
-    def training_step(self, batch: Minibatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Microbatch, batch_idx: int) -> Tensor:
         """Return the loss such that Lightning's averages over microbatches and ranks come out as their sum."""
         self._idle, self._ends_step = batch.idle, batch.ends_step
         loss = self.loss(batch)

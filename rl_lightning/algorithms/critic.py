@@ -11,7 +11,7 @@ from rl_lightning.algorithms.online import OnlineModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import value_loss
 from rl_lightning.models import Critic, CriticFiles, Reading, head_for, read_responses
-from rl_lightning.types import Minibatch
+from rl_lightning.types import Microbatch
 
 _CRITIC = "critic."
 
@@ -84,7 +84,7 @@ class CriticModule(OnlineModule):
 
     # -------------------------------------------------------------------- values
 
-    def values(self, batch: Minibatch, hidden: Tensor | None) -> Tensor:
+    def values(self, batch: Microbatch, hidden: Tensor | None) -> Tensor:
         """Return V of the states before each response token and after the last, (B, R + 1).
 
         Args:
@@ -98,7 +98,7 @@ class CriticModule(OnlineModule):
             values = self.critic(batch.input_ids, batch.attention_mask, batch.response_length)
         return values
 
-    def score_policy(self, batch: Minibatch, old_logprobs: bool) -> dict[str, Tensor]:
+    def score_policy(self, batch: Microbatch, old_logprobs: bool) -> dict[str, Tensor]:
         """Return log-probabilities, if they are wanted, `values` (B, R), and `bootstrap_values` (B,) after the last token."""
         hidden = None
         if self.reads_hidden:
@@ -112,11 +112,11 @@ class CriticModule(OnlineModule):
 
     # ------------------------------------------------------------------ training
 
-    def auxiliary(self, batch: Minibatch, outputs: Reading) -> Tensor | float:
+    def auxiliary(self, batch: Microbatch, outputs: Reading) -> Tensor | float:
         """Return what is maximised besides the objective: the entropy, and −c_1 times the value loss."""
         return super().auxiliary(batch, outputs) - self.weighted_value_loss(batch, outputs.hidden)
 
-    def weighted_value_loss(self, batch: Minibatch, hidden: Tensor | None) -> Tensor:
+    def weighted_value_loss(self, batch: Microbatch, hidden: Tensor | None) -> Tensor:
         """Return c_1 ½ (V − R̂)² per token, clipped where that is wanted, and observe it."""
         assert batch.returns is not None
         # What stands in the padding may be NaN; it must not get into the gradient.
@@ -132,7 +132,7 @@ class CriticModule(OnlineModule):
         """Whether only the critic learns from this rollout."""
         return self.value_warmup_rollouts > 0 and self.trainer.current_epoch < self.value_warmup_rollouts
 
-    def loss(self, batch: Minibatch) -> Tensor:
+    def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share of the loss of its optimizer step."""
         if not self.is_warming_up:
             return super().loss(batch)

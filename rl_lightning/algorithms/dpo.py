@@ -11,7 +11,7 @@ from rl_lightning.algorithms.policy import PolicyModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import dpo_objective
 from rl_lightning.models import PolicyFiles
-from rl_lightning.types import Minibatch, PreferenceBatch
+from rl_lightning.types import Microbatch, PreferenceBatch
 
 #: β that is customary for means over tokens, and for sums.
 _MEAN_BETA, _SUM_BETA = 5.0, 0.1
@@ -71,7 +71,7 @@ class DPO(PolicyModule):
         self.label_smoothing = label_smoothing
         self.reference_files = PolicyFiles(reference, self.policy_files.options) if reference else self.policy_files
 
-    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return log σ(β m⁺ − β m⁻) on every token of both responses of a pair."""
         if not isinstance(batch, PreferenceBatch) or batch.ref_logprobs is None:
             raise UserError("DPO needs preference pairs with log-probabilities of the reference: use RewardDataModule")
@@ -92,7 +92,7 @@ class DPO(PolicyModule):
         )
         return batch.per_token(dpo_objective(chosen, rejected, self.beta, self.label_smoothing))
 
-    def _per_response(self, logprobs: Tensor, batch: Minibatch) -> Tensor:
+    def _per_response(self, logprobs: Tensor, batch: Microbatch) -> Tensor:
         """Return the sum of each response's log-probabilities, or their mean, (B,) nats."""
         total = torch.where(batch.response_mask, logprobs, 0).sum(1)
         return total / batch.response_mask.sum(1).clamp(min=1) if self.length_normalize else total

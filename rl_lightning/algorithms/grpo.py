@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rl_lightning.algorithms.online import OnlineModule, clip_bounds
-from rl_lightning.types import Minibatch
+from rl_lightning.types import Microbatch
 
 
 class GRPO(OnlineModule):
@@ -46,6 +46,6 @@ class GRPO(OnlineModule):
         super().__init__(kl_coef=kl_coef, **online_options)
         self.clip_low, self.clip_high = clip_bounds(clip_low, clip_high)
 
-    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return S_ε(π_θ/π_old, A) − β D(π_ref/π_θ), the divergence where it acts in the loss."""
         return self.surrogate(batch, logprobs, self.clip_low, self.clip_high) - self.divergence(batch, logprobs)

@@ -24,7 +24,7 @@ from rl_lightning.functional import (
     probability_ratio,
 )
 from rl_lightning.models import PolicyFiles, adapter_off
-from rl_lightning.types import Minibatch, Rollout, Rows
+from rl_lightning.types import Microbatch, Rollout, Rows
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class OnlineModule(PolicyModule):
         """Tell whether a trainer runs this without training it; then nobody asks for a divergence."""
         return self._trainer is not None and self._trainer.state.fn != TrainerFn.FITTING
 
-    def score(self, batch: Minibatch, single_update: bool) -> dict[str, Tensor]:
+    def score(self, batch: Microbatch, single_update: bool) -> dict[str, Tensor]:
         """Return what must be known of a rollout before the policy changes.
 
         Args:
@@ -131,7 +131,7 @@ class OnlineModule(PolicyModule):
             with adapter_off(self.policy):
                 return self.logprobs(batch)
 
-    def score_policy(self, batch: Minibatch, old_logprobs: bool) -> dict[str, Tensor]:
+    def score_policy(self, batch: Microbatch, old_logprobs: bool) -> dict[str, Tensor]:
         """Return what is read off the policy itself: its log-probabilities, if they are wanted."""
         return {"old_logprobs": self.logprobs(batch)} if old_logprobs else {}
 
@@ -172,13 +172,13 @@ class OnlineModule(PolicyModule):
         """Whether a response may have a gradient though all of its advantages are 0: that of the divergence, say."""
         return super().learns_from_zero_advantages or (self.kl_coef != 0 and self.kl_in == "loss")
 
-    def loss(self, batch: Minibatch) -> Tensor:
+    def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
         outputs = self.outputs(batch)
         objective = self.objective(self.corrected(batch, outputs.logprobs), outputs.logprobs)
         return self.weigh(batch, objective, self.auxiliary(batch, outputs))
 
-    def corrected(self, batch: Minibatch, logprobs: Tensor) -> Minibatch:
+    def corrected(self, batch: Microbatch, logprobs: Tensor) -> Microbatch:
         """Return a microbatch with its advantages weighed by how much likelier the trainer's policy found each token than the
         sampler that drew it, and observe how far the two are apart; the same batch where they are one."""
         if batch.rollout_logprobs is None:
@@ -192,7 +192,7 @@ class OnlineModule(PolicyModule):
         weighed = torch.where(batch.advantages == 0, 0, batch.advantages * weights.to(batch.advantages))
         return replace(batch, advantages=weighed)
 
-    def ratio(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+    def ratio(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return ρ = π_θ/π_old per token, and observe how far it is from 1."""
         ratio = probability_ratio(logprobs, old_logprobs(batch, logprobs))
         self.observe(
@@ -206,7 +206,7 @@ class OnlineModule(PolicyModule):
         return ratio
 
     def surrogate(
-        self, batch: Minibatch, logprobs: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
+        self, batch: Microbatch, logprobs: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
     ) -> Tensor:
         """Return S_ε(ρ, A) per token and observe what the clip does.
 
@@ -223,7 +223,7 @@ class OnlineModule(PolicyModule):
         )
         return clipped_surrogate(ratio, batch.advantages, clip_low, clip_high, dual_clip)
 
-    def divergence(self, batch: Minibatch, logprobs: Tensor) -> Tensor | float:
+    def divergence(self, batch: Microbatch, logprobs: Tensor) -> Tensor | float:
         """Return β times the estimated divergence from the reference per token, in nats, and observe k1 and k3; 0 if it does
         not act in the loss."""
         if not self.kl_coef or self.kl_in != "loss":
@@ -244,7 +244,7 @@ class OnlineModule(PolicyModule):
         return self
 
 
-def old_logprobs(batch: Minibatch, logprobs: Tensor) -> Tensor:
+def old_logprobs(batch: Microbatch, logprobs: Tensor) -> Tensor:
     """Return log π_old; where the rollout serves a single update these are the current ones, without gradient."""
     return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
 

@@ -15,7 +15,7 @@ from rl_lightning.algorithms.base import ObjectiveModule
 from rl_lightning.algorithms.metrics import sampling_metrics
 from rl_lightning.models import Reading, read_responses
 from rl_lightning.strategies import gathered
-from rl_lightning.types import Minibatch, Rollout, Rows
+from rl_lightning.types import Microbatch, Rollout, Rows
 
 #: What the loss of a policy is made of. Whoever overrides one of these may read more than the advantages.
 _MAKES_THE_LOSS = (
@@ -54,7 +54,7 @@ class PolicyModule(ObjectiveModule):
 
     # ------------------------------------------------------------------ training
 
-    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return J_{i,t}, to be maximised, for every response token.
 
         Args:
@@ -66,7 +66,7 @@ class PolicyModule(ObjectiveModule):
         """
         raise TypeError(f"{type(self).__name__} must define objective(batch, logprobs)")
 
-    def auxiliary(self, batch: Minibatch, outputs: Reading) -> Tensor | float:
+    def auxiliary(self, batch: Microbatch, outputs: Reading) -> Tensor | float:
         """Return what is maximised besides the objective, (B, R): the entropy, if it has a weight."""
         return self.entropy_coef * outputs.entropy if self.entropy_coef else 0.0
 
@@ -102,7 +102,7 @@ class PolicyModule(ObjectiveModule):
         """
         return read_responses(model or self.policy, batch).logprobs
 
-    def loss(self, batch: Minibatch) -> Tensor:
+    def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
         outputs = self.outputs(batch)
         return self.weigh(batch, self.objective(batch, outputs.logprobs), self.auxiliary(batch, outputs))

@@ -11,7 +11,7 @@ from rl_lightning.algorithms.critic import CriticModule
 from rl_lightning.algorithms.online import clip_bounds
 from rl_lightning.errors import UserError
 from rl_lightning.functional import gae, masked_variance, masked_whiten
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 
 
 class PPO(CriticModule):
@@ -89,7 +89,7 @@ class PPO(CriticModule):
         self.bootstrap_truncated = bootstrap_truncated
         self.whiten_advantages = whiten_advantages
 
-    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return S_ε(π_θ/π_old, A), less the divergence where it acts in the loss."""
         surrogate = self.surrogate(batch, logprobs, self.clip_low, self.clip_high, self.dual_clip)
         return surrogate - self.divergence(batch, logprobs)

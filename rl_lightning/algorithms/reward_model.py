@@ -13,7 +13,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.functional import bradley_terry
 from rl_lightning.models import ClassifierFiles, classifier_logits
 from rl_lightning.shapes import require
-from rl_lightning.types import Minibatch, PreferenceBatch, Rows
+from rl_lightning.types import Microbatch, PreferenceBatch, Rows
 
 
 class RewardModel(ObjectiveModule):
@@ -84,7 +84,7 @@ class RewardModel(ObjectiveModule):
             difference = difference - self.margin * batch.margins.to(scores)
         return bradley_terry(difference) - self.centring * (chosen + rejected).square()
 
-    def loss(self, batch: Minibatch) -> Tensor:
+    def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share of the loss of its optimizer step."""
         if not isinstance(batch, PreferenceBatch):
             raise UserError("RewardModel needs preference pairs: use RewardDataModule")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rl_lightning.algorithms.policy import PolicyModule
 from rl_lightning.errors import UserError
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 
 
 class RFT(PolicyModule):
@@ -45,14 +45,14 @@ class RFT(PolicyModule):
         self.online = online
         self.learns_from = "rollouts" if online else "samples"
 
-    def score(self, batch: Minibatch, single_update: bool) -> dict[str, Tensor]:
+    def score(self, batch: Microbatch, single_update: bool) -> dict[str, Tensor]:
         """Return nothing: there is no ratio and no reference."""
         return {}
 
     def on_rollout_scored(self, rollout: Rollout) -> None:
         """Leave the rewards as they are."""
 
-    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return 𝕀 log π_θ(y_t | x, y_<t)."""
         if batch.advantages is None:
             raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from rl_lightning.algorithms.policy import PolicyModule
-from rl_lightning.types import Minibatch
+from rl_lightning.types import Microbatch
 
 
 class SFT(PolicyModule):
@@ -25,6 +25,6 @@ class SFT(PolicyModule):
 
     learns_from = "demonstrations"
 
-    def objective(self, batch: Minibatch, logprobs: Tensor) -> Tensor:
+    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return log π_θ(y_t | x, y_<t)."""
         return logprobs

@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from rl_lightning.callbacks.tensorboard import writers
 from rl_lightning.hooks import RolloutCallback
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 
 
 class Histograms(RolloutCallback):
@@ -33,7 +33,7 @@ class Histograms(RolloutCallback):
                 writer.add_histogram("rollout/advantage", rollout.advantages[:, 0], trainer.global_step)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Minibatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Microbatch, batch_idx: int
     ) -> None:
         """Write the ratios of a rollout's last microbatch, where they are farthest from 1."""
         if not self._due(trainer) or not trainer.is_last_batch:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.models.roofline import Limits, Tokens, Work, measured_limits
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 
 
 class Speed(RolloutCallback):
@@ -64,7 +64,7 @@ class Speed(RolloutCallback):
         self._rollout = rollout
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Minibatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Microbatch, batch_idx: int
     ) -> None:
         """Take the time; what comes after the last batch, such as validation, is not training."""
         self._tokens.add(batch)

@@ -12,7 +12,7 @@ from rl_lightning.data.record import digest
 from rl_lightning.data.sources.base import Split
 from rl_lightning.data.stages import refuse_stages
 from rl_lightning.data.written import stack
-from rl_lightning.types import Minibatch
+from rl_lightning.types import Microbatch
 
 
 class DemonstrationDataModule(OfflineDataModule):
@@ -71,11 +71,11 @@ class DemonstrationDataModule(OfflineDataModule):
         pairs = zip(self._encoded["train"], self._responses, strict=True)
         return torch.tensor([len(prompt.input_ids) + len(response) for prompt, response in pairs])
 
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
+    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
         """Return some demonstrations."""
         places = units.tolist()
         prompts = [self._encoded["train"][place].input_ids for place in places]
         responses = [self._responses[place] for place in places]
         rows = stack(prompts, responses, self.module.policy_files.tokenizer.pad_token_id)
         cut = None if weights is None else weights[:, : rows.response_length]
-        return Minibatch(**{**vars(rows), "group_ids": units}, weights=cut, **extra)
+        return Microbatch(**{**vars(rows), "group_ids": units}, weights=cut, **extra)

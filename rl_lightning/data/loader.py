@@ -15,7 +15,7 @@ from rl_lightning.data.cuts import Stretches
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals, token_weights
 from rl_lightning.strategies import data_parallel_size, from_every_rank, sum_over_ranks
-from rl_lightning.types import Minibatch, Rows, Sealed
+from rl_lightning.types import Microbatch, Rows, Sealed
 
 #: The position after the last microbatch of an epoch.
 _END = -1
@@ -190,7 +190,7 @@ def step_weights(
 class Epoch(Protocol):
     """One Lightning epoch's worth of microbatches, which can be entered anywhere."""
 
-    def microbatches(self, start: int) -> Iterator[Minibatch]:
+    def microbatches(self, start: int) -> Iterator[Microbatch]:
         """Yield the microbatches from number `start` on."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rl_lightning.data.sources.base import Split
 from rl_lightning.data.written import Truncation, WrittenReader
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
-from rl_lightning.types import Minibatch
+from rl_lightning.types import Microbatch
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +120,13 @@ class OfflineDataModule(SamplingDataModule):
         """Return how many tokens each unit has, (n,) long, a prompt that its rows share counted once."""
         raise TypeError(f"{type(self).__name__} must define tokens()")
 
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
+    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
         """Return some units, as many rows for each, the unit's rows side by side.
 
         Args:
             units: (n,) long.
             weights: (rows, R') of their tokens; columns beyond the rows' own are cut off.
-            extra: further fields of `Minibatch`.
+            extra: further fields of `Microbatch`.
         """
         raise TypeError(f"{type(self).__name__} must define batch(units, weights)")
 
@@ -209,7 +209,7 @@ class OfflineEpoch:
         steps = order[: data.steps_per_epoch() * data.batch_size].view(-1, data.batch_size)
         self._steps = steps[:, rank * data.batch_size // ranks : (rank + 1) * data.batch_size // ranks]
 
-    def microbatches(self, start: int) -> Iterator[Minibatch]:
+    def microbatches(self, start: int) -> Iterator[Microbatch]:
         """Yield the microbatches from number `start` on."""
         data = self.data
         assert data.trainer is not None

@@ -37,7 +37,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_size
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -333,7 +333,7 @@ class RewardDataModule(OfflineDataModule):
         """Return how many tokens each pair or sample has."""
         return self.table.tokens()
 
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
+    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
         """Return some pairs or samples."""
         return self.table.batch(units, weights, **extra)
 

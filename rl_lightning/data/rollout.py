@@ -36,7 +36,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.hooks import Refill, RolloutCallback
 from rl_lightning.measures import Mean
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank, metrics_of_all_ranks
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 
 
 class RolloutDataModule(SamplingDataModule):
@@ -316,7 +316,7 @@ class RolloutEpoch:
             share = {"rollout/forwarded_fraction": Mean(int(observed.sum()), len(observed))}
             self._metrics = rollout.metrics | metrics_of_all_ranks(share)
 
-    def microbatches(self, start: int) -> Iterator[Minibatch]:
+    def microbatches(self, start: int) -> Iterator[Microbatch]:
         """Yield the microbatches from number `start` on."""
         data = self.data
         assert data.trainer is not None

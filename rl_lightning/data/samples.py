@@ -15,7 +15,7 @@ from rl_lightning.data.written import written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals
 from rl_lightning.stopping import Ends
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 
 
 @dataclass
@@ -45,7 +45,7 @@ class SampleTable:
         """Return how many tokens each response has with its prompt, (n,) long."""
         return self.rows.attention_mask.sum(1)
 
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Minibatch:
+    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
         """Return some responses, as one forward pass takes them."""
         return self.rows.microbatch(units, weights, **extra)
 

@@ -38,7 +38,7 @@ def test_the_example_in_the_readme_is_the_file():
     assert len(lines) <= 15
     for line in lines:
         plain = (
-            line.replace("batch, logprobs)", "batch: Minibatch, logprobs: Tensor) -> Tensor")
+            line.replace("batch, logprobs)", "batch: Microbatch, logprobs: Tensor) -> Tensor")
             if "def objective" in line
             else line
         )

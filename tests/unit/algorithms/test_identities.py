@@ -10,7 +10,7 @@ import torch
 
 from rl_lightning.algorithms import GRPO, PPO
 from rl_lightning.functional import KLEstimator, best_of_n_kl, group_normalize
-from rl_lightning.types import Minibatch, Rollout
+from rl_lightning.types import Microbatch, Rollout
 from tests.checks import assert_same
 from tests.language import LONGEST, RESPONSES, TabularPolicy, module_gradient, prefix_number, rows, token_logprobs
 
@@ -28,7 +28,7 @@ def every_response(policy, advantages, per_token=True, **fields):
     """
     table = rows(ALL)
     weights = policy.probabilities().detach() / (LENGTHS if per_token else 1)
-    return Minibatch(
+    return Microbatch(
         **table,
         group_ids=torch.tensor(ALL),
         temperature=1.0,

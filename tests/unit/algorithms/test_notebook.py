@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, RFT, SFT
 from rl_lightning.functional import batch_totals, token_weights
-from rl_lightning.types import Minibatch, PreferenceBatch
+from rl_lightning.types import Microbatch, PreferenceBatch
 from tests.checks import assert_same
 from tests.language import RESPONSES, TabularPolicy, module_gradient, rows, slow_gradient, token_logprobs
 
@@ -230,12 +230,12 @@ class NoSurrogate(GRPO):
         return torch.zeros_like(logprobs)
 
 
-def minibatch(case: Case, module: Any, reads: str) -> Minibatch:
+def minibatch(case: Case, module: Any, reads: str) -> Microbatch:
     """Return all responses as the module would be served them."""
     table = rows(NUMBERS)
     mask = table["response_mask"]
     groups = torch.tensor(PAIRS if isinstance(module, DPO) else GROUPS)
-    kind: Any = PreferenceBatch if isinstance(module, DPO) else Minibatch
+    kind: Any = PreferenceBatch if isinstance(module, DPO) else Microbatch
     return kind(
         **table,
         group_ids=groups,

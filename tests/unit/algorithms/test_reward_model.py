@@ -16,7 +16,7 @@ from rl_lightning.data.reward_models import ModelReward
 from rl_lightning.errors import UserError
 from rl_lightning.models import ClassifierFiles, Judge, LoadOptions, PolicyFiles, Text
 from rl_lightning.rewards import RewardSample, RewardSpec
-from rl_lightning.types import Minibatch, pad_left, pad_right
+from rl_lightning.types import Microbatch, pad_left, pad_right
 from tests.checks import assert_same, gradient_difference, holds_only_for
 from tests.pairs import part_of, random_pairs
 from tests.support import trainer
@@ -88,10 +88,10 @@ def test_senseless_options_are_refused_in_one_line(options, said):
 
 
 def test_other_data_are_refused():
-    fields = {item.name for item in dataclasses.fields(Minibatch)}
+    fields = {item.name for item in dataclasses.fields(Microbatch)}
     rows = {name: value for name, value in vars(random_pairs()).items() if name in fields}
     with pytest.raises(UserError, match="RewardDataModule"):
-        RewardModel().loss(Minibatch(**rows))
+        RewardModel().loss(Microbatch(**rows))
 
 
 # ------------------------------------------------------------------------------------------------------------- the model
