@@ -1,0 +1,142 @@
+"""`python -m examples.house` counts what it says it counts."""
+
+from textwrap import dedent
+
+import pytest
+
+from examples.house import __main__ as command
+from examples.house import sources
+from examples.house.path import Run
+from examples.house.report import measure_text, table
+from examples.house.sources import House, Source, says_nothing
+from examples.house.traced import Trace, fit
+from tests.checks import holds_only_for
+
+
+def house(**files: str) -> House:
+    """A package of a few files, named a_b for a/b.py."""
+    texts = {f"{name.replace('_', '/', 1)}.py": dedent(text) for name, text in files.items()}
+    return House({name: Source(name, text) for name, text in texts.items()})
+
+
+class OnlyAtTheTop(House):
+    """Overlooks imports in functions and under conditions."""
+
+    def _imported(self, tree, name):
+        for node in tree.body:
+            yield from super()._imported(node, name) if not hasattr(node, "body") else ()
+
+
+@holds_only_for(House, only_at_the_top=OnlyAtTheTop)
+def test_imports_that_hide_make_a_cycle_too(kind):
+    three = house(
+        data_a="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from rl_lightning.data.b import B\n",
+        data_b="def f():\n    from . import c\n",
+        data_c="import rl_lightning.data.a\nfrom rl_lightning.data import d\n",
+        data_d="import torch\n",
+    )
+    measured = measure_text(kind(three.sources))
+    assert measured["circles"] == [["data/a.py", "data/b.py", "data/c.py"]]
+    assert measured["type_checking_imports"] == measured["that_hide_a_cycle"] == ["data/a.py → data/b.py"]
+
+
+CODE = '''
+"""A docstring is no comment."""
+from typing import Any  # noqa: F401
+
+#: Described.
+WIDTH = 3  # columns
+
+
+class Wide:
+    """# Neither is this."""
+
+    def one(self, value: Any) -> Any:
+        """Return half of a value, rounded down."""
+        # why
+        return value // 2
+
+    @property
+    def two(self): ...
+
+    @two.setter
+    def two(self, value): ...
+'''
+
+
+def test_counts_of_one_file():
+    source = Source("types.py", CODE)
+    assert source.comment_and_code_lines() == (3, 9)
+    assert source.any_places == 2
+    assert sources.methods(source.classes[0]) == {"one", "two"}
+    assert [sources.length(one) for one in source.functions] == [3, 1, 1]
+    assert source.silent_docstrings() == ["Wide", "Wide.two", "Wide.two"]
+
+
+def missing_only(docstring, path):
+    return docstring is None
+
+
+@holds_only_for(says_nothing, missing_only=missing_only, always=lambda docstring, path: True)
+def test_a_docstring_that_repeats_its_name_says_nothing(check):
+    for docstring, path in (
+        (None, ("Tally", "counts")),
+        ("Return the counts.", ("Tally", "counts")),
+        ("Return the tally's counts.", ("Tally", "counts")),
+        ("See `evaluation_step`.", ("validation_step",)),
+    ):
+        assert check(docstring, path), docstring
+    for docstring, path in (
+        ("Return groups per outcome, over all ranks.", ("Tally", "counts")),
+        ("Return the counts.\n\nReturns:\n    (B,) long.", ("Tally", "counts")),
+    ):
+        assert not check(docstring, path), docstring
+
+
+def test_a_path_has_the_rooms_of_a_rollout_and_no_libraries():
+    files = ("data/collect.py", "types.py", "hooks.py", "models/head.py", "data_of_others.py")
+    run = Run(frozenset((file, "f") for file in files), frozenset())
+    assert run.path == ["data/collect.py", "hooks.py", "types.py"]
+    assert run.everything == sorted(files)
+
+
+@pytest.mark.parametrize("algorithm", ["GRPO", "PPO"])
+def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
+    trace = Trace()
+    fit(algorithm, trace)
+    names = {name.rpartition(".")[2] for _, name in trace.functions}
+    assert {"collect", "generate", "score", "objective", "training_step"} <= names
+    assert not names & {"setup", "configure_optimizers", "load", "restore"}  # before the first batch
+    files = {file for file, _ in trace.functions}
+    assert f"algorithms/{algorithm.lower()}.py" in files
+    assert ("callbacks/group_normalize.py" in files) == (algorithm == "GRPO")
+    assert ("algorithms/critic.py" in files) == (algorithm == "PPO")
+
+
+def test_the_table_has_a_column_for_each_checkout(tmp_path):
+    size = {"files": {"types.py": 320}, "lines": 320, "classes": 6}
+    paths = {name: {"path": size, "everything": size} for name in ("GRPO", "PPO")}
+    measured = measure_text(house(types=CODE)) | {"paths": paths}
+    lines = table([measured | {"root": "/a/before"}, measured | {"root": "/a/after"}]).splitlines()
+    assert lines[0] == "|  | before | after |"
+    assert "| GRPO, path of a rollout: files, lines, classes | 1, 320, 6 | 1, 320, 6 |" in lines
+    assert "- path of GRPO: types.py 320" in lines
+
+
+def test_the_picture_is_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    calls = frozenset({("types.py", "algorithms/grpo.py"), ("algorithms/grpo.py", "types.py")})
+    run = Run(frozenset((file, "f") for pair in calls for file in pair), calls)
+    monkeypatch.setattr(command, "run_algorithm", lambda root, algorithm: run)
+    monkeypatch.setattr("sys.argv", ["house", "picture", str(tmp_path / "path.svg")])
+    command.main()
+    assert "<svg" in (tmp_path / "path.svg").read_text()
+
+
+@pytest.mark.parametrize(("arguments", "complaint"), [(["--root", "."], "no checkout"), (["picture"], "needs a file")])
+def test_mistakes_are_said(arguments, complaint, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["house", *arguments])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert complaint in capsys.readouterr().err
