@@ -203,7 +203,9 @@ def exercise(
     import torch
 
     from rl_lightning.algorithms import SFT
-    from rl_lightning.generation import NativeGenerator, Sampling
+    from rl_lightning.data.prompts import EncodedPrompt
+    from rl_lightning.data.sources.base import Example
+    from rl_lightning.generation import NativeGenerator, Request, Sampling
     from rl_lightning.models import LoadOptions
     from rl_lightning.models.memory import held
     from rl_lightning.types import Microbatch
@@ -230,9 +232,17 @@ def exercise(
     forget_peak()
     module.policy.eval()
     NativeGenerator().generate(
-        module.policy, ids[:, :prompt].tolist(), [(0, row) for row in range(rows)], Sampling(max_new_tokens=response),
-        stop_ids=frozenset(), pad_id=0,
-    )  # fmt: skip
+        module.policy,
+        Request(
+            prompts=[EncodedPrompt(Example(""), row, "") for row in ids[:, :prompt].tolist()],
+            group_size=1,
+            streams=[(0, row) for row in range(rows)],
+            sampling=Sampling(max_new_tokens=response),
+            stop_ids=frozenset(),
+            stop_strings=None,
+            pad_id=0,
+        ),
+    )
     peaks["sampling"] = resident()[1]
     return shape, sum(model.total for model in held(module)), peaks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -11,10 +11,38 @@ from torch import Tensor
 
 from rl_lightning.callbacks import GroupNormalize
 from rl_lightning.data import ChainSum, RolloutDataModule
+from rl_lightning.generation import Request, Sampling
 from rl_lightning.types import Rollout
 from tests.tiny import CHARACTERS, PAD
 
 GROUP = 4
+
+
+class Tokens(NamedTuple):
+    """A prompt for generators, of which nothing but its token ids is known."""
+
+    input_ids: list[int]
+    example: object = None
+
+
+def request_for(
+    prompts: list[list[int]],
+    streams: list[tuple[int, int]],
+    sampling: Sampling,
+    stop_ids: frozenset[int] = frozenset(),
+    stop_strings: Any = None,
+    pad_id: int = 0,
+) -> Request:
+    """Ask for responses to prompts that are given as token ids."""
+    return Request(
+        [Tokens(ids) for ids in prompts],
+        len(streams) // len(prompts),
+        streams,
+        sampling,
+        stop_ids,
+        stop_strings,
+        pad_id,
+    )
 
 
 def random_rollout(groups: int = 4, group_size: int = GROUP, dtype: torch.dtype = torch.float64) -> Rollout:

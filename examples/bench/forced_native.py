@@ -9,7 +9,7 @@ from torch import Tensor
 
 from examples.bench.forced import force
 from examples.bench.work import lengths_of_calls
-from rl_lightning.generation import NativeGenerator, Responses, Sampling
+from rl_lightning.generation import NativeGenerator, Request, Responses, Sampling
 
 
 class ForcedLengths(NativeGenerator):
@@ -25,13 +25,13 @@ class ForcedLengths(NativeGenerator):
         self._lengths = torch.empty(0)
         self._stops: list[int] = []
 
-    def generate(self, model: Any, prompts: Any, streams: Any, sampling: Sampling, **options: Any) -> Responses:
+    def generate(self, model: Any, request: Request, progress: Any = None, finished: Any = None) -> Responses:
         """See `Generator.generate`."""
-        shape = (len(streams), sampling.max_new_tokens)
+        shape = (len(request.streams), request.sampling.max_new_tokens)
         table = self._tables.setdefault(shape, lengths_of_calls(*shape))
         self._lengths = torch.tensor(next(table))
-        self._stops = sorted(options["stop_ids"])
-        return super().generate(model, prompts, streams, sampling, **options)
+        self._stops = sorted(request.stop_ids)
+        return super().generate(model, request, progress, finished)
 
     def draw(
         self, logits: Tensor, uniform: Tensor, sampling: Sampling, rows: Tensor, columns: Tensor

@@ -11,7 +11,9 @@ from examples.bench.work import Work, lengths_of_calls
 def ours(work: Work) -> None:
     """Sample with this library, one call a step."""
     from examples.bench.forced_native import ForcedLengths
-    from rl_lightning.generation import Sampling
+    from rl_lightning.data.prompts import EncodedPrompt
+    from rl_lightning.data.sources.base import Example
+    from rl_lightning.generation import Request, Sampling
     from rl_lightning.models import PolicyFiles, roofline
 
     files = PolicyFiles(work.model)
@@ -19,15 +21,19 @@ def ours(work: Work) -> None:
     passes = roofline.Work.of(model)
     rows = work.prompts * work.group
     for batch in batches(work):
-        prompts = [files.tokenizer(text)["input_ids"] for text in batch]
+        prompts = [EncodedPrompt(Example(text), files.tokenizer(text)["input_ids"], text) for text in batch]
         turns().wait()
         responses = generator.generate(
             model,
-            prompts,
-            [(0, row) for row in range(rows)],
-            Sampling(max_new_tokens=work.new_tokens),
-            stop_ids=files.stop_ids,
-            pad_id=files.tokenizer.pad_token_id,
+            Request(
+                prompts,
+                group_size=work.group,
+                streams=[(0, row) for row in range(rows)],
+                sampling=Sampling(max_new_tokens=work.new_tokens),
+                stop_ids=files.stop_ids,
+                stop_strings=None,
+                pad_id=files.tokenizer.pad_token_id,
+            ),
         )
         turns().tokens += int(responses.response_mask.sum())
         if passes is not None:

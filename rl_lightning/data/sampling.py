@@ -26,7 +26,7 @@ from rl_lightning.data.sources import ChainSum, ExampleSource
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
-from rl_lightning.generation import Generator, NativeGenerator, Sampling, Stream
+from rl_lightning.generation import Generator, NativeGenerator, Request, Sampling, Stream
 from rl_lightning.generation.base import Progress
 from rl_lightning.hooks import StopCallback
 from rl_lightning.measures import Seconds, Sum
@@ -338,7 +338,16 @@ class SamplingDataModule(pl.LightningDataModule):
         started = time.perf_counter()
         model, files = sampler or (self.module.policy, self.module.policy_files)
         ends = self.ends(files, sampling)
-        owners = [prompt for prompt in prompts for _ in range(len(streams) // len(prompts))]
+        request = Request(
+            prompts,
+            len(streams) // len(prompts),
+            streams,
+            sampling,
+            ends.ids,
+            ends.strings,
+            files.tokenizer.pad_token_id,
+        )
+        owners = [prompt for prompt in prompts for _ in range(request.group_size)]
         ahead = self.rewarder.ahead()
         texts: dict[int, str] = {}
 
@@ -350,17 +359,7 @@ class SamplingDataModule(pl.LightningDataModule):
         with ahead, profile("[rl_lightning]generate"), self.frozen_mode() if sampler else self.module.rollout_mode():
             with self.abandonable(True):
                 self.generator.update(model, files, files.policy if sampler else self.trainer.global_step)
-            sampled = self.generator.generate(
-                model,
-                [prompt.input_ids for prompt in prompts],
-                streams,
-                sampling,
-                stop_ids=ends.ids,
-                stop_strings=ends.strings,
-                pad_id=files.tokenizer.pad_token_id,
-                progress=progress or self._progress,
-                finished=finished,
-            )
+            sampled = self.generator.generate(model, request, progress or self._progress, finished)
         generated = time.perf_counter()
         with ahead, profile("[rl_lightning]reward"):
             rollout = unscored(sampled, prompts, index, sampling.temperature, ends, texts)

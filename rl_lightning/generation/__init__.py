@@ -1,6 +1,6 @@
 """Sampling responses from a policy."""
 
-from rl_lightning.generation.base import Generator, Responses, Sampling, Stream
+from rl_lightning.generation.base import Generator, Prompt, Request, Responses, Sampling, Stream
 from rl_lightning.generation.copies import CopyGenerator
 from rl_lightning.generation.native import NativeGenerator
 from rl_lightning.generation.transformers import TransformersGenerator
@@ -11,6 +11,8 @@ __all__ = [
     "CopyGenerator",
     "Generator",
     "NativeGenerator",
+    "Prompt",
+    "Request",
     "Responses",
     "Sampling",
     "Stream",

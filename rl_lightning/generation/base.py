@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -73,6 +74,71 @@ class Sampling:
             )
 
 
+class Prompt(Protocol):
+    """A prompt as generators see it. DataModules pass an `rl_lightning.data.prompts.EncodedPrompt`."""
+
+    @property
+    def input_ids(self) -> list[int]:
+        """Token ids, at least one."""
+
+    @property
+    def example(self) -> object:
+        """What the prompt was made from; from DataModules an `rl_lightning.data.sources.base.Example`."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a generator is asked for: `group_size` responses to each prompt, B = len(prompts) × group_size in all.
+
+    Response b answers prompts[b // group_size] and draws from streams[b]:
+
+        prompts    p0          p1
+        responses  0  1  2     3  4  5       (group_size 3)
+
+    Args:
+        prompts: at least one.
+        group_size: responses a prompt, at least 1.
+        streams: B random streams, in the order of the responses.
+        sampling: temperature, truncation and lengths.
+        stop_ids: token ids that end a response.
+        stop_strings: texts that end a response; its last token is the one that completes such a text. None: no text does.
+        pad_id: fills the tensors where there is no token.
+
+    Raises:
+        UserError: if there is no prompt, or not one stream a response.
+    """
+
+    prompts: Sequence[Prompt]
+    group_size: int
+    streams: Sequence[Stream]
+    sampling: Sampling
+    stop_ids: frozenset[int]
+    stop_strings: StopStrings | None
+    pad_id: int
+
+    def __post_init__(self) -> None:
+        if not self.prompts or self.group_size < 1:
+            raise UserError(
+                f"a generator needs at least one prompt and one response a prompt, not {len(self.prompts)} prompts and "
+                f"group_size={self.group_size}"
+            )
+        if len(self.streams) != len(self.prompts) * self.group_size:
+            raise UserError(
+                f"{len(self.prompts)} prompts × group_size={self.group_size} need {len(self.prompts) * self.group_size} random "
+                f"streams, one a response, not {len(self.streams)}"
+            )
+
+    @property
+    def row_prompts(self) -> list[Prompt]:
+        """The prompt of each response, B of them."""
+        return [prompt for prompt in self.prompts for _ in range(self.group_size)]
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest prompt and the longest response that may follow it."""
+        return max(len(prompt.input_ids) for prompt in self.prompts) + self.sampling.max_new_tokens
+
+
 @dataclass
 class Responses:
     """What was sampled, on the device of the model.
@@ -123,13 +189,7 @@ class Generator(ABC):
     def generate(
         self,
         model: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        streams: Sequence[Stream],
-        sampling: Sampling,
-        *,
-        stop_ids: frozenset[int],
-        stop_strings: StopStrings | None = None,
-        pad_id: int,
+        request: Request,
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> Responses:
@@ -137,12 +197,11 @@ class Generator(ABC):
 
         Args:
             model: the policy.
-            prompts: token ids, one list a prompt.
-            streams: len(prompts) × samples of them, the samples of a prompt side by side.
-            sampling: how.
-            stop_ids: token ids that end a response.
-            stop_strings: texts that end a response; its last token is the one that completes such a text.
-            pad_id: fills the tensors where there is no token.
-            progress: told how far it is.
-            finished: given each response once, as it ends; by a generator that does not know it earlier, not at all.
+            request: the prompts, and how to sample responses to them.
+            progress: called with (responses finished, responses in all) as sampling goes on.
+            finished: called once a response, as soon as it ends. A generator that knows no response before all have ended need
+                not call it.
+
+        Returns:
+            One row a response, in the order of `request.streams`.
         """

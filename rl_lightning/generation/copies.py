@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses, Stream
 from rl_lightning.measures import Seconds, Sum
 from rl_lightning.models import PolicyFiles
-from rl_lightning.stopping import StopStrings
 from rl_lightning.types import pad_left, pad_right
 
 
 @dataclass(frozen=True)
-class Request:
+class Question:
     """What an engine is asked for: one response.
 
     Args:
@@ -72,19 +71,17 @@ class CopyGenerator(Generator):
     @abstractmethod
     def answers(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        stop_strings: StopStrings | None,
+        questions: Sequence[Question],
+        request: Request,
         progress: Progress | None,
     ) -> list[Answer]:
-        """Return an answer to each request, in their order.
+        """Return an answer to each question, in their order.
 
         Args:
-            requests: what to sample.
-            sampling: how; 0 < temperature < 0.01 does not come.
-            stop_ids, stop_strings: tokens and texts that end a response, and nothing else does.
-            progress: told how many are finished.
+            questions: one a response.
+            request: how to sample; its stop ids and stop strings end a response, and nothing else does. A temperature above 0
+                is at least 0.01.
+            progress: called with (answers there, answers in all).
         """
 
     def update(self, model: nn.Module, files: PolicyFiles, version: Hashable) -> None:
@@ -115,13 +112,7 @@ class CopyGenerator(Generator):
     def generate(
         self,
         model: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        streams: Sequence[Stream],
-        sampling: Sampling,
-        *,
-        stop_ids: frozenset[int],
-        stop_strings: StopStrings | None = None,
-        pad_id: int,
+        request: Request,
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> Responses:
@@ -130,18 +121,18 @@ class CopyGenerator(Generator):
         Raises:
             UserError: if the engine answers what was not asked for.
         """
-        if 0 < sampling.temperature < 0.01:
+        temperature = request.sampling.temperature
+        if 0 < temperature < 0.01:
             raise UserError(
-                f"vLLM samples at 0.01 where a temperature between 0 and 0.01 is asked for, as {sampling.temperature:g} is: "
-                "set it to 0 or to at least 0.01"
+                f"vLLM samples at 0.01 where a temperature between 0 and 0.01 is asked for, as {temperature:g} is: set it to 0 or "
+                "to at least 0.01"
             )
-        repeated = [list(prompt) for prompt in prompts for _ in range(len(streams) // len(prompts))]
-        requests = [Request(*pair) for pair in zip(repeated, seeds(streams), strict=True)]
-        answers = self.answers(requests, sampling, stop_ids, stop_strings, progress)
+        prompts = [prompt.input_ids for prompt in request.row_prompts]
+        questions = [Question(*pair) for pair in zip(prompts, seeds(request.streams), strict=True)]
+        answers = self.answers(questions, request, progress)
         for answer in answers:
-            check_answer(answer, sampling.max_new_tokens, stop_ids, stop_strings)
-        whole, device = sampling.top_k == 0 and sampling.top_p == 1, next(model.parameters()).device
-        return assembled(repeated, answers, stop_ids, pad_id, whole, device, stop_strings)
+            check_answer(answer, request)
+        return assembled(answers, request, next(model.parameters()).device)
 
 
 def seeds(streams: Sequence[Stream]) -> list[int]:
@@ -151,56 +142,44 @@ def seeds(streams: Sequence[Stream]) -> list[int]:
     return [int(np.random.Philox(key=key).random_raw()) >> 1 for key in keys]
 
 
-def has_ended(answer: Answer, stop_ids: frozenset[int], stop_strings: StopStrings | None) -> bool:
+def has_ended(answer: Answer, request: Request) -> bool:
     """Tell whether the last token of an answer is a stop token or completes a stop string."""
-    return answer.ids[-1] in stop_ids or (stop_strings is not None and stop_strings.completes(answer.ids))
+    strings = request.stop_strings
+    return answer.ids[-1] in request.stop_ids or (strings is not None and strings.completes(answer.ids))
 
 
-def check_answer(
-    answer: Answer, max_new_tokens: int, stop_ids: frozenset[int], stop_strings: StopStrings | None = None
-) -> None:
+def check_answer(answer: Answer, request: Request) -> None:
     """Refuse an answer that no sampling at these settings could give.
 
     Raises:
         UserError: saying what is wrong with it.
     """
-    ids = answer.ids
+    ids, longest = answer.ids, request.sampling.max_new_tokens
     wrong = None
     if not ids or len(ids) != len(answer.logprobs):
         wrong = f"{len(ids)} token ids and {len(answer.logprobs)} log-probabilities"
-    elif len(ids) > max_new_tokens:
-        wrong = f"{len(ids)} tokens where at most {max_new_tokens} were asked for"
-    elif any(token in stop_ids for token in ids[:-1]):
+    elif len(ids) > longest:
+        wrong = f"{len(ids)} tokens where at most {longest} were asked for"
+    elif any(token in request.stop_ids for token in ids[:-1]):
         wrong = "tokens after a stop token"
-    elif len(ids) < max_new_tokens and not has_ended(answer, stop_ids, stop_strings):
-        wrong = f"a response that ends after {len(ids)} of {max_new_tokens} tokens without a stop token or string"
+    elif len(ids) < longest and not has_ended(answer, request):
+        wrong = f"a response that ends after {len(ids)} of {longest} tokens without a stop token or string"
     if wrong:
         raise UserError(f"the engine returned {wrong}: is its version of vLLM one that this package knows?")
 
 
-def assembled(
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[Answer],
-    stop_ids: frozenset[int],
-    pad_id: int,
-    whole: bool,
-    device: torch.device,
-    stop_strings: StopStrings | None = None,
-) -> Responses:
+def assembled(answers: Sequence[Answer], request: Request, device: torch.device) -> Responses:
     """Return answers as tensors.
 
     Args:
-        prompts: one an answer.
-        answers: at least one.
-        stop_ids, stop_strings: end a response.
-        pad_id: fills the rest.
-        whole: the log-probabilities are over the whole vocabulary.
+        answers: one a response of the request, in its order.
+        request: what they answer. Where it truncates the vocabulary, engines give other log-probabilities; they become NaN.
         device: of the tensors.
     """
-    prompt_ids, prompt_mask = pad_left(prompts, pad_id)
-    ids, mask = pad_right([answer.ids for answer in answers], pad_id)
+    prompt_ids, prompt_mask = pad_left([prompt.input_ids for prompt in request.row_prompts], request.pad_id)
+    ids, mask = pad_right([answer.ids for answer in answers], request.pad_id)
     rows = [
-        torch.tensor([value if whole and value is not None else torch.nan for value in answer.logprobs])
+        torch.tensor([torch.nan if value is None or request.sampling.truncates else value for value in answer.logprobs])
         for answer in answers
     ]
     logprobs: Tensor = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -210,5 +189,5 @@ def assembled(
         response_ids=ids.to(device),
         response_mask=mask.to(device),
         logprobs=logprobs.float().to(device),
-        truncated=torch.tensor([not has_ended(answer, stop_ids, stop_strings) for answer in answers], device=device),
+        truncated=torch.tensor([not has_ended(answer, request) for answer in answers], device=device),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses, Sampling
 from rl_lightning.generation.blocked import blocked_weights
 from rl_lightning.generation.decoding import decoding_step
 from rl_lightning.generation.sampling import check_drawn, draw, uniforms
@@ -88,13 +88,7 @@ class NativeGenerator(Generator):
     def generate(
         self,
         model: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        streams: Sequence[Stream],
-        sampling: Sampling,
-        *,
-        stop_ids: frozenset[int],
-        stop_strings: StopStrings | None = None,
-        pad_id: int,
+        request: Request,
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> Responses:
@@ -103,20 +97,18 @@ class NativeGenerator(Generator):
         Raises:
             UserError: if not even one response fits into `max_tokens`.
         """
-        capacity = max(map(len, prompts)) + sampling.max_new_tokens
+        capacity, rows = request.longest_row, len(request.streams)
         reason = _unlike_what_slots_hold(model, capacity)
         if reason is not None:
-            ends: dict[str, Any] = {"stop_ids": stop_ids, "stop_strings": stop_strings, "pad_id": pad_id}
-            return self._through_transformers(reason, model, prompts, streams, sampling, progress, **ends)
+            return self._through_transformers(reason, model, request, progress)
         if capacity > self.max_tokens:
             raise UserError(
                 f"NativeGenerator.max_tokens={self.max_tokens} has no room for one response: the longest prompt and "
-                f"max_new_tokens={sampling.max_new_tokens} make {capacity} tokens"
+                f"max_new_tokens={request.sampling.max_new_tokens} make {capacity} tokens"
             )
-        most = min(self.max_tokens // capacity, self.max_rows or len(streams), len(streams))
-        run = _Run(self, model, prompts, len(streams) // len(prompts), sampling, capacity, most, pad_id)
-        device = next(model.parameters()).device
-        batch = _Batch.empty(streams, sampling.max_new_tokens, stop_ids, stop_strings, pad_id, device)
+        most = min(self.max_tokens // capacity, self.max_rows or rows, rows)
+        run = _Run(self, model, request, most)
+        batch = _Batch.empty(request, next(model.parameters()).device)
         done = 0
         with self._precision(batch.ids.device), blocked_weights(model, most):
             for ended in run.to_the_end(batch):
@@ -124,31 +116,24 @@ class NativeGenerator(Generator):
                 for row in ended if finished is not None else ():
                     finished(row, batch.ids[row, : int(batch.lengths[row])].tolist())  # type: ignore[misc]
                 if progress is not None:
-                    progress(done, len(streams))
+                    progress(done, rows)
         self._work = {f"generation/{name}": Sum(count) for name, count in run.work.items()}
-        return batch.responses(prompts, pad_id)
+        return batch.responses(request)
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
     def _through_transformers(
-        self,
-        reason: str,
-        model: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        streams: Sequence[Stream],
-        sampling: Sampling,
-        progress: Progress | None,
-        **ends: Any,
+        self, reason: str, model: nn.Module, request: Request, progress: Progress | None
     ) -> Responses:
         """Sample a model that slots cannot hold, and say so once."""
         if type(model) not in self._told:
             self._told.add(type(model))
             log.warning("%s %s: sampled by its own generate, which is slower", type(model).__name__, reason)
-        rows = max(1, self.max_tokens // (max(map(len, prompts)) + sampling.max_new_tokens))
+        rows = max(1, self.max_tokens // request.longest_row)
         other = TransformersGenerator(min(rows, self.max_rows or rows))
         with self._precision(next(model.parameters()).device):
-            return other.generate(model, prompts, streams, sampling, progress=progress, **ends)
+            return other.generate(model, request, progress)
 
 
 def _unlike_what_slots_hold(model: Any, capacity: int) -> str | None:
@@ -172,24 +157,16 @@ class _Batch:
     strings: StopStrings | None
 
     @classmethod
-    def empty(
-        cls,
-        streams: Sequence[Stream],
-        columns: int,
-        stop_ids: frozenset[int],
-        strings: StopStrings | None,
-        pad_id: int,
-        device: torch.device,
-    ) -> _Batch:
-        rows = len(streams)
+    def empty(cls, request: Request, device: torch.device) -> _Batch:
+        rows, columns = len(request.streams), request.sampling.max_new_tokens
         return cls(
-            ids=torch.full((rows, columns), pad_id, device=device),
+            ids=torch.full((rows, columns), request.pad_id, device=device),
             logprobs=torch.zeros(rows, columns, dtype=torch.float32, device=device),
             lengths=torch.zeros(rows, dtype=torch.long, device=device),
             stopped=torch.zeros(rows, dtype=torch.bool, device=device),
-            uniforms=uniforms(streams, columns).to(device),
-            stops=torch.tensor(sorted(stop_ids), device=device),
-            strings=strings,
+            uniforms=uniforms(request.streams, columns).to(device),
+            stops=torch.tensor(sorted(request.stop_ids), device=device),
+            strings=request.stop_strings,
         )
 
     def write(self, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> list[bool]:
@@ -214,10 +191,11 @@ class _Batch:
         found = [strings.completes(ids[:size]) for ids, size in zip(newest, sizes, strict=True)]
         return torch.tensor(found, dtype=torch.bool, device=rows.device)
 
-    def responses(self, prompts: Sequence[Sequence[int]], pad_id: int) -> Responses:
+    def responses(self, request: Request) -> Responses:
         check_drawn(self.logprobs)
-        device, samples = self.ids.device, len(self.ids) // len(prompts)
-        prompt_ids, prompt_mask = (part.to(device).repeat_interleave(samples, 0) for part in pad_left(prompts, pad_id))
+        device = self.ids.device
+        prompts = pad_left([prompt.input_ids for prompt in request.prompts], request.pad_id)
+        prompt_ids, prompt_mask = (part.to(device).repeat_interleave(request.group_size, 0) for part in prompts)
         width = int(self.lengths.max())
         return Responses(
             prompt_ids=prompt_ids,
@@ -252,21 +230,14 @@ class _Run:
 
     Args:
         generator: draws.
-        model, prompts, sampling: see `Generator.generate`.
-        samples: responses to each prompt.
-        capacity: tokens of a response and its prompt, at most.
+        model, request: see `Generator.generate`.
         most: responses side by side.
-        pad_id: fills prompts.
     """
 
     generator: NativeGenerator
     model: Any
-    prompts: Sequence[Sequence[int]]
-    samples: int
-    sampling: Sampling
-    capacity: int
+    request: Request
     most: int
-    pad_id: int
     work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "rows": 0, "prefill_rows": 0, "seen": 0})
     _next: int = 0
     _prefilled: _Prefilled | None = None
@@ -277,7 +248,7 @@ class _Run:
         active: list[int] = []
         tokens = batch.lengths[:0]
         step = decoding_step(self.model)
-        while active or self._next < len(self.prompts) or self._prefilled is not None:
+        while active or self._is_waiting:
             free = self.most - len(active)
             if not active or (self._is_waiting and free >= max(1, self.most * _REFILL_AT)):
                 part = self._prefill(free)
@@ -286,7 +257,7 @@ class _Run:
                 owner = torch.tensor([prompt for _, prompt in chosen], device=batch.ids.device)
                 rows = [row for row, _ in chosen]
                 drawn, going = self._draw(batch, rows, part.logits[owner])
-                slots = slots or Slots(self.most, self.capacity, batch.ids.device, part.layers[0][0].dtype)
+                slots = slots or Slots(self.most, self.request.longest_row, batch.ids.device, part.layers[0][0].dtype)
                 keep = torch.tensor(going, device=batch.ids.device)
                 slots.admit(part.layers, part.mask, owner[keep])
                 tokens = torch.cat([tokens, drawn[keep]])
@@ -308,28 +279,29 @@ class _Run:
 
     @property
     def _is_waiting(self) -> bool:
-        return self._prefilled is not None or self._next < len(self.prompts)
+        return self._prefilled is not None or self._next < len(self.request.prompts)
 
     def _draw(self, batch: _Batch, rows: list[int], logits: Tensor) -> tuple[Tensor, list[bool]]:
         index = torch.tensor(rows, device=logits.device)
         columns = batch.lengths[index]
         uniform = batch.uniforms[index, columns]
-        tokens, logprobs = self.generator.draw(logits, uniform, self.sampling, index, columns)
+        tokens, logprobs = self.generator.draw(logits, uniform, self.request.sampling, index, columns)
         return tokens, batch.write(index, tokens, logprobs)
 
     def _prefill(self, free: int) -> _Prefilled:
         """Return prompts that have been read: those that are still waited for, or the next ones for so many free slots."""
         if self._prefilled is not None:
             return self._prefilled
-        first, width = self._next, 0
-        while self._next < len(self.prompts) and (self._next - first) * self.samples < free:
-            width = max(width, len(self.prompts[self._next]))
+        first, width, samples = self._next, 0, self.request.group_size
+        prompts = self.request.prompts
+        while self._next < len(prompts) and (self._next - first) * samples < free:
+            width = max(width, len(prompts[self._next].input_ids))
             if self._next > first and (self._next + 1 - first) * width > _PREFILL_TOKENS:
                 break
             self._next += 1
-        chosen = self.prompts[first : self._next]
+        chosen = [prompt.input_ids for prompt in prompts[first : self._next]]
         device = next(self.model.parameters()).device
-        ids, mask = (part.to(device) for part in pad_left(chosen, self.pad_id))
+        ids, mask = (part.to(device) for part in pad_left(chosen, self.request.pad_id))
         keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
         cache = DynamicCache(config=self.model.config)
         output = self.model(**padded(self.model, ids, mask), **keep, past_key_values=cache, use_cache=True)
@@ -337,8 +309,6 @@ class _Run:
         layers = [(layer.keys, layer.values) for layer in read]
         self.work["prefill_rows"] += int(mask.sum())
         waiting = [
-            ((first + prompt) * self.samples + sample, prompt)
-            for prompt in range(len(chosen))
-            for sample in range(self.samples)
+            ((first + prompt) * samples + sample, prompt) for prompt in range(len(chosen)) for sample in range(samples)
         ]
         return _Prefilled(layers, mask, output.logits[:, -1], waiting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from rl_lightning.generation.base import Finished, Generator, Progress, Responses, Sampling, Stream
+from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses
 from rl_lightning.generation.sampling import check_drawn, draw, uniforms
 from rl_lightning.stopping import StopStrings
 from rl_lightning.types import pad_left, pad_right
@@ -39,55 +39,48 @@ class TransformersGenerator(Generator):
     def generate(
         self,
         model: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        streams: Sequence[Stream],
-        sampling: Sampling,
-        *,
-        stop_ids: frozenset[int],
-        stop_strings: StopStrings | None = None,
-        pad_id: int,
+        request: Request,
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> Responses:
         """See `Generator.generate`."""
         policy: Any = model
         device = next(model.parameters()).device
-        samples = len(streams) // len(prompts)
-        repeated = [prompt for prompt in prompts for _ in range(samples)]
-        numbers = uniforms(streams, sampling.max_new_tokens).to(device)
+        prompts, rows = [prompt.input_ids for prompt in request.row_prompts], len(request.streams)
+        numbers = uniforms(request.streams, request.sampling.max_new_tokens).to(device)
         ids: list[list[int]] = []
         logprobs: list[Tensor] = []
         stopped: list[Tensor] = []
-        for start in range(0, len(streams), self.max_rows):
-            turn = slice(start, min(len(streams), start + self.max_rows))
+        for start in range(0, rows, self.max_rows):
+            turn = slice(start, min(rows, start + self.max_rows))
             # Padded by the turn: columns that are padding in all of its rows would only cost time.
-            prompt_ids, prompt_mask = (part.to(device) for part in pad_left(repeated[turn], pad_id))
-            drawing = _Draw(numbers[turn], sampling, stop_ids, stop_strings, prompt_ids.shape[1])
+            prompt_ids, prompt_mask = (part.to(device) for part in pad_left(prompts[turn], request.pad_id))
+            drawing = _Draw(request, numbers[turn], prompt_ids.shape[1])
             if progress is not None:
-                drawing.report(progress, start, len(streams))
+                drawing.report(progress, start, rows)
             with _neutral_defaults(policy):
                 policy.generate(
                     input_ids=prompt_ids,
                     attention_mask=prompt_mask.long(),
                     generation_config=GenerationConfig(
-                        max_new_tokens=sampling.max_new_tokens,
+                        max_new_tokens=request.sampling.max_new_tokens,
                         do_sample=False,
-                        eos_token_id=sorted(stop_ids) or None,
-                        pad_token_id=pad_id,
+                        eos_token_id=sorted(request.stop_ids) or None,
+                        pad_token_id=request.pad_id,
                     ),
                     logits_processor=LogitsProcessorList([drawing]),
                     stopping_criteria=StoppingCriteriaList([_Stopped(drawing)]),
                 )
             if progress is not None:  # what the cap has ended is finished too
-                progress(turn.stop, len(streams))
+                progress(turn.stop, rows)
             turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
             mask = torch.arange(turn_ids.shape[1], device=device) < drawing.lengths[:, None]
             stopped.append(drawing.stopped)
             check_drawn(turn_logprobs[mask])
             ids += [row[kept].tolist() for row, kept in zip(turn_ids, mask, strict=True)]
             logprobs += [row[kept] for row, kept in zip(turn_logprobs, mask, strict=True)]
-        prompt_ids, prompt_mask = pad_left(repeated, pad_id)
-        response_ids, response_mask = pad_right(ids, pad_id)
+        prompt_ids, prompt_mask = pad_left(prompts, request.pad_id)
+        response_ids, response_mask = pad_right(ids, request.pad_id)
         return Responses(
             prompt_ids=prompt_ids.to(device),
             prompt_mask=prompt_mask.to(device),
@@ -102,24 +95,17 @@ class _Draw(LogitsProcessor):
     """Draws the tokens itself, each row from its own numbers, and leaves `generate` nothing else to choose.
 
     Args:
-        numbers: (B, max_new_tokens), uniform in [0, 1).
-        sampling, stop_ids, stop_strings: see `Generator.generate`.
-        prompt_columns: of the ids that generation starts from.
+        request: how to sample.
+        numbers: (B, max_new_tokens), uniform in [0, 1); B rows of this turn.
+        prompt_columns: width P of the prompts.
     """
 
-    def __init__(
-        self,
-        numbers: Tensor,
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        stop_strings: StopStrings | None,
-        prompt_columns: int,
-    ) -> None:
+    def __init__(self, request: Request, numbers: Tensor, prompt_columns: int) -> None:
         self.numbers = numbers
-        self.sampling = sampling
-        self.stop_strings = stop_strings
+        self.sampling = request.sampling
+        self.strings = request.stop_strings
         self.prompt_columns = prompt_columns
-        self.stops = torch.tensor(sorted(stop_ids), device=numbers.device)
+        self.stops = torch.tensor(sorted(request.stop_ids), device=numbers.device)
         self.stopped = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
         #: (B,) long; tokens of each response, the one that stopped it included.
         self.lengths = torch.zeros(len(numbers), dtype=torch.long, device=numbers.device)
@@ -145,8 +131,8 @@ class _Draw(LogitsProcessor):
         self.logprobs.append(logprobs)
         self.lengths += (~self.stopped).long()
         self.stopped |= torch.isin(tokens, self.stops)
-        if self.stop_strings is not None:
-            self._find_strings(self.stop_strings)
+        if self.strings is not None:
+            self._find_strings(self.strings)
         if self._progress is not None:
             progress, done, total = self._progress
             progress(done + int(self.stopped.sum()), total)

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation.base import Progress, Sampling
-from rl_lightning.generation.copies import Answer, CopyGenerator, Request
+from rl_lightning.generation.base import Progress, Request
+from rl_lightning.generation.copies import Answer, CopyGenerator, Question
 from rl_lightning.generation.snapshots import Snapshots, number_of_ranks, together
 from rl_lightning.models import PolicyFiles
-from rl_lightning.stopping import StopStrings
 
 ValueT = TypeVar("ValueT")
 
@@ -126,40 +125,38 @@ class VLLMGenerator(CopyGenerator):
 
     def answers(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        stop_strings: StopStrings | None,
+        questions: Sequence[Question],
+        request: Request,
         progress: Progress | None,
     ) -> list[Answer]:
         """See `CopyGenerator.answers`. The engine has no tokenizer: strings are looked for here, token by token."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        engine = self._llm.llm_engine
-        names = [f"{self._asked + number}" for number in range(len(requests))]
-        self._asked += len(requests)
-        for name, request in zip(names, requests, strict=True):
+        engine, sampling, strings = self._llm.llm_engine, request.sampling, request.stop_strings
+        names = [f"{self._asked + number}" for number in range(len(questions))]
+        self._asked += len(questions)
+        for name, question in zip(names, questions, strict=True):
             params = SamplingParams(
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
-                seed=request.seed,
+                seed=question.seed,
                 logprobs=0,
-                stop_token_ids=sorted(stop_ids),
+                stop_token_ids=sorted(request.stop_ids),
                 ignore_eos=True,
                 detokenize=False,
-                output_kind=RequestOutputKind.CUMULATIVE if stop_strings else RequestOutputKind.FINAL_ONLY,
+                output_kind=RequestOutputKind.CUMULATIVE if strings else RequestOutputKind.FINAL_ONLY,
             )
-            engine.add_request(name, {"prompt_token_ids": request.prompt}, params)
+            engine.add_request(name, {"prompt_token_ids": question.prompt}, params)
         finished: dict[str, Answer] = {}
         seen = dict.fromkeys(names, 0)
         try:
             while engine.has_unfinished_requests():
                 for output in self._call(engine.step):
                     name, answer = output.request_id, _answer(output.outputs[0])
-                    length = stop_strings.end(answer.ids, seen[name]) if stop_strings is not None else None
+                    length = strings.end(answer.ids, seen[name]) if strings is not None else None
                     seen[name] = len(answer.ids)
                     if length is not None and name not in finished:
                         finished[name] = Answer(answer.ids[:length], answer.logprobs[:length])
@@ -168,11 +165,11 @@ class VLLMGenerator(CopyGenerator):
                     elif output.finished:
                         finished.setdefault(name, answer)
                 if progress is not None:
-                    progress(len(finished), len(requests))
+                    progress(len(finished), len(questions))
         except UserError:
             # Ctrl-C reaches the engine's process too: whoever wants to end the run in good order comes first.
             if progress is not None:
-                progress(len(finished), len(requests))
+                progress(len(finished), len(questions))
             raise
         except BaseException:
             # Whoever stops the run here may go on sampling in the same process.

@@ -12,13 +12,12 @@ from torch import nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.generation.background import in_background
-from rl_lightning.generation.base import Progress, Sampling
+from rl_lightning.generation.base import Progress, Request
 from rl_lightning.generation.connection import Connection, Refused
-from rl_lightning.generation.copies import Answer, CopyGenerator, Request
+from rl_lightning.generation.copies import Answer, CopyGenerator, Question
 from rl_lightning.generation.snapshots import Snapshots, together
 from rl_lightning.measures import Sum
 from rl_lightning.models import PolicyFiles
-from rl_lightning.stopping import StopStrings
 
 log = logging.getLogger(__name__)
 
@@ -156,35 +155,30 @@ class VLLMServerGenerator(CopyGenerator):
 
     def answers(
         self,
-        requests: Sequence[Request],
-        sampling: Sampling,
-        stop_ids: frozenset[int],
-        stop_strings: StopStrings | None,
+        questions: Sequence[Question],
+        request: Request,
         progress: Progress | None,
     ) -> list[Answer]:
-        """See `CopyGenerator.answers`. One request a response: of a list of prompts the server would seed all alike."""
+        """See `CopyGenerator.answers`. One HTTP request a response: of a list of prompts the server would seed all alike."""
         answers: dict[int, Answer] = {}
         try:
             with in_background(
-                lambda number: self._answer(requests[number], sampling, stop_ids, stop_strings),
-                len(requests),
-                self.concurrency,
+                lambda number: self._answer(questions[number], request), len(questions), self.concurrency
             ) as ended:
-                while len(answers) < len(requests):
+                while len(answers) < len(questions):
                     answers |= ended(_LOOK_EVERY_S)
                     if progress is not None:
-                        progress(len(answers), len(requests))
+                        progress(len(answers), len(questions))
         finally:
             self._count_retries()
-        return [answers[number] for number in range(len(requests))]
+        return [answers[number] for number in range(len(questions))]
 
-    def _answer(
-        self, request: Request, sampling: Sampling, stop_ids: frozenset[int], stop_strings: StopStrings | None
-    ) -> Answer:
+    def _answer(self, question: Question, request: Request) -> Answer:
+        sampling, strings = request.sampling, request.stop_strings
         body = {
             "model": self._model,
-            "prompt": request.prompt,
-            "seed": request.seed,
+            "prompt": question.prompt,
+            "seed": question.seed,
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
@@ -194,14 +188,14 @@ class VLLMServerGenerator(CopyGenerator):
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
-            "stop_token_ids": sorted(stop_ids),
+            "stop_token_ids": sorted(request.stop_ids),
             "ignore_eos": True,
             "logprobs": 0,
             "return_token_ids": True,
             "skip_special_tokens": False,
         }
-        if stop_strings is not None:
-            body |= {"stop": list(stop_strings.strings), "include_stop_str_in_output": True}
+        if strings is not None:
+            body |= {"stop": list(strings.strings), "include_stop_str_in_output": True}
         try:
             (choice,) = self.server.ask("POST", "/v1/completions", body)["choices"]
         except Refused as refusal:
@@ -209,7 +203,7 @@ class VLLMServerGenerator(CopyGenerator):
         ids, said = choice["token_ids"], choice["logprobs"] or {}
         logprobs = said.get("token_logprobs") or [None] * len(ids)
         # The server may have looked for strings only after several tokens.
-        length = None if stop_strings is None else stop_strings.end(ids)
+        length = None if strings is None else strings.end(ids)
         return Answer(ids[:length], logprobs[:length])
 
     def _count_retries(self) -> None:

@@ -19,6 +19,7 @@ from rl_lightning.data.loader import permutation
 from rl_lightning.generation import NativeGenerator, Sampling
 from rl_lightning.models import LoadOptions, PolicyFiles
 from tests.checks import gradient_difference, holds_only_for
+from tests.support import request_for
 
 CAP = 12
 
@@ -36,8 +37,8 @@ def sampled(generator, policy):
     files = PolicyFiles(policy)
     streams = [(0, row) for row in range(12)]
     prompts = [[5, 6], [7, 8, 9], [5]]
-    options = {"stop_ids": files.stop_ids, "pad_id": files.tokenizer.pad_token_id}
-    return generator.generate(files.load(trainable=False), prompts, streams, Sampling(max_new_tokens=CAP), **options)
+    asked = request_for(prompts, streams, Sampling(CAP), files.stop_ids, pad_id=files.tokenizer.pad_token_id)
+    return generator.generate(files.load(trainable=False), asked)
 
 
 def has_the_lengths_of_the_table(generator, policy):

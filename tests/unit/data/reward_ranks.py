@@ -21,9 +21,9 @@ class Counting(NativeGenerator):
 
     asked = 0
 
-    def generate(self, model, prompts, streams, *arguments, **options):
-        Counting.asked += len(streams)
-        return super().generate(model, prompts, streams, *arguments, **options)
+    def generate(self, model, request, progress=None, finished=None):
+        Counting.asked += len(request.streams)
+        return super().generate(model, request, progress, finished)
 
 
 class Steps(pl.Callback):

@@ -20,7 +20,7 @@ class Order(NativeGenerator):
         super().__init__()
         self.file, self.begun_after = file, None
 
-    def generate(self, model, prompts, streams, sampling, *, finished=None, **options):
+    def generate(self, model, request, progress=None, finished=None):
         ended = 0
 
         def note(number, ids):
@@ -35,14 +35,14 @@ class Order(NativeGenerator):
                     time.sleep(0.02)
                 self.begun_after = ended if self.file.exists() else None
 
-        return super().generate(model, prompts, streams, sampling, finished=note, **options)
+        return super().generate(model, request, progress, note)
 
 
 class Late(NativeGenerator):
     """Says of no response when it ends."""
 
-    def generate(self, *arguments, finished=None, **options):
-        return super().generate(*arguments, **options)
+    def generate(self, model, request, progress=None, finished=None):
+        return super().generate(model, request, progress)
 
 
 def prompts_and(generator, reward, **options):
@@ -85,14 +85,14 @@ class Broken(NativeGenerator):
         super().__init__()
         self.file = file
 
-    def generate(self, *arguments, progress=None, **options):
+    def generate(self, model, request, progress=None, finished=None):
         def fail(done, total):
             while done and not self.file.exists():
                 time.sleep(0.02)
             if done:
                 raise RuntimeError("the sampler broke")
 
-        return super().generate(*arguments, progress=fail, **options)
+        return super().generate(model, request, fail, finished)
 
 
 def test_rewards_end_with_a_generation_that_fails(tiny_policy, tmp_path, caplog):

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation import VLLMGenerator
+from rl_lightning.generation import Sampling, VLLMGenerator
 from rl_lightning.generation.copies import Answer, assembled, check_answer, seeds
 from rl_lightning.generation.export import main as export
 from rl_lightning.generation.snapshots import Snapshots, together
 from rl_lightning.models import PolicyFiles
 from tests.checks import holds_only_for
+from tests.support import request_for
 
 
 def one_seed_for_all(streams):
@@ -36,21 +37,23 @@ def test_seeds_are_a_function_of_the_stream_and_fit_64_bits(implementation):
 
 def test_answers_become_the_same_tensors_as_a_hand_writes():
     answers = [Answer([7, 8, 1], [-0.5, -1.0, -2.0]), Answer([9], [-3.0])]
-    responses = assembled([[3, 4], [5]], answers, frozenset({1}), 0, True, torch.device("cpu"))
+    asked = request_for([[3, 4], [5]], [(0, 0), (0, 1)], Sampling(3), frozenset({1}))
+    responses = assembled(answers, asked, torch.device("cpu"))
     assert responses.prompt_ids.tolist() == [[3, 4], [0, 5]]
     assert responses.prompt_mask.tolist() == [[True, True], [False, True]]
     assert responses.response_ids.tolist() == [[7, 8, 1], [9, 0, 0]]
     assert responses.response_mask.tolist() == [[True] * 3, [True, False, False]]
     assert responses.logprobs.tolist() == [[-0.5, -1.0, -2.0], [-3.0, 0.0, 0.0]]
     assert responses.truncated.tolist() == [False, True]
-    check_answer(answers[0], 3, frozenset({1}))
+    check_answer(answers[0], asked)
 
 
 def test_what_an_engine_did_not_say_is_not_a_number():
     answers = [Answer([7, 8, 1], [-0.5, None, float("nan")]), Answer([9, 1], [None, -3.0])]
+    asked = request_for([[3], [5]], [(0, 0), (0, 1)], Sampling(3), frozenset({1}))
     for answer in answers:
-        check_answer(answer, 3, frozenset({1}))
-    logprobs = assembled([[3], [5]], answers, frozenset({1}), 0, True, torch.device("cpu")).logprobs
+        check_answer(answer, asked)
+    logprobs = assembled(answers, asked, torch.device("cpu")).logprobs
     assert logprobs.nan_to_num(9.0).tolist() == [[-0.5, 9.0, 9.0], [9.0, -3.0, 0.0]]
 
 

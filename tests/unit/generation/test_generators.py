@@ -11,6 +11,7 @@ from rl_lightning.functional import logprobs_from_logits
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
 from rl_lightning.models import response_logits
 from tests.checks import holds_only_for
+from tests.support import request_for
 from tests.tiny import EOS, PAD
 from tests.unit.generation.families import VOCABULARY, family
 
@@ -18,6 +19,8 @@ PROMPTS = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [12], [13, 14, 15, 16]]
 STOPS = frozenset({EOS, 5})
 SAMPLES = 4
 STREAMS = [(7, number) for number in range(len(PROMPTS) * SAMPLES)]
+#: What most tests ask for.
+ASKED = request_for(PROMPTS, STREAMS, Sampling(10, 1.3), STOPS, pad_id=PAD)
 #: Every pair that works.
 PAIRS = [(NativeGenerator, name) for name in ("llama", "gpt2", "lfm2", "falcon_h1")]
 PAIRS += [(TransformersGenerator, name) for name in ("llama", "gpt2", "mamba")]
@@ -28,9 +31,8 @@ both = pytest.mark.parametrize("generator", [NativeGenerator, TransformersGenera
 def sample(generator, name="llama", prompts=PROMPTS, streams=STREAMS, stop_ids=STOPS, pad_id=PAD, **options):
     options = {"max_new_tokens": 10, "temperature": 1.3} | options
     progress, max_rows = options.pop("progress", None), options.pop("max_rows", 512)
-    return generator(max_rows=max_rows).generate(
-        family(name), prompts, streams, Sampling(**options), stop_ids=stop_ids, pad_id=pad_id, progress=progress
-    )
+    asked = request_for(prompts, streams, Sampling(**options), stop_ids, pad_id=pad_id)
+    return generator(max_rows=max_rows).generate(family(name), asked, progress)
 
 
 def rows(responses):
@@ -294,7 +296,7 @@ def test_the_defaults_of_a_model_do_not_touch_the_distribution():
 def test_a_model_that_is_not_plain_attention_is_sampled_by_its_own_generate(name, reason, caplog):
     generator = NativeGenerator(max_tokens=3 * 16)
     for _ in range(2):
-        found = generator.generate(family(name), PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids=STOPS, pad_id=PAD)
+        found = generator.generate(family(name), ASKED)
     same(found, sample(TransformersGenerator, name))
     assert caplog.text.count("slower") == 1 and reason in caplog.text
     assert generator.metrics() == {}
@@ -303,9 +305,7 @@ def test_a_model_that_is_not_plain_attention_is_sampled_by_its_own_generate(name
 def test_the_cache_has_room_for_so_many_tokens():
     whole = sample(NativeGenerator)
     with pytest.raises(UserError, match="max_tokens=15"):
-        NativeGenerator(max_tokens=15).generate(
-            family("llama"), PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids=STOPS, pad_id=PAD
-        )
+        NativeGenerator(max_tokens=15).generate(family("llama"), ASKED)
     widest = []
     hook = family("llama").register_forward_pre_hook(
         lambda _, args, given: widest.append(given["input_ids"].shape[0]) if "past_key_values" in given else None,
@@ -313,7 +313,7 @@ def test_the_cache_has_room_for_so_many_tokens():
     )
     generator = NativeGenerator(max_tokens=5 * 16 + 15)
     try:
-        few = generator.generate(family("llama"), PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids=STOPS, pad_id=PAD)
+        few = generator.generate(family("llama"), ASKED)
     finally:
         hook.remove()
     same(few, whole)
@@ -332,9 +332,8 @@ def test_the_cache_has_room_for_so_many_tokens():
 def test_each_response_is_reported_as_it_ends():
     reported = {}
     responses = NativeGenerator(max_rows=6).generate(
-        family("llama"), PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids=STOPS, pad_id=PAD,
-        finished=lambda row, ids: reported.setdefault(row, []).append(ids),
-    )  # fmt: skip
+        family("llama"), ASKED, finished=lambda row, ids: reported.setdefault(row, []).append(ids)
+    )
     assert reported == {row: [ids] for row, ids in enumerate(rows(responses))}
     assert list(reported) != sorted(reported)
 
@@ -346,7 +345,8 @@ def test_a_subclass_may_constrain_what_is_drawn():
             return 6 + (rows + columns) % 5, logprobs
 
     generator = Counting(max_rows=3)
-    found = generator.generate(family("gpt2"), PROMPTS, STREAMS, Sampling(4), stop_ids=frozenset({10}), pad_id=PAD)
+    asked = request_for(PROMPTS, STREAMS, Sampling(4), frozenset({10}), pad_id=PAD)
+    found = generator.generate(family("gpt2"), asked)
     for row, ids in enumerate(rows(found)):
         expected = [6 + (row + column) % 5 for column in range(4)]
         assert ids == expected[: expected.index(10) + 1 if 10 in expected else None]

@@ -10,6 +10,7 @@ from rl_lightning.functional import logprobs_from_logits
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
 from rl_lightning.generation.sampling import check_drawn, draw, inverse_cdf, uniforms
 from tests.checks import assert_same, holds_only_for
+from tests.support import request_for
 from tests.tiny import EOS, PAD, tiny_model
 
 #: Narrow, one full block, the first of two levels, a last block that is not full.
@@ -249,8 +250,8 @@ def test_logits_that_are_not_finite_give_some_token_and_are_told(vocabulary, tem
 @pytest.mark.parametrize("generator", [NativeGenerator(), TransformersGenerator()])
 def test_a_policy_whose_logits_overflow_says_so_while_it_samples(generator):
     model = tiny_model().eval()
-    options = {"stop_ids": frozenset({EOS}), "pad_id": PAD}
-    generator.generate(model, [[3, 4]], [(1, 0)], Sampling(4), **options)
+    asked = request_for([[3, 4]], [(1, 0)], Sampling(4), frozenset({EOS}), pad_id=PAD)
+    generator.generate(model, asked)
     torch.nn.init.constant_(model.lm_head.weight, 3e38)
     with pytest.raises(UserError, match="the policy's logits are not finite"):
-        generator.generate(model, [[3, 4]], [(1, 0)], Sampling(4), **options)
+        generator.generate(model, asked)

@@ -8,8 +8,9 @@ import pytest
 from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.errors import UserError
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator, VLLMGenerator
-from rl_lightning.generation.copies import Answer, Request
+from rl_lightning.generation.copies import Answer, Question
 from rl_lightning.stopping import StopStrings
+from tests.support import request_for
 from tests.tiny import EOS, PAD
 from tests.unit.generation.families import family
 from tests.unit.generation.test_generators import PROMPTS, STREAMS, rows, same
@@ -26,10 +27,8 @@ TOKENIZER = Letters()
 
 
 def sample(generator, strings, name="llama", finished=None):
-    return generator.generate(
-        family(name), PROMPTS, STREAMS, Sampling(12, 1.3), stop_ids=frozenset({EOS}), stop_strings=strings, pad_id=PAD,
-        finished=finished,
-    )  # fmt: skip
+    asked = request_for(PROMPTS, STREAMS, Sampling(12, 1.3), frozenset({EOS}), strings, PAD)
+    return generator.generate(family(name), asked, finished=finished)
 
 
 def cut(response, strings, ends=len):
@@ -99,8 +98,9 @@ def test_an_engine_of_vllm_is_told_to_abort_what_a_string_has_ended(monkeypatch)
     generator = VLLMGenerator()
     engine = Engine()
     generator._llm = SimpleNamespace(llm_engine=engine)
-    requests = [Request([1], 0), Request([2], 0)]
-    found = generator.answers(requests, Sampling(5), frozenset({1}), StopStrings(TOKENIZER, ("de",)), None)
+    strings = StopStrings(TOKENIZER, ("de",))
+    asked = request_for([[1], [2]], [(0, 0), (0, 1)], Sampling(5), frozenset({1}), strings)
+    found = generator.answers([Question([1], 0), Question([2], 0)], asked, None)
     assert found == [Answer([3, 4], [-3.0, -4.0]), Answer(scripts["1"], [-3.0, -9.0, -9.0, -9.0, -1.0])]
     assert engine.aborted == ["0"] and engine.kinds == {"cumulative"}
     generator._llm = None
@@ -118,11 +118,11 @@ def test_a_server_of_vllm_is_asked_for_the_strings_and_to_keep_them():
         return {"choices": [{"token_ids": [3, 4, 5, 6], "logprobs": {"token_logprobs": [-1.0, -2.0, -3.0, -4.0]}}]}
 
     generator.server = SimpleNamespace(ask=ask, take_lost=lambda: 0)
-    request, sampling = [Request([1], 0)], Sampling(9)
-    (found,) = generator.answers(request, sampling, frozenset({1}), StopStrings(TOKENIZER, ("de",)), None)
+    question, limits = [Question([1], 0)], ([[1]], [(0, 0)], Sampling(9), frozenset({1}))
+    (found,) = generator.answers(question, request_for(*limits, StopStrings(TOKENIZER, ("de",))), None)
     assert found == Answer([3, 4], [-1.0, -2.0])
     assert asked[0]["stop"] == ["de"] and asked[0]["include_stop_str_in_output"] is True
-    generator.answers(request, sampling, frozenset({1}), None, None)
+    generator.answers(question, request_for(*limits), None)
     assert "stop" not in asked[1]
 
 

@@ -25,7 +25,7 @@ from rl_lightning.generation import Sampling, VLLMGenerator, VLLMServerGenerator
 from rl_lightning.generation.export import main as export
 from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import RewardSpec
-from tests.support import trainer
+from tests.support import request_for, trainer
 from tests.unit.generation.test_vllm_server import Enough, Watch, moved, scored, unused_port
 from tests.unit.generation.vllm_contract import ANSWERS, record, shape
 
@@ -63,7 +63,7 @@ def generator(running, policy, files):
 
 def sample(generator, policy, stop_ids, prompts=PROMPTS, streams=STREAMS, progress=None, **options):
     sampling = Sampling(**({"max_new_tokens": 10, "temperature": 1.3} | options))
-    return generator.generate(policy, prompts, streams, sampling, stop_ids=stop_ids, pad_id=0, progress=progress)
+    return generator.generate(policy, request_for(prompts, streams, sampling, stop_ids), progress)
 
 
 def rows(responses):

@@ -22,7 +22,7 @@ from rl_lightning.models import LoraOptions, PolicyFiles, add_adapter, response_
 from rl_lightning.rewards import RewardSpec
 from rl_lightning.strategies import full_state_dict
 from tests.checks import assert_same
-from tests.support import trainer
+from tests.support import request_for, trainer
 from tests.unit.generation.fake_vllm import FakeVLLM
 
 PROMPTS = [[3, 4, 5], [6, 7, 8, 9], [12]]
@@ -57,9 +57,7 @@ def moved(policy, seed=1):
 
 def sample(generator, policy, files, pad_id=0, progress=None, **options):
     sampling = Sampling(**({"max_new_tokens": 10, "temperature": 1.3} | options))
-    return generator.generate(
-        policy, PROMPTS, STREAMS, sampling, stop_ids=files.stop_ids, pad_id=pad_id, progress=progress
-    )
+    return generator.generate(policy, request_for(PROMPTS, STREAMS, sampling, files.stop_ids, pad_id=pad_id), progress)
 
 
 def scored(policy, responses, temperature=1.3):
@@ -103,9 +101,7 @@ def test_a_stream_decides_a_response_whatever_is_beside_it(served, policy, files
         generator = started(fake, tmp_path)
         generator.update(policy, files, 0)
         whole = sample(generator, policy, files)
-        part = generator.generate(
-            policy, PROMPTS[1:2], STREAMS[4:8], Sampling(10, 1.3), stop_ids=files.stop_ids, pad_id=0
-        )
+        part = generator.generate(policy, request_for(PROMPTS[1:2], STREAMS[4:8], Sampling(10, 1.3), files.stop_ids))
         width = part.response_ids.shape[1]
         assert torch.equal(part.response_ids, whole.response_ids[4:8, :width])
         assert len({tuple(row) for row in part.response_ids.tolist()}) > 1, "one seed for all"

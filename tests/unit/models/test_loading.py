@@ -16,6 +16,7 @@ from rl_lightning.models import ClassifierFiles, CriticFiles, LoadOptions, Polic
 from rl_lightning.models.packing import packs
 from rl_lightning.types import Rows
 from tests.checks import assert_same, gradient_difference
+from tests.support import request_for
 from tests.tiny import CHARACTERS, EOS, PAD, save_tiny_policy, tiny_model, tiny_tokenizer
 
 IDS = torch.arange(3, 15).reshape(2, 6)
@@ -202,8 +203,9 @@ def test_what_the_configuration_asks_for_besides_changes_nothing(tmp_path, chang
         gradient = model.get_input_embeddings().weight.grad
         streams = [(1, number) for number in range(4)]
         for generator in (NativeGenerator(), TransformersGenerator()):
-            options = {"stop_ids": files.stop_ids, "pad_id": files.tokenizer.pad_token_id}
-            sampled = generator.generate(model.eval(), [[3, 4], [5]], streams, Sampling(6), **options)
+            pad_id = files.tokenizer.pad_token_id
+            asked = request_for([[3, 4], [5]], streams, Sampling(6), files.stop_ids, pad_id=pad_id)
+            sampled = generator.generate(model.eval(), asked)
             found.append((reading.logprobs, reading.entropy, gradient, sampled.response_ids, sampled.logprobs))
     for plain, asked in zip(found[:2], found[2:], strict=True):
         assert all(torch.equal(one, other) for one, other in zip(plain, asked, strict=True))
