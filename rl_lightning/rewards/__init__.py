@@ -4,9 +4,9 @@ Nothing here imports torch or Lightning, because every worker process imports th
 """
 
 from rl_lightning.rewards.ahead import Ahead
+from rl_lightning.rewards.pool import WorkerPool
 from rl_lightning.rewards.rewarder import Rewarder
-from rl_lightning.rewards.spec import BatchReward, RewardLimits, RewardSample, RewardSpec, Scores
-from rl_lightning.rewards.workers import Outcome, WorkerPool
+from rl_lightning.rewards.spec import BatchReward, Outcome, RewardLimits, RewardSample, RewardSpec, Scores
 
 __all__ = [
     "Ahead",

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_lightning.errors import UserError
-from rl_lightning.rewards.spec import RewardSample
-from rl_lightning.rewards.workers import Outcome
+from rl_lightning.rewards.spec import Outcome, RewardSample
 
 #: How often whoever waits for rewards looks up, in seconds.
 _LOOK_EVERY_S = 0.1

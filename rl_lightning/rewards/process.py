@@ -1,4 +1,4 @@
-"""One worker process, as its parent sees it."""
+"""One reward worker, as its parent sees it: the process, the pipes to it, and what it still owes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from rl_lightning.errors import UserError
-from rl_lightning.rewards import frames
+from rl_lightning.rewards import messages
 
+#: The directory that `rl_lightning` is imported from.
 _ROOT = str(Path(__file__).resolve().parents[2])
 _BLOCK = 1 << 16  # bytes, what a pipe holds
-#: How long what keeps a worker may take to end it, in seconds, before it is killed itself.
+#: Seconds that a keeper may take to end its worker before it is killed itself.
 _END_S = 5.0
 
 
 class Worker:
-    """One process, what has been sent to it, and what it still owes.
+    """One process for calls; :mod:`rl_lightning.rewards.messages` says what is sent and answered.
 
-    It runs below a parent of its own, which ends it and all that it has started: :mod:`rl_lightning.rewards.keeper`.
+    Below this process runs a keeper, and the worker below that; the keeper ends the worker and all that it has started when
+    a byte arrives in the `lifeline` pipe, or when nobody is left who could write to it: see :mod:`rl_lightning.rewards.worker`.
 
     Args:
         settings: the first message.
@@ -57,14 +59,15 @@ class Worker:
                 "(ulimit -u for processes, ulimit -n for files)"
             ) from error
         finally:
-            if lifeline >= 0:
+            if lifeline >= 0:  # the keeper's end; ours is `_lifeline`
                 os.close(lifeline)
         assert self.process.stdin is not None and self.process.stdout is not None
         self.requests = self.process.stdin.fileno()
         self.responses = self.process.stdout.fileno()
+        # A worker that hangs must not hang its parent.
         os.set_blocking(self.requests, False)
         os.set_blocking(self.responses, False)
-        self.outgoing = bytearray(frames.pack(settings))
+        self.outgoing = bytearray(messages.pack(settings))
         self.incoming = bytearray()
         self.start_s = start_s
         self.ready = False
@@ -73,6 +76,7 @@ class Worker:
         self.defined: set[int] = set()
         self.loading: deque[int] = deque()
         self.proven: set[int] = set()
+        #: Calls that were sent and have no outcome yet, by their place in the present `map`; it is at the first of them.
         self.owed: deque[int] = deque()
         self.flush()
         self.deadline = time.monotonic() + start_s
@@ -82,14 +86,20 @@ class Worker:
         """Whether it is busy with set-up or imports, which no call pays for."""
         return not self.ready or bool(self.loading)
 
-    def wind(self, timeout_s: float) -> None:
-        """Start the clock for what it is at, a call being allowed so many seconds."""
+    def restart_clock(self, timeout_s: float) -> None:
+        """Set the deadline of what it is at: `timeout_s` seconds from now for a call, `start_s` for set-up and imports, and for a
+        call whose own clock has stopped."""
         untimed = self.starting or self.clock_stopped
         self.deadline = time.monotonic() + (self.start_s if untimed else timeout_s)
 
     def define(self, key: int, pickled: bytes) -> None:
-        """Have it load a function."""
-        self.outgoing += frames.pack(("define", key, pickled))
+        """Have it load a function.
+
+        Args:
+            key: names the function in later calls.
+            pickled: the callable, or its dotted path.
+        """
+        self.outgoing += messages.pack(("define", key, pickled))
         self.defined.add(key)
         self.loading.append(key)
 
@@ -107,12 +117,12 @@ class Worker:
                 self.incoming += data
                 if len(data) < _BLOCK:
                     break
-            else:
+            else:  # nothing to read, and nobody left to write
                 alive = False
-        return frames.unpack(self.incoming), alive
+        return messages.unpack(self.incoming), alive
 
     def gone(self) -> bool:
-        """Return whether the process has ended."""
+        """Return whether the worker has ended. It alone holds the other end of `responses`."""
         poll = select.poll()
         poll.register(self.responses, 0)  # POLLHUP is always reported
         return bool(poll.poll(0))
@@ -127,13 +137,13 @@ class Worker:
 
     def kill(self) -> int:
         """End the process and everything it started; return its exit status."""
-        if self.gone():  # let its parent see how it has ended
+        if self.gone():  # first let its keeper see how it ended, and end in the same way
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_END_S)
         self.interrupt()
         try:
             status = self.process.wait(_END_S)
-        except subprocess.TimeoutExpired:  # its parent was stopped, say
+        except subprocess.TimeoutExpired:  # its keeper was stopped by SIGSTOP, say
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             status = self.process.wait()

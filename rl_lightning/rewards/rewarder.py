@@ -12,9 +12,9 @@ from typing import Any, SupportsFloat
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.ahead import Ahead, Outcomes
+from rl_lightning.rewards.pool import WorkerPool
 from rl_lightning.rewards.signature import BoundReward, bind, bind_batch
-from rl_lightning.rewards.spec import BatchReward, RewardLimits, RewardSample, RewardSpec, Scores
-from rl_lightning.rewards.workers import Outcome, WorkerPool
+from rl_lightning.rewards.spec import BatchReward, Outcome, RewardLimits, RewardSample, RewardSpec, Scores
 
 _log = logging.getLogger(__name__)
 #: A call with fewer samples says too little about the failing fraction; it is judged by the running total ...

@@ -15,8 +15,7 @@ from typing import Any
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import tally
 from rl_lightning.rewards.resolve import resolve
-from rl_lightning.rewards.spec import BatchReward, RewardSample
-from rl_lightning.rewards.workers import Outcome
+from rl_lightning.rewards.spec import BatchReward, Outcome, RewardSample
 
 _log = logging.getLogger(__name__)
 

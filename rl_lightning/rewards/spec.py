@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rl_lightning.errors import UserError
 
@@ -95,6 +95,28 @@ class BatchReward:
     weight: float
     function: Callable[[Sequence[RewardSample]], Sequence[float]]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: How a call of a reward function ended; see `Outcome`.
+Kind = Literal["ok", "raised", "timeout", "died"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one call of a reward function went.
+
+    Args:
+        kind: ``ok``; ``raised``: an exception, or it returned neither a number nor a short text; ``timeout``: it was killed for
+            taking too long; ``died``: the process ended during the call (a crash, ``os._exit``, killed for its memory).
+        value: what the call returned; None unless it is ``ok``.
+        error: the traceback, or one line about the timeout or death; None if it is ``ok``.
+        counts: events that the call counted through :mod:`rl_lightning.rewards.tally`.
+    """
+
+    kind: Kind
+    value: Any = None
+    error: str | None = None
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

@@ -1,48 +1,190 @@
-"""The process in which reward functions run: ``python -m rl_lightning.rewards.worker``.
+"""The process in which reward functions run: ``python -m rl_lightning.rewards.worker LIFELINE``.
 
-Started and spoken to by :class:`rl_lightning.rewards.workers.WorkerPool`; not for use by hand. Messages from the parent
-(see :mod:`rl_lightning.rewards.frames`):
+Started by :class:`rl_lightning.rewards.process.Worker`, not by hand; the messages are those of :mod:`rl_lightning.rewards.messages`.
+It is two processes:
 
-- first, a dict: ``sys_path``, ``memory_limit`` (bytes or None), ``setup`` (a list of ``(function, arguments)``);
-- ``("define", key, pickled function)``: a function, sent once and loaded at once, which may import its module;
-- ``("run", [(index, key, pickled arguments), ...])``: calls, answered one by one, in order.
+    trainer ──► keeper ──► worker ──► what rewards start
+                leads a    leads a    in any session or process group
+                session    process group
 
-Messages to the parent: ``("ready", setup error or None)`` once, ``("defined", key)`` when a function is loaded, or cannot
-be, then ``(index, kind, pickled value, error, counts)`` a call; in between ``("clock", runs)`` to stop the clock and let it
-run again. After the kind ``memory`` the parent should end this
-process, which may keep what it ran out of memory with.
+The keeper ends the worker and all that it has started when the trainer says so or is gone. To kill a process group is not
+enough: a process with a session of its own, or one whose parent has ended, has left it. On Linux the keeper is the process
+that orphans below it fall to (PR_SET_CHILD_SUBREAPER), so that once it has killed its children until it has none, it has killed
+every descendant. On other systems only the worker's process group ends.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
 import resource
+import select
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, BinaryIO, SupportsFloat
 
-from rl_lightning.rewards import clock, frames, keeper, tally
+from rl_lightning.rewards import messages, tally
 from rl_lightning.rewards.resolve import resolve
+
+#: What schedulers and terminals send to every process of a job; the trainer decides what becomes of it.
+_SIGNALS_OF_THE_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+_LINUX = sys.platform == "linux"
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+_LOOK_EVERY_S = 1.0
+_KILL_FOR_S = 4.0  # what still lives then cannot be killed: it hangs in the kernel, or belongs to another user
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _LARGEST_VALUE, _LONGEST_ERROR = 1 << 16, 1 << 14  # bytes, characters; the parent holds one of each a sample
 
 
 def main(lifeline: int) -> None:
-    """Serve calls until the parent closes its pipe or dies."""
-    keeper.keep(lifeline)
+    """Serve calls until the parent closes its pipe or dies.
+
+    Args:
+        lifeline: the end of a pipe for reading; see `_become_worker_of_a_keeper`.
+    """
+    _become_worker_of_a_keeper(lifeline)
     requests, responses = _private_pipes()
-    clock.connect(lambda runs: _send(responses, ("clock", runs)))
+    messages.connect_clock(lambda runs: _send(responses, ("clock", runs)))
     with contextlib.suppress(EOFError, BrokenPipeError):
-        error = _set_up(frames.read(requests))
+        error = _set_up(messages.read(requests))
         _send(responses, ("ready", error))
         _serve(requests, responses)
     # No clean-up of what rewards imported: a thread that one of them left running must not keep the process.
     sys.stderr.flush()
     os._exit(0)
+
+
+# ------------------------------------------------------------------------------------------------------------ the keeper
+
+
+def _become_worker_of_a_keeper(lifeline: int) -> None:
+    """Return in a forked child, the worker; the calling process becomes its keeper and never returns.
+
+    Args:
+        lifeline: when something arrives there, or nobody is left to write to it, the worker ends.
+    """
+    trainer, wake = os.getppid(), _wake_by_signals()
+    if _LINUX:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # before the fork, so that no orphan escapes
+    keeper = os.getpid()
+    worker = os.fork()
+    if worker == 0:
+        _leave_to(keeper)
+        os.close(lifeline)
+        return
+    # The worker alone holds its ends of the pipes, so that the trainer sees when it is gone.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    status = _wait(worker, trainer, lifeline, wake)
+    _kill_descendants(worker)
+    _end_like(status)
+
+
+def _wake_by_signals() -> int:
+    """Hear of children that end, and of nothing else; return the file descriptor to poll for that."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    os.set_blocking(reading, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in (signal.SIGCHLD, *_SIGNALS_OF_THE_JOB):
+        signal.signal(number, _ignore)
+    return reading
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Do nothing. Unlike SIG_IGN, a handler is not inherited by programs that rewards start."""
+
+
+def _leave_to(keeper: int) -> None:
+    """Make this forked child a worker, which keeps the keeper's handlers for the signals of the job."""
+    os.setpgid(0, 0)
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.register_at_fork(after_in_child=_default_signals)
+    if _LINUX:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != keeper:  # it ended before it could have been noticed
+            os._exit(1)
+
+
+def _default_signals() -> None:
+    for number in _SIGNALS_OF_THE_JOB:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _wait(worker: int, trainer: int, lifeline: int, wake: int) -> int | None:
+    """Return the wait status that the worker ended with; None if it is to be ended."""
+    poll = select.poll()
+    poll.register(lifeline, select.POLLIN)
+    poll.register(wake, select.POLLIN)
+    while True:
+        for number, _ in poll.poll(1000 * _LOOK_EVERY_S):
+            if number == lifeline:
+                return None
+            with contextlib.suppress(BlockingIOError):
+                os.read(wake, 1 << 10)
+        # Orphans of the worker are ours to reap.
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == worker:
+                return ended[1]
+        # A fork of the trainer may hold the other end of the lifeline.
+        if os.getppid() != trainer:
+            return None
+
+
+def _kill_descendants(worker: int) -> None:
+    """Kill children, and those who become ours by that, until there are none."""
+    until = time.monotonic() + _KILL_FOR_S
+    while time.monotonic() < until:
+        for child in _children() if _LINUX else [-worker]:  # minus: its process group
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.001)
+
+
+def _children() -> list[int]:
+    """Return the processes whose parent is this one."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", "rb") as file:
+                # The name, in parentheses, may itself hold spaces and parentheses.
+                if int(file.read().rpartition(b")")[2].split()[1]) == os.getpid():
+                    found.append(int(entry))
+    return found
+
+
+def _end_like(status: int | None) -> None:
+    """End as the worker did, for the trainer to see: by the same signal or with the same exit status."""
+    number = signal.SIGKILL if status is None else os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    if number is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the worker's core is enough
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.WEXITSTATUS(status or 0))
+
+
+# ------------------------------------------------------------------------------------------------------------ the worker
 
 
 def _private_pipes() -> tuple[BinaryIO, int]:
@@ -79,7 +221,7 @@ def _limit_memory(wanted: int) -> None:
 def _serve(requests: BinaryIO, responses: int) -> None:
     functions: dict[int, Callable[..., Any] | str] = {}
     while True:
-        message = frames.read(requests)
+        message = messages.read(requests)
         if message[0] == "define":
             functions[message[1]] = _load(message[2])
             tally.drain()
@@ -128,7 +270,7 @@ def _plain(value: Any) -> Any:
 
 
 def _send(responses: int, message: Any) -> None:
-    rest = memoryview(frames.pack(message))
+    rest = memoryview(messages.pack(message))
     while rest:
         rest = rest[os.write(responses, rest) :]
 

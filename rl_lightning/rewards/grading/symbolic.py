@@ -10,7 +10,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.rewards.grading.compare import is_worked_out
 from rl_lightning.rewards.grading.expression import read_expression
 from rl_lightning.rewards.grading.normalize import tighten
-from rl_lightning.rewards.workers import WorkerPool
+from rl_lightning.rewards.pool import WorkerPool
 
 Result = Literal["equal", "different", "timeout", "refused"]
 

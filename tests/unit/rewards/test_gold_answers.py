@@ -9,7 +9,7 @@ import pytest
 from rl_lightning.rewards import Rewarder, RewardSample, RewardSpec, functions, tally
 from rl_lightning.rewards.functions import answer_correct, final_answer, reasoning_gym_score
 from rl_lightning.rewards.grading import check_answer, is_equivalent, symbolic
-from rl_lightning.rewards.workers import Outcome
+from rl_lightning.rewards.spec import Outcome
 from rl_lightning.thoughts import DEFAULT_THOUGHTS
 
 GSM8K = "She sold 48/2 = <<48/2=24>>24 in May.\nTogether 48+24 = <<48+24=72>>72.\n#### 72"

@@ -216,6 +216,16 @@ def test_what_dies_is_replaced_and_exactly_it_is_charged(pool):
     assert "SIGSEGV" in outcomes[3].error
 
 
+def test_workers_that_die_at_the_same_moment_cost_their_own_calls(tmp_path):
+    """As when the system kills them all for their memory. One must not be cleared away while another is replaced."""
+    pool = WorkerPool(workers=3, timeout_s=20.0)
+    pool.map(respond("x"))
+    together = [(f"{MODULE}.die_together", {"directory": str(tmp_path), "count": 3})] * 3
+    outcomes = pool.map([*together, *respond("one", "two", "three")])
+    assert kinds(outcomes) == ["died"] * 3 + ["ok"] * 3
+    pool.close()
+
+
 def test_a_worker_that_died_while_idle_costs_nothing(pool):
     pid = pool.map([(f"{MODULE}.pid", {})])[0].value
     os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,10 @@
-"""Subprocesses that can be killed, for code that may hang, crash or eat memory."""
+"""Worker processes that can be killed, for reward functions that may hang, crash or eat memory.
+
+pool.py       WorkerPool: hands calls to workers, gathers outcomes, replaces workers that hang or die
+process.py    Worker: one process as its parent sees it
+messages.py   what the two say to each other
+worker.py     the process itself, and its keeper
+"""
 
 from __future__ import annotations
 
@@ -14,38 +20,19 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from rl_lightning.errors import UserError
-from rl_lightning.rewards import clock, frames
+from rl_lightning.rewards import messages
 from rl_lightning.rewards.process import Worker
+from rl_lightning.rewards.spec import Kind, Outcome
 
-Kind = Literal["ok", "raised", "timeout", "died"]
 Function = str | Callable[..., Any]
 Call = tuple[Function, Mapping[str, Any]]
 
 _LARGEST_CHUNK = 64
-#: How often a ``map`` asks whether it is wanted any more, in seconds.
+#: Seconds between two questions of a ``map`` whether its calls have been given up.
 _LOOK_EVERY_S = 0.1
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one call went.
-
-    Args:
-        kind: ``ok``; ``raised`` an exception, or returned neither a number nor a short text; ``timeout``: it was killed for taking too long; ``died``: the process
-            ended during the call (a crash, ``os._exit``, killed for its memory).
-        value: what the call returned, if it did.
-        error: the traceback, or one line about the timeout or death.
-        counts: events that the call counted through :mod:`rl_lightning.rewards.tally`.
-    """
-
-    kind: Kind
-    value: Any = None
-    error: str | None = None
-    counts: dict[str, int] = field(default_factory=dict)
 
 
 class WorkerPool:
@@ -88,11 +75,11 @@ class WorkerPool:
             "setup": [(function, dict(arguments)) for function, arguments in setup],
         }
         self._running: list[Worker] = []
-        # The functions themselves are kept so that no other object can take over an id.
+        # Each function and its pickle, by key. The function itself is kept so that no other object can take over its id.
         self._functions: list[tuple[Function, bytes]] = []
         self._keys: dict[str | int, int] = {}
         self._lock = threading.Lock()
-        self._closed = 0  # times
+        self._closed = 0  # how many times `close` was called
         self._finalizer = weakref.finalize(self, _kill_all, self._running, os.getpid())
 
     def start(self, functions: Sequence[Function] = ()) -> None:
@@ -110,9 +97,14 @@ class WorkerPool:
             self._start()
 
     def _start(self) -> None:
+        """Replace workers that have ended between two calls of ``map``, and start those that are missing."""
         for worker in [worker for worker in self._running if worker.gone()]:
             self._running.remove(worker)
             worker.kill()
+        self._fill_up()
+
+    def _fill_up(self) -> None:
+        """Start the workers that are missing."""
         while len(self._running) < self.workers:
             worker = Worker({**self._settings, "sys_path": list(sys.path)}, self.start_timeout_s)
             for key, (_, pickled) in enumerate(self._functions):
@@ -121,7 +113,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Kill the workers. A later ``start`` or ``map`` starts new ones."""
-        # A `map` of another thread holds the lock: it notices.
+        # Before the lock: a `map` of another thread holds it, and ends when it sees that this number has changed.
         self._closed += 1
         with self._lock:
             _kill_all(self._running, os.getpid())
@@ -132,7 +124,7 @@ class WorkerPool:
         Args:
             calls: pairs of a function (dotted path or picklable callable) and its keyword arguments. A callable is
                 pickled once, so changes to its state after the first call do not reach the workers.
-            given_up: asked now and then whether nobody wants to know any more.
+            given_up: asked every 0.1 s; once it returns True the calls end.
 
         Raises:
             UserError: if the workers cannot be started, or their setup fails.
@@ -143,7 +135,7 @@ class WorkerPool:
             try:
                 return _Dispatch(self, calls, lambda: given_up() or self._closed != closed).run()
             except BaseException:
-                # Results of the interrupted calls would be taken for those of the next.
+                # Else the next `map` would take the answers to these calls for its own.
                 _kill_all(self._running, os.getpid())
                 raise
 
@@ -168,22 +160,32 @@ class WorkerPool:
 
 
 def _kill_all(running: list[Worker], owner: int) -> None:
-    # A fork of the owner inherits this list, but the processes aren't its own.
+    # A fork of the owner inherits this list, but the processes are not its children.
     ended = running.copy()
     running.clear()
     if os.getpid() == owner:
-        for worker in ended:
+        for worker in ended:  # all at once, for each may take a while to end
             worker.interrupt()
         for worker in ended:
             worker.kill()
 
 
 class _Dispatch:
-    """One ``map``: hands out the calls in chunks, and gathers their outcomes."""
+    """One ``map``: hands out the calls in chunks, and gathers their outcomes.
+
+    A call is named by its place among `calls`. It is in `waiting`, then in some worker's `owed`, then in `outcomes`. If the
+    worker dies, the call that it was at gets an outcome, and the others that it owed go back to the front of `waiting`.
+
+    Args:
+        pool: whose workers run the calls.
+        calls: see `WorkerPool.map`.
+        given_up: see `WorkerPool.map`.
+    """
 
     def __init__(self, pool: WorkerPool, calls: Sequence[Call], given_up: Callable[[], bool]) -> None:
         self.pool = pool
         self.given_up = given_up
+        self.selector = selectors.DefaultSelector()
         self.outcomes: list[Outcome | None] = [None] * len(calls)
         self.keys: list[int] = [0] * len(calls)
         self.arguments: list[bytes] = [b""] * len(calls)
@@ -199,33 +201,33 @@ class _Dispatch:
         self.chunk = max(1, min(_LARGEST_CHUNK, len(self.waiting) // (4 * pool.workers)))
 
     def run(self) -> list[Outcome]:
-        self.pool._start()
-        with selectors.DefaultSelector() as selector:
-            for worker in self.pool._running:
-                selector.register(worker.responses, selectors.EVENT_READ, worker)
+        """Return the outcome of every call."""
+        with self.selector:
+            self.pool._start()
+            self._listen()
             while self.waiting or any(worker.owed for worker in self.pool._running):
                 if self.given_up():
                     raise RuntimeError("The worker pool was closed, or the calls were given up")
                 for worker in list(self.pool._running):
                     self._feed(worker)
-                for worker in self._wait(selector):
-                    self._collect(worker, selector)
+                for worker in self._wait():
+                    self._collect(worker)
                 for worker in list(self.pool._running):
-                    self._check_clock(worker, selector)
+                    self._check_clock(worker)
         assert all(outcome is not None for outcome in self.outcomes)
         return [outcome for outcome in self.outcomes if outcome is not None]
 
-    def _wait(self, selector: selectors.BaseSelector) -> list[Worker]:
-        """Wait for news; return the workers that have some."""
+    def _wait(self) -> list[Worker]:
+        """Return the workers that have sent something, once one has or it is time to look at the clocks."""
         busy = [worker for worker in self.pool._running if worker.owed or worker.starting]
         pause = max(0.0, min(worker.deadline for worker in busy) - time.monotonic()) if busy else 0.0
         pause = min(pause, _LOOK_EVERY_S)
         if any(worker.outgoing for worker in busy):
             pause = min(pause, 0.001)  # a large message is on its way: come back to it soon
-        # This process may itself be a reward worker.
-        unhurried = clock.stopped() if all(worker.starting for worker in busy) else contextlib.nullcontext()
+        # This process may itself be a reward worker, with a call whose time does not run while others start.
+        unhurried = messages.clock_stopped() if all(worker.starting for worker in busy) else contextlib.nullcontext()
         with unhurried:
-            return [key.data for key, _ in selector.select(pause)]
+            return [key.data for key, _ in self.selector.select(pause)]
 
     def _feed(self, worker: Worker) -> None:
         """Give an idle worker its next chunk, and before that the functions that are called in it."""
@@ -235,16 +237,17 @@ class _Dispatch:
             for key in unknown:
                 worker.define(key, self.pool._functions[key][1])
             if not unknown:
-                worker.outgoing += frames.pack(("run", [(i, self.keys[i], self.arguments[i]) for i in chunk]))
+                worker.outgoing += messages.pack(("run", [(i, self.keys[i], self.arguments[i]) for i in chunk]))
                 worker.owed.extend(chunk)
                 for _ in chunk:
                     self.waiting.popleft()
-            worker.wind(self.pool.timeout_s)
+            worker.restart_clock(self.pool.timeout_s)
         worker.flush()
 
-    def _collect(self, worker: Worker, selector: selectors.BaseSelector) -> None:
-        messages, alive = worker.receive()
-        for message in messages:
+    def _collect(self, worker: Worker) -> None:
+        """Take in what a worker has sent, and replace it if it has ended."""
+        received, alive = worker.receive()
+        for message in received:
             if message[0] == "ready":
                 if message[1] is not None:
                     raise UserError(f"A reward worker's setup failed: {message[1].strip().splitlines()[-1]}")
@@ -261,24 +264,30 @@ class _Dispatch:
             worker.proven.add(self.keys[index])
             self.outcomes[index] = _outcome(kind, value, error, counts)
             if kind == "memory":
-                # What a call leaves behind must not count against the next one.
-                self._exchange(worker, selector)
+                # What this call leaves behind must not count against the next one.
+                self._end(worker)
+                self._start_successor(worker)
                 return
-        if messages:
-            worker.wind(self.pool.timeout_s)
+        if received:
+            worker.restart_clock(self.pool.timeout_s)
         if not alive:
-            self._replace(worker, selector, "died")
+            self._replace(worker, "died")
 
-    def _check_clock(self, worker: Worker, selector: selectors.BaseSelector) -> None:
+    def _check_clock(self, worker: Worker) -> None:
+        """Replace a worker that is past its deadline."""
         if (worker.owed or worker.starting) and time.monotonic() > worker.deadline and worker in self.pool._running:
             # A result may have come in while this process was busy elsewhere.
-            self._collect(worker, selector)
+            self._collect(worker)
             if worker in self.pool._running and time.monotonic() > worker.deadline:
-                self._replace(worker, selector, "timeout")
+                self._replace(worker, "timeout")
 
-    def _replace(self, worker: Worker, selector: selectors.BaseSelector, kind: Kind) -> None:
-        """Kill a worker, charge the one call that it was at, and start another for the rest."""
-        status = self._end(worker, selector)
+    def _replace(self, worker: Worker, kind: Kind) -> None:
+        """Kill a worker, note how the call that it was at ended, and start another worker for the rest.
+
+        Raises:
+            UserError: if it was starting, which the next one would not do better.
+        """
+        status = self._end(worker)
         if worker.starting:
             limit = self.pool.start_timeout_s
             what = f"was not done after start_timeout_s = {limit:g} s" if kind == "timeout" else _death(status)
@@ -286,10 +295,10 @@ class _Dispatch:
         if worker.owed:
             self.outcomes[worker.owed[0]] = Outcome(kind, error=f"The call {self._fate(worker, kind, status)}")
             worker.owed.popleft()
-        self._succeed(worker, selector)
+        self._start_successor(worker)
 
     def _start_of(self, worker: Worker) -> str:
-        """Return what a worker that starts is at, and what to do about it."""
+        """Say what a worker that is starting was doing, and what to do about it."""
         if worker.ready:
             function = self.pool._functions[worker.loading[0]][0]
             module = function.rpartition(".")[0] if isinstance(function, str) else type(function).__module__
@@ -306,23 +315,24 @@ class _Dispatch:
         )  # fmt: skip
         return f"took longer than {self.pool.timeout_s:g} s{first}"
 
-    def _exchange(self, worker: Worker, selector: selectors.BaseSelector) -> None:
-        """Kill a worker between two calls, and start another for the rest."""
-        self._end(worker, selector)
-        self._succeed(worker, selector)
-
-    def _end(self, worker: Worker, selector: selectors.BaseSelector) -> int:
-        selector.unregister(worker.responses)
+    def _end(self, worker: Worker) -> int:
+        """Kill a worker; return its exit status."""
+        self.selector.unregister(worker.responses)
         self.pool._running.remove(worker)
         return worker.kill()
 
-    def _succeed(self, worker: Worker, selector: selectors.BaseSelector) -> None:
-        """Start a worker in the place of one that has ended, and let it do what that one still owed."""
+    def _start_successor(self, worker: Worker) -> None:
+        """Put back what a worker that has ended still owed, and start another in its place."""
         self.waiting.extendleft(reversed(worker.owed))
-        self.pool._start()
-        for started in self.pool._running:
-            if started.responses not in selector.get_map():
-                selector.register(started.responses, selectors.EVENT_READ, started)
+        # Others may have ended at the same moment. They still owe calls, so `_collect` must see that, each in its turn.
+        self.pool._fill_up()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Hear of messages from workers that are new."""
+        for worker in self.pool._running:
+            if worker.responses not in self.selector.get_map():
+                self.selector.register(worker.responses, selectors.EVENT_READ, worker)
 
 
 def _outcome(kind: str, value: bytes, error: str | None, counts: dict[str, int]) -> Outcome:
