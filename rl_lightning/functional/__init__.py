@@ -1,4 +1,4 @@
-"""The mathematics: pure functions of tensors, without state, Lightning or transformers."""
+"""The formulas of all algorithms as pure functions of tensors; they import torch and nothing else."""
 
 from rl_lightning.functional.advantages import gae, group_normalize
 from rl_lightning.functional.importance import RatioBound, RatioLevel, bounded_ratio, known_or, sampler_ratio

@@ -1,4 +1,4 @@
-"""Advantages from rewards."""
+"""Advantages from rewards: group-relative (GRPO) and generalized advantage estimation (PPO)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ AdvantageScale = Literal["std", "none", "batch"]
 
 
 class _GroupStatistics(NamedTuple):
-    """Per row, what its group's scored members say: (B,) each."""
+    """Statistics of each row's group over the members whose reward did not fail: (B,) each."""
 
-    size: Tensor
-    mean: Tensor
-    spread: Tensor  # max − min
+    size: Tensor  # scored members
+    mean: Tensor  # of their rewards
+    spread: Tensor  # largest reward − smallest
 
 
 def _group_statistics(rewards: Tensor, member: Tensor, scored: Tensor) -> _GroupStatistics:
+    # member 0 0 1 1 2 : the group of each row, numbered from 0. Sums go into one slot per group, (groups,), and
+    # x[member] spreads them back over the rows, (B,).
     groups = int(member.max()) + 1
     kept, kept_member = rewards[scored], member[scored]
     zeros = rewards.new_zeros(groups)
@@ -40,21 +42,21 @@ def group_normalize(
 ) -> Tensor:
     """Return the group-relative advantage A_i = (r_i − mean(r_group)) / (std(r_group) + eps).
 
-    A group without spread (all rewards equal, or fewer than two scored) gets exactly 0, whatever the rounding of its
-    mean. Unscored rows are left out of their group's mean and deviation and get 0.
+    A group whose rewards are all equal, or that has fewer than two scored rows, gets exactly 0: rounding of the mean does not
+    leak through. Unscored rows do not enter the group's mean and standard deviation, and get 0.
 
     Args:
         rewards: (B,) float.
         group_ids: (B,) long; the members of a group need not be neighbours.
-        scored: (B,) bool, False where a reward failed; all True if not given.
-        scale: `std` divides by the group's deviation, `batch` by that of all scored rewards, `none` by nothing.
-        eps: added to the deviation, in units of reward.
-        ddof: what the divisor of the variance lacks: 1 is the unbiased variance, 0 the population's. The paper does
-            not say; verl and TRL use 1. It only rescales, by sqrt((G−1)/G).
-        batch_std: scalar, for `batch` when the batch is spread over ranks; otherwise computed here.
+        scored: (B,) bool, False where a reward failed; all True if None.
+        scale: `std` divides by the group's standard deviation, `batch` by that of all scored rewards, `none` by nothing.
+        eps: added to the standard deviation, in units of reward.
+        ddof: the variance of n rewards has the divisor n − ddof: 1 gives the unbiased variance, 0 the population variance.
+            The paper does not say which; verl and TRL use 1. The choice rescales all advantages by sqrt((G−1)/G).
+        batch_std: scalar, the standard deviation over all ranks, for `batch` on several ranks; computed from `rewards` if None.
 
     Returns:
-        (B,) in units of deviations (`std`, `batch`) or of reward (`none`).
+        (B,) in standard deviations (`std`, `batch`) or in units of reward (`none`).
 
     Source: DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision; `none` is Dr.GRPO (2503.20783),
     `batch` is Lite-PPO (2508.08221).
@@ -88,28 +90,32 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """Return the generalized advantage estimate A_t = Σ_l (γλ)^l δ_{t+l} and the value target R̂_t = A_t + V_t.
 
-    δ_t = r_t + γ V_{t+1} − V_t over the tokens of a response; the last one's V_{t+1} is 0, or `bootstrap_values`.
-    λ = 0 gives δ, and λ = 1 the discounted sum of what is still to come, less V.
+    δ_t = r_t + γ V_{t+1} − V_t over the tokens of a response. After the last token V is 0, or `bootstrap_values`.
+    At λ = 0, A_t = δ_t. At λ = 1, A_t is the discounted return from t on, minus V_t.
 
     Args:
-        rewards: r_t, (B, R), of taking token t.
-        values: V_t, (B, R), of the state *before* token t.
-        mask: (B, R) bool, the tokens that count; nothing outside it is read, so it may be NaN, and what lies between two
-            tokens that count takes no time.
+        rewards: r_t, (B, R), the reward for token t.
+        values: V_t, (B, R), the value of the state *before* token t.
+        mask: (B, R) bool, the tokens that count. Entries outside it are never read, so they may be NaN. A gap between two
+            counted tokens is skipped: it adds no discount.
         gamma: γ in [0, 1].
         gae_lambda: λ in [0, 1].
-        bootstrap_values: (B,) V after the last token, where a response did not end there; 0 if not given.
+        bootstrap_values: (B,) V after the last token, for responses that were cut off; 0 if None.
 
     Returns:
         A and R̂, (B, R) each, in units of reward, 0 outside the mask.
 
-    Source: Schulman et al. (arXiv 1506.02438) Eq. 16. With T − 1 the last token the last term is (γλ)^{T−t−1} δ_{T−1}: the
-    T − t + 1 that the notebook prints is a misprint of PPO's (1707.06347) Eq. 11, since δ_{T−1} is T − 1 − t steps ahead.
+    Source: Schulman et al. (arXiv 1506.02438) Eq. 16. With the tokens 0 … T − 1 the last term is (γλ)^{T−t−1} δ_{T−1}. The
+    notebook prints the exponent T − t + 1, which is a misprint in PPO (1707.06347) Eq. 11: δ_{T−1} is T − 1 − t steps ahead.
 
     Example:
         >>> gae(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.25]]), torch.tensor([[True, True]]), gae_lambda=0.5)
         (tensor([[0.1250, 0.7500]]), tensor([[0.6250, 1.0000]]))
     """
+    # From the last column to the first, one column of all rows at a time:
+    #   t            0     1     2     3
+    #   mask         1     1     0     1        column 2 does not count:
+    #   next_value   V_1   V_3   –     0        for token 1 the next state is that of token 3.
     rewards, values = torch.where(mask, rewards, 0), torch.where(mask, values, 0)
     next_value = values.new_zeros(len(values)) if bootstrap_values is None else bootstrap_values
     advantage = torch.zeros_like(next_value)

@@ -1,4 +1,4 @@
-"""Weights for responses of a sampler that is not quite the policy."""
+"""Importance weights for responses whose sampler μ differs slightly from the policy π, such as a copy in another engine."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ RatioBound = Literal["truncate", "mask"]
 
 
 def sampler_ratio(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, level: RatioLevel = "token") -> Tensor:
-    """Return π/μ of what a sampler μ drew, by the policy π that the trainer computes.
+    """Return the importance ratio π/μ of sampled tokens or responses.
 
-    `sequence` is the ratio of whole responses, Π_t π(y_t | x, y_<t)/μ(y_t | x, y_<t), at each of their tokens. With it, and
-    without a bound, a sum over samples of μ has the gradient of π's own in expectation; its variance grows with the length.
-    `token` is the ratio of each token alone: it corrects how tokens are drawn, but not which prefixes they are drawn after,
-    so it is exact for responses of one token, and to first order in the mismatch where the prefixes matter little.
+    `sequence`: the ratio of the whole response, Π_t π(y_t | x, y_<t)/μ(y_t | x, y_<t), at each of its tokens. Without a bound
+    it makes a gradient estimate from samples of μ unbiased for π. Its variance grows with the length.
+    `token`: the ratio of each token alone. It corrects the distribution of a token given its prefix, but not the distribution
+    of prefixes. It is exact for responses of one token; for longer ones the bias is of first order in the mismatch of prefixes.
 
     Args:
-        logprobs: log π, (B, R), nats, without gradient.
-        sampler_logprobs: log μ, (B, R), nats; a token without a finite one has the ratio 1.
-        mask: (B, R) bool; which tokens were sampled. What stands elsewhere is never read.
-        level: of what to take the ratio.
+        logprobs: log π, (B, R), nats, without gradient, as the trainer computes it.
+        sampler_logprobs: log μ, (B, R), nats, as the sampler reported it; a token without a finite one has the ratio 1.
+        mask: (B, R) bool; the sampled tokens. Entries outside it are never read.
+        level: `token` or `sequence`.
 
     Returns:
-        (B, R) > 0, 1 outside the mask. It may overflow to infinity; `bounded_ratio` says what becomes of that.
+        (B, R) > 0, and 1 outside the mask. It may overflow to infinity; `bounded_ratio` handles that.
 
     Raises:
         ValueError: for an unknown level.
 
-    Source: Yao et al., Your Efficient RL Framework Secretly Brings You Off-Policy RL Training (2025), for tokens.
+    Source: Yao et al., Your Efficient RL Framework Secretly Brings You Off-Policy RL Training (2025), for `token`.
     """
     log_ratio = torch.where(mask, logprobs - known_or(sampler_logprobs, logprobs), 0)
     if level == "sequence":
@@ -42,25 +42,29 @@ def sampler_ratio(logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, leve
 
 
 def known_or(sampler_logprobs: Tensor, logprobs: Tensor) -> Tensor:
-    """Return a sampler's log-probabilities, and another's where the sampler gave none.
+    """Return the sampler's log-probabilities with the missing ones replaced by the trainer's.
 
     Args:
-        sampler_logprobs: log μ, nats; not finite where an engine did not say it, or said what cannot be: that it drew a token of
-            probability 0.
-        logprobs: what stands in, nats, same shape.
+        sampler_logprobs: log μ, nats. An entry is missing if it is not finite: the engine reported none, or −∞, which is
+            impossible for a token that it drew.
+        logprobs: the replacement, nats, same shape.
+
+    Returns:
+        Same shape, in the dtype and on the device of `logprobs`.
     """
     return torch.where(sampler_logprobs.isfinite(), sampler_logprobs.to(logprobs), logprobs)
 
 
 def bounded_ratio(ratio: Tensor, bound: RatioBound, cap: float) -> Tensor:
-    """Return importance weights that cannot grow beyond a cap.
+    """Return importance weights of at most C.
 
-    `truncate` is min(ρ, C): biased where ρ > C, but every token keeps a weight. `mask` is ρ where 1/C ≤ ρ ≤ C, and 0 elsewhere:
-    what the two models disagree on beyond C teaches nothing. At C = ∞ both are ρ itself.
+    `truncate`: min(ρ, C). It is biased where ρ > C, and every token keeps a weight.
+    `mask`: ρ where 1/C ≤ ρ ≤ C, and 0 elsewhere. Tokens on which the two models disagree by more than C get no gradient.
+    At C = ∞ both return ρ.
 
     Args:
         ratio: ρ = π/μ > 0, any shape.
-        bound: what happens beyond the cap.
+        bound: `truncate` or `mask`.
         cap: C ≥ 1.
 
     Returns:
@@ -69,8 +73,8 @@ def bounded_ratio(ratio: Tensor, bound: RatioBound, cap: float) -> Tensor:
     Raises:
         ValueError: for an unknown bound.
 
-    Source: `truncate`: Yao et al. (2025), and Ionides, Truncated Importance Sampling (2008); `mask`: IcePop (Ling team, 2025),
-        whose two bounds are independent, where ours are C and 1/C.
+    Source: `truncate`: Yao et al. (2025), and Ionides, Truncated Importance Sampling (2008). `mask`: IcePop (Ling team, 2025),
+        which has two independent bounds; here they are C and 1/C.
 
     Example:
         >>> bounded_ratio(torch.tensor([0.25, 0.5, 4.0]), "mask", cap=2.0)

@@ -1,4 +1,4 @@
-"""Estimators of the KL divergence between two policies from one sample a state, and what their gradients are."""
+"""Estimators of the KL divergence between two policies, from one sampled token per state, and their gradients."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ KLEstimator = Literal["k1", "k2", "k3", "k3_k2grad", "rho_k3"]
 
 
 def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Return k1 = log π/π_ref per token: unbiased for KL(π‖π_ref) when the tokens were sampled from π.
+    """Return k1 = log π/π_ref per token, an unbiased estimate of KL(π‖π_ref) for tokens sampled from π.
 
-    As a *loss* it has no gradient in expectation (E[∇ log π] = 0); it belongs in the reward.
+    Use it in the reward. As a *loss* its expected gradient is zero, since E[∇ log π] = 0.
 
     Args:
         logprobs: log π, nats.
@@ -26,8 +26,9 @@ def kl_k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Return k2 = (log π/π_ref)² / 2 per token: biased in value, yet as a loss on samples of π its gradient is exactly
-    that of KL(π‖π_ref).
+    """Return k2 = (log π/π_ref)² / 2 per token, a biased estimate of KL(π‖π_ref) with the right gradient.
+
+    As a loss on tokens sampled from π, its expected gradient is exactly that of KL(π‖π_ref).
 
     Args:
         logprobs: log π, nats.
@@ -42,17 +43,18 @@ def kl_k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """Return k3 = D(π_ref/π), D(r) = r − log r − 1, per token: unbiased for KL(π‖π_ref), never negative.
+    """Return k3 = D(π_ref/π), D(r) = r − log r − 1, per token, an unbiased estimate of KL(π‖π_ref) that is never negative.
 
-    As a loss on samples of π its gradient is that of the *forward* divergence KL(π_ref‖π), which agrees with the
-    reverse one near π_ref only: a departure that DeepSeekMath and the notebook share.
+    As a loss on tokens sampled from π, its expected gradient is that of the other direction, KL(π_ref‖π). The two agree near
+    π_ref only. DeepSeekMath and the notebook use it in the loss all the same.
 
     Args:
         logprobs: log π, nats.
         ref_logprobs: log π_ref, nats, same shape.
 
     Returns:
-        Nats ≥ 0. It overflows for log π_ref/π > 88 in float32, by design: a clamp would hide it and kill the gradient.
+        Nats ≥ 0. It overflows to infinity for log π_ref/π > 88 in float32; it is not clamped, since a clamp would hide that and
+        set the gradient to zero.
 
     Source: J. Schulman, Approximating KL divergence (2020); DeepSeekMath (arXiv 2402.03300) Eq. 4.
     """
@@ -62,21 +64,21 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def best_of_n_kl(n: int) -> float:
-    """Return KL(best of n ‖ π) = log n − (n − 1)/n of the policy that samples n responses from π and takes the best.
+    """Return KL(best of n ‖ π) = log n − (n − 1)/n, where "best of n" samples n responses from π and takes the best.
 
-    It is how far rejection sampling with one response of n moves a policy, or best-of-n at inference, without any training.
-    Exact where no two responses have the same reward; with ties it is an upper bound.
+    This is how far best-of-n sampling at inference, or rejection sampling that keeps one response of n, moves from π without
+    training. It is exact if no two responses have the same reward, and an upper bound with ties.
 
     Args:
         n: at least 1.
 
     Returns:
-        Nats a response.
+        Nats per response.
 
     Raises:
         ValueError: for n below 1.
 
-    Source: Gao et al. (arXiv 2210.10760), section 2; 10 nats at the 60,000 of its figures.
+    Source: Gao et al. (arXiv 2210.10760), section 2; its figures go up to n = 60,000, which is 10 nats.
 
     Example:
         >>> round(best_of_n_kl(60_000), 3)
@@ -88,14 +90,14 @@ def best_of_n_kl(n: int) -> float:
 
 
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, log_ratio: Tensor) -> Tensor:
-    """Return an estimate of KL(π‖π_ref) per token, to be weighed into a loss.
+    """Return an estimate of KL(π‖π_ref) per token, as a term of a loss.
 
-    What its gradient is in expectation, over tokens sampled from π_old:
+    Its expected gradient over tokens sampled from π_old is that of:
 
     ============  =====================================  ==========================================
     estimator     on policy (π_old = π)                  off policy
     ============  =====================================  ==========================================
-    `k1`          none at all: noise                     wrong
+    `k1`          nothing: zero in expectation           wrong
     `k2`          KL(π‖π_ref)                            wrong
     `k3`          KL(π_ref‖π), the other direction       wrong
     `k3_k2grad`   KL(π‖π_ref), with k3's value           wrong
@@ -106,7 +108,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, l
         logprobs: log π with gradient, nats.
         ref_logprobs: log π_ref, nats, same shape.
         estimator: one of the names above.
-        log_ratio: log ρ = log π/π_old with gradient, same shape; `rho_k3` alone reads it.
+        log_ratio: log ρ = log π/π_old with gradient, same shape; only `rho_k3` reads it.
 
     Returns:
         Nats (nats² for `k2`).
@@ -114,7 +116,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, l
     Raises:
         ValueError: for an unknown name.
 
-    Source: Tang and Munos (arXiv 2506.09477) on the gradients; `rho_k3` is the unbiased estimate of DeepSeek-V3.2.
+    Source: Tang and Munos (arXiv 2506.09477) for the gradients; DeepSeek-V3.2 for `rho_k3`.
     """
     if estimator == "k1":
         return kl_k1(logprobs, ref_logprobs)

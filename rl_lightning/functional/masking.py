@@ -1,4 +1,4 @@
-"""Which tokens count, and means over them."""
+"""The mask of the tokens that count, and means and variances over a mask, on one rank or over all of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-#: Adds a tensor up over the ranks that a batch is spread over; every rank must then call what is given it.
+#: Sums a tensor over the ranks that hold the batch. A function that takes one is a collective: every rank must call it.
 Total = Callable[[Tensor], Tensor]
 
 
 def response_mask_from_ids(response_ids: Tensor, stop_ids: Iterable[int]) -> Tensor:
     """Return True on every generated token up to and including the first stop token.
 
-    Stopping is an action with a probability, so the stop token counts. The mask is found from the *first* stop token
-    and never from a pad id, because many tokenizers pad with a stop token.
+    Stopping is an action with a probability, so the stop token counts. The pad id is not used: many tokenizers pad with a
+    stop token.
+
+        ids    5  7  S  P  P        S a stop token, P padding (often the same id)
+        mask   1  1  1  0  0
 
     Args:
         response_ids: (B, R) long.
@@ -30,7 +33,7 @@ def response_mask_from_ids(response_ids: Tensor, stop_ids: Iterable[int]) -> Ten
 
 
 def alone(sums: Tensor) -> Tensor:
-    """Return sums as they are: nothing is spread over ranks."""
+    """Return the argument: the `Total` of a batch that is on one rank."""
     return sums
 
 
@@ -38,9 +41,9 @@ def masked_mean(values: Tensor, mask: Tensor, total: Total = alone) -> Tensor:
     """Return the mean of the values where the mask is True, 0 for an empty mask.
 
     Args:
-        values: any shape, floating point; what lies outside the mask is never read, so it may be NaN or infinite.
+        values: any shape, floating point; entries outside the mask are never read, so they may be NaN or infinite.
         mask: bool, same shape.
-        total: adds sums up over ranks, for the mean over all of them.
+        total: sums over ranks, for the mean over the entries of all of them.
 
     Returns:
         A scalar.
@@ -50,12 +53,12 @@ def masked_mean(values: Tensor, mask: Tensor, total: Total = alone) -> Tensor:
 
 
 def masked_variance(values: Tensor, mask: Tensor, total: Total = alone) -> Tensor:
-    """Return the population variance of the values where the mask is True, 0 for an empty mask.
+    """Return the population variance (divisor n) of the values where the mask is True, 0 for an empty mask.
 
     Args:
-        values: any shape, floating point; what lies outside the mask is never read.
+        values: any shape, floating point; entries outside the mask are never read.
         mask: bool, same shape.
-        total: adds sums up over ranks, for the variance over all of them.
+        total: sums over ranks, for the variance over the entries of all of them.
 
     Returns:
         A scalar, in squared units of the values.
@@ -66,16 +69,16 @@ def masked_variance(values: Tensor, mask: Tensor, total: Total = alone) -> Tenso
 def masked_whiten(values: Tensor, mask: Tensor, total: Total = alone, eps: float = 1e-8) -> Tensor:
     """Return (v − mean) / (std + eps) over the values where the mask is True, 0 elsewhere; std has the divisor n − 1.
 
-    Values without spread, or a single one, give exactly 0, whatever the rounding of their mean.
+    Equal values, or a single one, give exactly 0: rounding of the mean does not leak through.
 
     Args:
-        values: any shape; what lies outside the mask is never read.
+        values: any shape; entries outside the mask are never read.
         mask: bool, same shape.
-        total: adds sums up over ranks, for the mean and deviation of all of them.
-        eps: added to the deviation, in units of the values.
+        total: sums over ranks, for the mean and standard deviation over the entries of all of them.
+        eps: added to the standard deviation, in units of the values.
 
     Returns:
-        Same shape, in units of deviations.
+        Same shape, in standard deviations.
 
     Example:
         >>> masked_whiten(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
@@ -86,7 +89,7 @@ def masked_whiten(values: Tensor, mask: Tensor, total: Total = alone, eps: float
     centred = kept - summed / count.clamp(min=1)
     squares = total(centred.square().sum())
     deviation = (squares / (count - 1).clamp(min=1)).sqrt()
-    # The mean of n equal numbers is off by a few units in the last place of a double.
+    # In float64 the mean of n equal numbers may be off by a few units in the last place.
     spread = deviation > 1e-12 * (summed / count.clamp(min=1)).abs()
     result = torch.zeros_like(values)
     result[mask] = torch.where(spread, centred / (deviation + eps), 0).to(values.dtype)

@@ -1,4 +1,4 @@
-"""The ratio of two policies, and the clipped surrogate that PPO, GRPO and DAPO share."""
+"""The probability ratio of two policies, and the clipped surrogate that PPO, GRPO and DAPO share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def probability_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """Return ρ = π_θ/π_old per token; its gradient in log π_θ is ρ, and 0 where ρ overflows to infinity.
 
-    The gradient of an infinite ρ would be 0 · ∞ where a clip holds it, which is not a number.
+    Without the exception, a clip on an infinite ρ would have the gradient 0 · ∞ = NaN.
 
     Args:
         logprobs: log π_θ, nats, with gradient.
@@ -33,17 +33,17 @@ def clipped_surrogate(
     """Return S(ρ, A) = min(ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A) per token, to be maximised.
 
     The gradient in ρ is A, and 0 where the clip binds: A > 0 and ρ > 1 + ε_high, or A < 0 and ρ < 1 − ε_low. A clip binds
-    beyond its bound only: at the bound itself, where S has a kink, the gradient is A. That is decided here, for torch's own
-    `clamp` and `minimum` have other gradients there from version to version.
+    only beyond its bound: at the bound itself, where S has a kink, the gradient is A. This is fixed here because the gradients
+    of torch's `clamp` and `minimum` at a kink differ between versions.
 
     Args:
-        ratio: ρ = π_θ/π_old, (B, R), with gradient; see `probability_ratio`. It may be infinite: S then is finite where a clip
+        ratio: ρ = π_θ/π_old, (B, R), with gradient; see `probability_ratio`. It may be infinite: S is then finite where a clip
             binds or A = 0, and −∞ where A < 0 without a dual clip.
         advantages: A, broadcastable to the ratio, without gradient.
         clip_low: ε_low in [0, 1].
-        clip_high: ε_high ≥ 0; the same as `clip_low` if not given (PPO and GRPO; DAPO raises it).
-        dual_clip: c > 1, where given: for A < 0 the result is at least c A, so that a token whose ratio has grown beyond c
-            pulls no more. Without it, such a token pulls the harder the larger ρ is.
+        clip_high: ε_high ≥ 0; `clip_low` if None (PPO and GRPO; DAPO raises it).
+        dual_clip: c > 1: for A < 0 the result is at least c A, so a token with ρ > c has no gradient. If None, the gradient of
+            such a token is not bounded.
 
     Returns:
         (B, R), in units of the advantage.

@@ -1,4 +1,4 @@
-"""What a pair of responses says about the better one: Bradley–Terry, and DPO on top of it."""
+"""Objectives of preference pairs: the Bradley–Terry model, and DPO built on it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def bradley_terry(difference: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return J = (1 − ε) log σ(z) + ε log σ(−z) per pair, to be maximised.
 
-    σ(z) is the chance that the chosen response is the better one, and ε that the label is wrong. The gradient in z is
-    (1 − ε) σ(−z) − ε σ(z): σ(−z) without smoothing, 0 at z = log((1 − ε)/ε) with it.
+    σ(z) is the model's probability that the chosen response is the better one; ε is the probability that the label is wrong.
+    The gradient in z is (1 − ε) σ(−z) − ε σ(z). With ε = 0 it is σ(−z); with ε > 0 it is zero at z = log((1 − ε)/ε).
 
     Args:
         difference: z, score of the chosen response minus score of the rejected one, any shape.
@@ -34,9 +34,9 @@ def bradley_terry(difference: Tensor, label_smoothing: float = 0.0) -> Tensor:
 
 
 def dpo_objective(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """Return DPO's J of a pair, log σ(β m⁺ − β m⁻), to be maximised; see `bradley_terry` for the smoothed one.
+    """Return DPO's J = log σ(β m⁺ − β m⁻) per pair, to be maximised; see `bradley_terry` for label smoothing.
 
-    Its gradient is βς (∇m⁺ − ∇m⁻) with ς = σ(β m⁻ − β m⁺), one number a pair.
+    Its gradient is β ς (∇m⁺ − ∇m⁻) with ς = σ(β m⁻ − β m⁺), one number per pair.
 
     Args:
         chosen, rejected: m⁺ and m⁻, (B/2,) nats: log π_θ/π_ref of each response, summed or averaged over its tokens.

@@ -1,4 +1,4 @@
-"""Changes of rewards: by the length of the response, and by how far the policy has gone."""
+"""Terms that are subtracted from rewards: the divergence from the reference, and the penalty on overlong responses."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def less_divergence(rewards: Tensor, penalties: Tensor | None) -> Tensor:
-    """Return rewards less what the divergence costs; nothing else takes it off a reward.
+    """Return rewards minus β times the divergence from the reference.
 
     Args:
-        rewards: of responses, (B,), or of tokens, (B, R).
-        penalties: β times the estimated divergence of each token, (B, R), 0 where none counts; None where it does not act in
-            the reward.
+        rewards: one per response, (B,), or one per token, (B, R).
+        penalties: β times the estimated divergence of each token, (B, R), 0 on tokens that do not count; None if the divergence
+            does not act in the reward.
 
     Returns:
-        (B,) less the sum of a response's penalties, or (B, R) less each token's own.
+        (B,): minus the sum of the response's penalties. (B, R): minus each token's penalty.
     """
     if penalties is None:
         return rewards
@@ -25,8 +25,8 @@ def less_divergence(rewards: Tensor, penalties: Tensor | None) -> Tensor:
 def overlong_penalty(lengths: Tensor, max_length: int, cache_length: int) -> Tensor:
     """Return R_length: 0, then a ramp down to −1 over the last `cache_length` tokens, then −1.
 
-    R_length = 0 for |y| ≤ L_max − L_cache; (L_max − L_cache − |y|) / L_cache up to L_max; −1 beyond. With
-    `cache_length` 0 it is a step at L_max.
+    R_length = 0 for |y| ≤ L_max − L_cache; (L_max − L_cache − |y|) / L_cache up to |y| = L_max; −1 beyond. With
+    `cache_length` 0 it is a step: 0 up to L_max, −1 beyond.
 
     Args:
         lengths: (B,) |y| in tokens, the stop token included.
@@ -36,7 +36,10 @@ def overlong_penalty(lengths: Tensor, max_length: int, cache_length: int) -> Ten
     Returns:
         (B,) float in [−1, 0], in units of reward.
 
-    Source: DAPO (arXiv 2503.14476) Eq. 13. At |y| = L_max the ramp has reached −1 already.
+    Raises:
+        ValueError: for a `cache_length` out of range.
+
+    Source: DAPO (arXiv 2503.14476) Eq. 13. The ramp reaches −1 at |y| = L_max.
 
     Example:
         >>> overlong_penalty(torch.tensor([6, 8, 10, 11]), max_length=10, cache_length=4)

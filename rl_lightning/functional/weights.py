@@ -1,7 +1,9 @@
-"""Every reduction of the notebook as one weight per token.
+"""Every way of averaging a loss over tokens, as one weight per token.
 
-The loss of an optimizer step is Σ_{i,t} w_{i,t} · ℓ_{i,t}. The weights are computed from the *whole* optimizer batch
-(all microbatches, all ranks), so any split of it into microbatches and ranks sums to the same loss and gradient.
+The loss of an optimizer step is Σ_{i,t} w_{i,t} · ℓ_{i,t}. The weights are computed from the *whole* optimizer batch, over all
+microbatches and ranks. So every split into microbatches and ranks sums to the same loss and gradient:
+
+    |y| = 2, 1        seq_mean: w = 1/4 1/4 | 1/2        token_mean: w = 1/3 1/3 | 1/3
 """
 
 from __future__ import annotations
@@ -15,22 +17,22 @@ Reduction = Literal["seq_mean", "group_token_mean", "token_mean", "seq_sum", "co
 
 
 class BatchTotals(NamedTuple):
-    """What a reduction divides by, counted over the whole optimizer batch: 0-dimensional tensors."""
+    """Counts of an optimizer batch, which reductions divide by: scalar tensors."""
 
-    sequences: Tensor
-    tokens: Tensor
-    groups: Tensor
+    sequences: Tensor  # responses with a token that counts
+    tokens: Tensor  # tokens that count
+    groups: Tensor  # prompts with a token that counts
 
 
 def batch_totals(response_mask: Tensor, group_ids: Tensor) -> BatchTotals:
-    """Count responses, tokens and groups; those without a single counted token do not count.
+    """Count the responses, tokens and groups of some rows; a response or group without a counted token is left out.
 
     Args:
         response_mask: (B, R) bool.
         group_ids: (B,) long.
 
     Returns:
-        Three scalars; add them up over ranks before they are used.
+        Three float64 scalars; sum them over ranks before use.
     """
     present = response_mask.any(1)
     counts = present.sum(), response_mask.sum(), group_ids[present].unique().numel()
@@ -44,7 +46,7 @@ def token_weights(
     totals: BatchTotals,
     max_length: int | None = None,
 ) -> Tensor:
-    """Return w_{i,t}, zero outside the mask.
+    """Return the weight w_{i,t} of each token in the loss, 0 outside the mask.
 
     ==================  =====================================  ===============================================
     reduction           weight on a response token             used by
@@ -57,11 +59,11 @@ def token_weights(
     ==================  =====================================  ===============================================
 
     Args:
-        response_mask: (B, R) bool; a group must be here with all its members (for `group_token_mean`).
+        response_mask: (B, R) bool; for `group_token_mean` with all members of each group.
         group_ids: (B,) long.
         reduction: one of the names above.
         totals: N, Σ|y| and the number of groups over the whole optimizer batch.
-        max_length: L_max in tokens, for `constant` only.
+        max_length: L_max in tokens; `constant` alone needs it.
 
     Returns:
         (B, R) float64. Over the whole batch `seq_mean`, `group_token_mean` and `token_mean` sum to 1.
