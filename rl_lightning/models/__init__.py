@@ -1,4 +1,4 @@
-"""Loading policies and classifiers, and running them forward."""
+"""Models of transformers: loading, LoRA, packed forward passes, log-probabilities, value heads and sequence classifiers."""
 
 from rl_lightning.models.adapter_files import save_adapter
 from rl_lightning.models.adapters import (

@@ -1,4 +1,4 @@
-"""Adapters on disk, in the format of peft."""
+"""LoRA adapters on disk, in the format of peft: writing one, and merging one into its base model while loading."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from rl_lightning.models.adapters import ADAPTER, is_adapter_weight, merge
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
-#: Where peft thinks of the model as being.
+#: What peft puts in front of the names of weights.
 _PREFIX = "base_model.model."
 
-#: Settings of peft that make an adapter something else than s B A, beside what such an adapter has there.
+#: Setting of peft → the values with which an adapter is plain LoRA, W + s B A.
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -36,13 +36,13 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
 
 
 def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], base: str, target: Path) -> None:
-    """Write the adapter of a model alone, and the head of a classifier, as `peft.PeftModel.from_pretrained` reads them.
+    """Write a model's adapter, and the head of a classifier, as files that `peft.PeftModel.from_pretrained` reads.
 
     Args:
         model: has an adapter.
-        weights: all of its weights, whole.
-        base: the directory or hub name that the model was loaded from, for the one who loads the adapter.
-        target: a directory.
+        weights: name → weight, unsharded, for all weights of the model.
+        base: the directory or hub name of the base model, for whoever loads the adapter.
+        target: the directory to write to.
     """
     # peft keeps its settings on the model, under an attribute that a plain model does not have.
     config: Any = copy.copy(model.peft_config[ADAPTER])
@@ -58,11 +58,11 @@ def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], base: st
 
 
 class AdapterFiles:
-    """An adapter in the format of peft, as an exported run or another tool wrote it.
+    """A LoRA adapter in the format of peft, written by `HFExport` or by another tool.
 
     Args:
-        directory: has an `adapter_config.json`.
-        role: what messages call it.
+        directory: with an `adapter_config.json`.
+        role: the model's name in messages, such as `policy`.
     """
 
     def __init__(self, directory: Path, role: str) -> None:
@@ -71,19 +71,22 @@ class AdapterFiles:
 
     @staticmethod
     def are_in(directory: Path) -> bool:
-        """Tell whether a directory holds an adapter and no whole model."""
+        """Return whether a directory holds an adapter and not a whole model."""
         return (directory / _CONFIG).is_file() and not (directory / "config.json").is_file()
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer was saved beside the adapter: the one that it was trained with."""
+        """Whether the directory has a tokenizer too: the one that the adapter was trained with."""
         return (self.directory / "tokenizer_config.json").is_file()
 
     def config(self) -> dict[str, Any]:
-        """Return peft's settings.
+        """Read and check `adapter_config.json`.
+
+        Returns:
+            Name → value of peft's settings.
 
         Raises:
-            UserError: if they cannot be read, or are not those of a plain LoRA adapter.
+            UserError: if the file cannot be read, or the adapter is not plain LoRA.
         """
         try:
             config: dict[str, Any] = dict(json.loads((self.directory / _CONFIG).read_text()))
@@ -108,13 +111,16 @@ class AdapterFiles:
     def merge_into(self, model: PreTrainedModel) -> None:
         """Add the adapter to the weights of its base model, in place.
 
+        Args:
+            model: the base model, or its backbone without a head.
+
         Raises:
-            UserError: if it cannot be read, or belongs to another model.
+            UserError: if the adapter cannot be read, or belongs to another model.
         """
         config = self.config()
         scaling = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
         transposed = bool(config.get("fan_in_fan_out"))
-        # A backbone lacks the name under which the whole model has it.
+        # The adapter's names are those of the whole model. A backbone's own names lack its prefix, such as "model.".
         backbone = f"{model.base_model_prefix}." if model.base_model is model else ""
         own = dict(model.named_parameters())
         state = self._weights()

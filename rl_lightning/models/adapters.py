@@ -1,4 +1,4 @@
-"""LoRA: a frozen model, and a small trained addition to each of its linear layers."""
+"""LoRA: a frozen model with a small trained addition to each of its linear layers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from rl_lightning.errors import UserError
 from rl_lightning.models.seeding import seeded
 
-#: What peft calls an adapter that is the only one.
+#: peft's name for the only adapter of a model.
 ADAPTER = "default"
-#: What `FSDPStrategy` puts between the names of a layer and of its parts.
+#: `FSDPStrategy` inserts this between the name of a layer and the names of its parts.
 _WRAPPED = "_fsdp_wrapped_module"
-#: What peft calls the layer that an adapter is added to.
+#: peft's name for the frozen layer inside an adapted one.
 _BASE = "base_layer"
 
 log = logging.getLogger(__name__)
@@ -31,19 +31,23 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LoraOptions:
-    """Train y = W x + s B A x with W frozen, for A of r rows and B of r columns; s = α/r.
+    """Replace y = W x by y = W x + s B A x with W frozen; A is (r, in), B is (out, r), s = α/r.
 
-    A begins random, as a function of the run's seed alone, and B at 0, so that the model begins as it was loaded.
+    A starts random, as a function of the run's seed alone. B starts at 0, so the model starts as it was loaded. Adapters of a
+    model in half precision are float32.
 
     Source: Hu et al. (arXiv 2106.09685) Eq. 3; `rank_stabilized`: Kalajdzievski (2312.03732). Departure: there is no dropout,
-    since a policy that drops units at random is not the one that sampled. Adapters of a model in half precision are float32.
+    since with dropout the trained policy is not the one that sampled.
 
     Args:
         rank: r ≥ 1.
         alpha: α > 0.
-        rank_stabilized: s = α/√r, under which the size of updates does not shrink as the rank grows.
-        target_modules: `all-linear`, which leaves out the language-model head; or the last parts of the names of linear
-            layers, such as [q_proj, v_proj]; or a regular expression for whole names.
+        rank_stabilized: use s = α/√r, so that updates do not become smaller as the rank grows.
+        target_modules: `all-linear` for every linear layer but the language-model head; or the last parts of the names of
+            linear layers, such as [q_proj, v_proj]; or a regular expression that whole names must match.
+
+    Raises:
+        UserError: for a rank below 1, an alpha of 0 or less, or an empty list.
     """
 
     rank: int = 16
@@ -52,7 +56,7 @@ class LoraOptions:
     target_modules: list[str] | str = "all-linear"
 
     def __post_init__(self) -> None:
-        """Refuse what trains nothing."""
+        """Refuse settings under which nothing would be trained."""
         if self.rank < 1:
             raise UserError(f"lora.rank must be at least 1, not {self.rank}")
         if self.alpha <= 0:
@@ -64,7 +68,7 @@ class LoraOptions:
 
     @property
     def scaling(self) -> float:
-        """s, what B A x is multiplied by."""
+        """The factor s of B A x."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
     def __str__(self) -> str:
@@ -72,12 +76,15 @@ class LoraOptions:
 
 
 def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel:
-    """Freeze a loaded model and give its linear layers an adapter, in place; the head of a classifier stays trained in full.
+    """Freeze a loaded model and add adapters to its linear layers, in place; the head of a classifier is trained in full.
 
-    The model keeps its class: whatever could be done with it before can be done with it still.
+    The model keeps its class and its methods.
+
+    Returns:
+        The same model.
 
     Raises:
-        UserError: if peft is missing or does not know how, or `target_modules` names what is no linear layer.
+        UserError: if peft is missing or cannot adapt the model, or `target_modules` names something that is no linear layer.
     """
     try:
         from peft import LoraConfig, TaskType, inject_adapter_in_model
@@ -92,8 +99,8 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
         target_modules=_targets(model, options, [*heads, *_unlike_linear(model)]),
     )
-    # Of a family that it knows, peft takes some names for those of experts, and adapts tensors that nobody named. Behind a name
-    # more it sees layers and no family.
+    # In families that it knows, peft takes some names for experts and adapts tensors that were not named. Inside a wrapper it
+    # does not recognise the family.
     inside = nn.ModuleDict({"model": model})
     try:
         with seeded():
@@ -102,7 +109,7 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
         raise UserError(
             f"lora: peft cannot adapt this {type(model).__name__}: {' '.join(str(error).split())}"
         ) from error
-    # `save_adapter` looks for peft's settings where peft keeps them.
+    # peft keeps its settings in this attribute, and `save_adapter` reads them from there.
     model.peft_config = inside.peft_config  # type: ignore[assignment]
     for layer in adapter_layers(model).values():
         for part in (layer.lora_A, layer.lora_B):
@@ -117,8 +124,8 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
 
 
 def _unlike_linear(model: nn.Module) -> list[str]:
-    """Return the names of linear layers that do more with their weight than to multiply by it, as some routers do: they would
-    have no use for an adapter, or break with one."""
+    """Return the names of linear layers that compute something else than W x + b, as some routers do: an adapter would have no
+    effect there, or fail."""
     own = [
         (name, layer)
         for name, layer in model.named_modules()
@@ -129,7 +136,7 @@ def _unlike_linear(model: nn.Module) -> list[str]:
 
 
 def _multiplies(layer: nn.Linear) -> bool:
-    """Tell whether what a layer returns is W x + b, by an example."""
+    """Return whether a layer computes W x + b, tried on one example."""
     x = torch.linspace(-1, 1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device).expand(1, 2, -1)
     expected = nn.functional.linear(x, layer.weight, layer.bias)
     try:
@@ -140,7 +147,7 @@ def _multiplies(layer: nn.Linear) -> bool:
 
 
 def experts(model: nn.Module) -> list[str]:
-    """Return the names of the weights of experts that are stored as one tensor, (experts, ·, ·), which get no adapter."""
+    """Return the names of weights that hold all experts in one tensor, (experts, ·, ·); these get no adapter."""
     return [
         f"{path}.{name}"
         for path, module in model.named_modules()
@@ -151,7 +158,7 @@ def experts(model: nn.Module) -> list[str]:
 
 
 def describe_adapter(model: nn.Module) -> str:
-    """Return, for people, which layers of a model have an adapter, and what is left out besides its embeddings and head."""
+    """Return a line for the log: how many layers of which names have an adapter, and which expert tensors have none."""
     kinds = Counter(name.split(".")[-1] for name in adapter_layers(model))
     said = "adapts " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     left_out = Counter(name.split(".")[-1] for name in experts(model))
@@ -163,18 +170,18 @@ def describe_adapter(model: nn.Module) -> str:
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision in which what is trained beside weights of another one is kept: float32 at least."""
+    """Return the dtype of trained weights beside frozen ones of a given dtype: float32 at least."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _to_own_dtype(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Hand a head what it reads in the precision that it computes in, which is no longer its backbone's."""
+    """Forward pre-hook of a head: convert its inputs from the backbone's dtype to its own."""
     dtype = next(head.parameters()).dtype
     return tuple(value.to(dtype) if isinstance(value, Tensor) else value for value in inputs)
 
 
 def _heads(model: PreTrainedModel) -> list[str]:
-    """Return the names of what a classifier has besides its backbone; nothing for other models."""
+    """Return the names of a classifier's children besides its backbone; none for other models."""
     backbone = model.base_model
     if backbone is model or model.get_output_embeddings() is not None:
         return []
@@ -185,12 +192,12 @@ def _targets(model: PreTrainedModel, options: LoraOptions, left_out: Sequence[st
     """Return the names of the layers that get an adapter.
 
     Args:
-        model: to be adapted.
-        options: which names are wanted.
-        left_out: names of modules that get none, nor what is inside them.
+        model: the model to adapt.
+        options: with `target_modules`.
+        left_out: names of modules that get no adapter, with all that is inside them.
 
     Raises:
-        UserError: for names that fit no layer, layers that an adapter could not be merged into, and if no layer is left.
+        UserError: for names that fit no linear layer, for layers that an adapter cannot be merged into, and if no layer is left.
     """
     wanted = options.target_modules
     linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D))}
@@ -209,10 +216,15 @@ def _targets(model: PreTrainedModel, options: LoraOptions, left_out: Sequence[st
 
 
 def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: dict[str, Any]) -> None:
-    """Refuse names that fit no layer, and layers that an adapter could not be merged into.
+    """Refuse names that fit no linear layer, and layers that an adapter cannot be merged into.
+
+    Args:
+        model: the model to adapt.
+        patterns: name in `target_modules` → regular expression for names of layers.
+        linear: name → linear layer of the model.
 
     Raises:
-        UserError: naming them.
+        UserError: naming one of them.
     """
     layers = {name: layer for name, layer in model.named_modules() if name}
     for name, pattern in patterns.items():
@@ -236,25 +248,28 @@ def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: dic
 
 
 def adapter_layers(model: nn.Module) -> dict[str, Any]:
-    """Return the layers that have an adapter, by name; none for a model that is trained in full."""
+    """Return name → layer for the layers with an adapter; empty for a model without."""
     inside = f".lora_A.{ADAPTER}."
     names = dict.fromkeys(name.split(inside)[0] for name, _ in model.named_parameters() if inside in name)
     return {name: model.get_submodule(name) for name in names}
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Tell whether a model has an adapter."""
+    """Return whether any layer of a model has a LoRA adapter."""
     return bool(adapter_layers(model))
 
 
 def is_adapter_weight(name: str) -> bool:
-    """Tell whether a weight belongs to an adapter, by its name."""
+    """Return whether a weight of this name is the A or the B of an adapter."""
     return f".lora_A.{ADAPTER}." in name or f".lora_B.{ADAPTER}." in name
 
 
 @contextlib.contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """Inside, an adapted model is the one that was loaded, to the last bit; nothing may be trained there."""
+    """Turn a model's adapters off inside this context: it then computes bit for bit what the base model computes.
+
+    Do not train inside it.
+    """
     layers = list(adapter_layers(model).values())
     for layer in layers:
         layer.enable_adapters(False)
@@ -266,13 +281,13 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def merge(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: bool) -> Tensor:
-    """Return W + s B A, computed in at least float32 and rounded once to the precision of W.
+    """Return W + s B A, computed in at least float32 and rounded once to W's dtype.
 
     Args:
-        weight: W, (out, in); (in, out) if `transposed`, as GPT-2 keeps it.
+        weight: W, (out, in); (in, out) if `transposed`.
         a, b: (r, in) and (out, r).
         scaling: s.
-        transposed: how W is kept.
+        transposed: whether W is stored transposed, as in GPT-2.
     """
     dtype = _wide(weight.dtype)
     addition = scaling * (b.to(dtype) @ a.to(dtype))
@@ -280,11 +295,14 @@ def merge(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: bool
 
 
 def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of an adapted model as those of a plain one of its class that does the same.
+    """Return the weights of a plain model, of the same class, that computes what an adapted model computes.
 
     Args:
-        model: its layers say which are adapted, and by how much.
-        weights: all of its weights, whole, under the names that they have in a model that is not sharded.
+        model: the adapted model; its layers hold their scaling s.
+        weights: name → weight, unsharded, for all weights of the model, under the names of an unsharded model.
+
+    Returns:
+        Name → weight under the names of the plain class.
     """
     plain = {name.replace(f".{_BASE}.", "."): value for name, value in weights.items() if not is_adapter_weight(name)}
     for path, layer in adapter_layers(model).items():

@@ -1,4 +1,4 @@
-"""What a model and its tokenizer are refused for before anything is computed with them."""
+"""Checks of a model's weights and tokenizer that run before anything is computed with them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ log = logging.getLogger(__name__)
 
 
 def check_finite(model: nn.Module, who: str) -> None:
-    """Refuse a model one of whose weights is NaN or infinite.
+    """Refuse a model with a weight that is NaN or infinite.
 
     Args:
-        model: on one device, whole.
-        who: what the message calls it.
+        model: unsharded, on one device.
+        who: the model's name in the message.
 
     Raises:
-        UserError: naming the first weight that is not finite.
+        UserError: naming the first weight with such a number.
     """
     for name, weight in model.named_parameters():
         if weight.numel() and not _is_finite(weight.detach()):
@@ -33,23 +33,23 @@ def check_finite(model: nn.Module, who: str) -> None:
 
 
 def _is_finite(weight: Tensor) -> bool:
-    # Both bounds are NaN if a single number is; a table of booleans as large as the weights is not needed.
+    # If one number is NaN, minimum and maximum are NaN. This needs no table of booleans as large as the weight.
     return all(bool(bound.isfinite()) for bound in torch.aminmax(weight))
 
 
 def check_tokens(tokenizer: PreTrainedTokenizerBase, size: int | None, who: str) -> None:
-    """Refuse a tokenizer with tokens for which a model has no embedding. Fewer tokens than embeddings are fine.
+    """Refuse a tokenizer with more tokens than the model has embeddings. Fewer are fine.
 
-    Special tokens that no text is given by itself, such as the place of an image in a text model of a family with pictures, are
-    let through with a warning.
+    Special tokens that do not occur unless a text names them, such as the image placeholder of a family with pictures, are
+    allowed with a warning.
 
     Args:
         tokenizer: of the model.
-        size: of the model's vocabulary; None if its configuration does not say.
-        who: what the message calls the model.
+        size: number of embeddings; None if the model's configuration does not say, and nothing is refused.
+        who: the model's name in the message.
 
     Raises:
-        UserError: naming a token.
+        UserError: naming one of the tokens.
     """
     beyond = {number: token for token, number in tokenizer.get_vocab().items() if size is not None and number >= size}
     harmless = {
@@ -73,7 +73,7 @@ def check_tokens(tokenizer: PreTrainedTokenizerBase, size: int | None, who: str)
 
 
 def _is_written(token: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a special token comes into texts that do not name it: with a chat template, or as a mark of the tokenizer."""
+    """Return whether a special token can occur in texts that do not name it: the chat template or the tokenizer adds it."""
     marks = (
         tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token,
         tokenizer.unk_token, tokenizer.cls_token, tokenizer.sep_token,

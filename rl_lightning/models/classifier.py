@@ -1,4 +1,4 @@
-"""Sequence classifiers: a number for a text, to be trained as a reward model or asked as one."""
+"""Sequence classifiers, which give a text a score: loading one to train as a reward model, or to use as one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class ClassifierFiles(PolicyFiles):
-    """Where a sequence classifier comes from: the same places as a policy, but nothing has to end its responses.
+    """Files of a sequence classifier, from the same places as a policy's; its tokenizer needs no end-of-sequence token.
 
     Args:
         policy, options: see `PolicyFiles`.
@@ -33,7 +33,7 @@ class ClassifierFiles(PolicyFiles):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer; it pads with what the classifier takes for padding."""
+        """The tokenizer, padding on the right with the pad token of the classifier's configuration."""
         tokenizer = self._given_tokenizer
         tokenizer.padding_side = "right"
         pad_id = self.config.get_text_config().pad_token_id
@@ -45,10 +45,10 @@ class ClassifierFiles(PolicyFiles):
         return tokenizer
 
     def _give_pad_token(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Pad with a token that is not the end of a sequence, if there is one to be had.
+        """Give the tokenizer a pad token other than the end-of-sequence token, if it has one.
 
-        Classifiers of transformers read the score at the last token that is not the pad token; where the two are one, that
-        is the token before the end.
+        Classifiers of transformers read the score at the last token that is not the pad token. If the end-of-sequence token is
+        the pad token, that is the token before it.
         """
         free = [
             token for token in (tokenizer.unk_token, tokenizer.bos_token) if token not in (None, tokenizer.eos_token)
@@ -64,22 +64,22 @@ class ClassifierFiles(PolicyFiles):
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the files are those of a sequence classifier; a causal language model's otherwise."""
+        """Whether the files hold a sequence classifier; otherwise they hold a causal language model."""
         return any("SequenceClassification" in name for name in self.config.architectures or ())
 
     @property
     def labels(self) -> list[str]:
-        """The names of a classifier's labels."""
+        """The names of the classifier's labels, in the order of its logits."""
         names: Any = self.config.id2label
         return [str(names[number]) for number in sorted(names)]
 
     def load_scorer(self) -> PreTrainedModel:
-        """Return a trainable classifier of one label; a causal language model gets a new head for its old one.
+        """Load a trainable classifier with one label; a causal language model gets a new head in place of its own.
 
-        The new head's weights are a function of the run's seed alone, not of the random numbers drawn so far.
+        The new head's weights are a function of the run's seed alone.
 
         Raises:
-            UserError: for a classifier of several labels, or files that lack other weights than a head's.
+            UserError: for a classifier with several labels, or files that lack weights other than the head's.
         """
         if self.is_classifier and len(self.labels) != 1:
             raise UserError(
@@ -93,10 +93,10 @@ class ClassifierFiles(PolicyFiles):
         return self._ready(model, trainable=True)
 
     def load_judge(self) -> PreTrainedModel:
-        """Return a frozen classifier as it was trained, of any number of labels.
+        """Load a trained classifier, frozen, with any number of labels.
 
         Raises:
-            UserError: if it is none.
+            UserError: if the files hold no classifier, or lack some of its weights.
         """
         self.check_classifier()
         with without_load_report():
@@ -106,11 +106,15 @@ class ClassifierFiles(PolicyFiles):
         return self._ready(model, trainable=False)
 
     def _tell_padding(self, model: PreTrainedModel) -> None:
-        """Let model and tokenizer agree on the pad token, also where they are saved together."""
+        """Set the model's pad token to the tokenizer's, also for saving."""
         model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
 
     def check_classifier(self) -> None:
-        """Refuse a model that has no trained head."""
+        """Refuse a model without a trained classification head.
+
+        Raises:
+            UserError: naming what the model is.
+        """
         if not self.is_classifier:
             kind = ", ".join(self.config.architectures or ["model of unknown kind"])
             raise UserError(
@@ -126,14 +130,17 @@ class ClassifierFiles(PolicyFiles):
 
 
 def classifier_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Return a classifier's logits, (B, labels), whatever the padding is and wherever it stands.
+    """Return a classifier's logits, (B, labels) in at least float32, for rows with padding anywhere.
 
-    Classifiers of transformers find the last token by its not being the pad token, and some count positions from the first
-    column. So rows are pushed to the left, and what stands in the padding is replaced by the pad token.
+    Classifiers of transformers look for the last token that is not the pad token, and some count positions from the first
+    column. So tokens are moved to the left, columns of padding alone are dropped, and padding becomes the pad token P:
+
+        input_ids   x x a b x c        attention_mask   0 0 1 1 0 1        →   a b c
+                    x x x d e x                         0 0 0 1 1 0            d e P
 
     Args:
         model: a sequence classifier of transformers, with a pad token in its configuration.
-        input_ids, attention_mask: (B, T), padding anywhere.
+        input_ids, attention_mask: (B, T).
     """
     config: Any = model.config
     order = attention_mask.long().argsort(stable=True, dim=1, descending=True)
@@ -146,13 +153,13 @@ def classifier_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
 
 
 class Text(NamedTuple):
-    """A prompt and a response to it.
+    """A prompt and a response, as text.
 
     Args:
-        prompt: as the policy read it.
-        response: without what ends it.
-        ended: it came to its end, and was not cut off.
-        messages: the prompt as chat messages, where the policy's chat template has rendered it.
+        prompt: as the policy read it, rendered by its chat template if it has one.
+        response: without its stop token or the end of its turn.
+        ended: False if the response was cut off at the cap on new tokens.
+        messages: the prompt as chat messages, if the policy's chat template has rendered it.
     """
 
     prompt: str
@@ -163,7 +170,7 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class _Prompt:
-    """A prompt as the classifier reads it; see `ReadPrompt`."""
+    """A prompt in the classifier's own format; see `ReadPrompt`."""
 
     text: str
     input_ids: list[int]
@@ -175,14 +182,15 @@ class Judge:
 
     Args:
         files: of the classifier.
-        label: which label's log-probability is the score, by name or number; a classifier of one label has its logit as the
-            score and takes none.
-        batch_size: texts in one forward pass.
-        chat_template: whether to render prompt and response by the classifier's chat template, as in training; if null, where
-            it has one and the policy's prompts are rendered too.
+        label: the label, by name or number, whose log-probability is the score; None for a classifier with one label, whose
+            logit is the score.
+        batch_size: texts per forward pass.
+        chat_template: whether to render prompt and response by the classifier's chat template, as in training; if None, they are
+            rendered if the classifier has a template and the policy's prompts are rendered too.
 
     Raises:
-        UserError: if there is no such label, or no label is named and there are several.
+        UserError: for an unknown label, a missing one if there are several, a `batch_size` below 1, a `chat_template` that the
+            tokenizer does not have, or files that hold no classifier.
     """
 
     def __init__(
@@ -204,19 +212,22 @@ class Judge:
 
     @cached_property
     def _formats(self) -> dict[bool, TextFormat]:
-        """How texts become tokens, with and without the chat template."""
+        """The text format with the chat template (True) and without (False)."""
         return {chat: TextFormat(self.files.tokenizer, chat) for chat in (True, False)}
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The classifier, loaded when first asked for."""
+        """The classifier, loaded on first use."""
         return self.files.load_judge()
 
     def encode(self, texts: Sequence[Text]) -> tuple[list[list[int]], list[bool]]:
-        """Return the token ids of some texts, and which of them were too long.
+        """Return the token ids of texts, and for each whether its prompt was cut.
 
-        They are those that training on the same prompt and response makes; see `TextFormat`. A text that is too long loses the
-        beginning of its prompt; the response stays.
+        The tokens are the same as in training on the same prompt and response; see `TextFormat`. A text that is longer than the
+        classifier can read loses the beginning of its prompt; its response stays whole.
+
+        Raises:
+            UserError: if the chat template or the tokenizer refuses a text.
         """
         rows: list[list[int]] = [[]] * len(texts)
         cut = [False] * len(texts)
@@ -227,7 +238,7 @@ class Judge:
             try:
                 prompts = [self._prompt(texts[place], form) for place in chosen]
                 responses = form.responses(prompts, written, ended)
-            except Exception as error:  # a template is a program, and tokenizers raise bare exceptions
+            except Exception as error:  # a template is a program, and tokenizers raise plain Exception
                 reason = " ".join(str(error).split())
                 raise UserError(
                     f"{self.files.role} {self.files.policy!r}: its chat template or tokenizer refuses a text: {reason}"
@@ -238,14 +249,14 @@ class Judge:
         return rows, cut
 
     def _renders(self, text: Text) -> bool:
-        """Tell whether the chat template is used for a text."""
+        """Return whether a text is rendered by the classifier's chat template."""
         if self.chat_template is not None:
             return self.chat_template
         rendered = text.messages is not None or self._formats[True].is_rendered(text.prompt)
         return rendered and self.files.tokenizer.chat_template is not None
 
     def _prompt(self, text: Text, form: TextFormat) -> _Prompt:
-        """Return a prompt as the classifier reads it."""
+        """Return a text's prompt in the classifier's own format."""
         messages = text.messages
         if form.chat and messages is None and not form.is_rendered(text.prompt):
             messages = [{"role": "user", "content": text.prompt}]
@@ -258,19 +269,22 @@ class Judge:
         return _Prompt(prompt, form.ids([prompt])[0], messages)
 
     def _cut(self, prompt: list[int], response: list[int]) -> list[int]:
-        """Return prompt and response, without the prompt's beginning where they are too long together."""
+        """Return prompt and response as one list, without the prompt's first tokens if both together are too long."""
         excess = len(prompt) + len(response) - self.longest
         return [*cut_left(prompt, excess, self.files.tokenizer.all_special_ids), *response]
 
     @property
     def longest(self) -> int:
-        """Longest text in tokens."""
+        """Length in tokens of the longest text that the classifier can read."""
         return min(
             self.files.tokenizer.model_max_length, self.files.context_length or self.files.tokenizer.model_max_length
         )
 
     def score(self, texts: Sequence[Text], device: torch.device | str) -> tuple[list[float], list[bool]]:
-        """Return the score of each text, and which of them had to be cut."""
+        """Return the score of each text, and for each whether its prompt was cut.
+
+        Texts of similar length share a forward pass, which moves the model to `device` first.
+        """
         rows, cut = self.encode(texts)
         nn.Module.to(self.model, device)
         order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
@@ -288,7 +302,7 @@ class Judge:
         return scores, cut
 
     def _reading(self, logits: Tensor) -> Tensor:
-        """Return the number that is the score, (B,)."""
+        """Return the scores, (B,), from logits, (B, labels): the logit of the only label, or the log-probability of one label."""
         if self.label is None:
             return logits.squeeze(1)
         several = self.files.config.problem_type == "multi_label_classification"
@@ -296,7 +310,7 @@ class Judge:
 
 
 def _label_number(files: ClassifierFiles, label: str | int | None) -> int | None:
-    """Return which logit a label is, None for the only one."""
+    """Return the index of a label's logit; None for the only label of a classifier."""
     labels = files.labels
     if len(labels) == 1:
         if label is not None:

@@ -1,4 +1,4 @@
-"""A critic: what a prefix is worth, read off the last hidden state of a language model."""
+"""A critic: a language model's backbone with a linear value head on its last hidden states."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rl_lightning.models.loading import PolicyFiles, without_load_report
 
 
 class CriticFiles(PolicyFiles):
-    """Where a critic's backbone comes from: the files of a causal language model or of a classifier; their head is left out."""
+    """Files of a critic's backbone: a causal language model or a classifier, whose head is not loaded."""
 
     role = "critic"
 
     def check_vocabulary(self, policy: PolicyFiles) -> None:
-        """Refuse a backbone that reads other tokens than the policy writes.
+        """Refuse a backbone whose vocabulary has another size than the policy's.
 
         Raises:
-            UserError: if the two have vocabularies of different sizes.
+            UserError: with both sizes.
         """
         own, other = self.config.get_text_config().vocab_size, policy.config.get_text_config().vocab_size
         if own != other:
@@ -34,10 +34,13 @@ class CriticFiles(PolicyFiles):
             )
 
     def load_backbone(self) -> PreTrainedModel:
-        """Return the trainable model without its head, dropout off.
+        """Load the backbone, trainable and without a head.
+
+        Returns:
+            The model; it computes in evaluation mode, see `rl_lightning.models.noise`.
 
         Raises:
-            UserError: if it cannot be read or lacks weights.
+            UserError: if the files cannot be read or lack weights of the backbone.
         """
         with without_load_report():
             model, missing = self._read_weights(AutoModel)
@@ -49,14 +52,14 @@ class CriticFiles(PolicyFiles):
 
 
 class ValueHead(nn.Module):
-    """One number for every hidden state, linear in it.
+    """A value V = w · h + b for every hidden state h.
 
-    It starts at V = 0 everywhere: a random head would give every prefix a value as large as the hidden states are, and
-    the first advantages would be its noise. At 0 they are the rewards, and what the head learns is the critic's alone.
-    The number is computed in at least float32, whatever the precision of the run: advantages are differences of values.
+    Weights and bias start at 0, so V = 0 everywhere. With a random start the first advantages would be noise of the size of the
+    hidden states; from 0 they follow from the rewards. V is computed in at least float32, since advantages are differences of
+    values.
 
     Args:
-        width: of the hidden states.
+        width: H, the size of the hidden states.
         dtype: of the weights.
     """
 
@@ -66,14 +69,14 @@ class ValueHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, dtype=dtype))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return V, (..., ), of hidden states (..., H)."""
+        """Return V, (...) in units of reward, of hidden states (..., H)."""
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             return functional.linear(hidden.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
 
 
 class Critic(nn.Module):
-    """A backbone of its own with a value head.
+    """A backbone, separate from the policy, with a value head.
 
     Args:
         backbone: a model of transformers without a language-model head.
@@ -85,7 +88,7 @@ class Critic(nn.Module):
         self.head = head_for(backbone)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
-        """Return V of the states before each response token and after the last, (B, R + 1).
+        """Return V of the prefix before each response token, and of the whole sequence, (B, R + 1) in units of reward.
 
         Args:
             input_ids, attention_mask: (B, T), prompts padded left and responses right.
@@ -98,8 +101,11 @@ class Critic(nn.Module):
 
 
 def head_for(model: PreTrainedModel) -> ValueHead:
-    """Return a value head for a model's last hidden states, which are as wide as its embeddings (in OPT narrower than its
-    layers); in float32 at least beside an adapter, whose precision it shares."""
+    """Return a new value head for a model.
+
+    Its width is that of the embeddings, which the last hidden states share (in OPT they are narrower than the layers). Its
+    dtype is the model's; beside an adapter it is float32 at least, as the adapter is.
+    """
     weight: Any = model.get_input_embeddings().weight
     dtype = torch.promote_types(weight.dtype, torch.float32) if is_adapted(model) else weight.dtype
     return ValueHead(weight.shape[1], dtype)

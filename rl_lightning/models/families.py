@@ -1,4 +1,4 @@
-"""What families of models differ in."""
+"""Differences between families of models: arguments of forward, attention, layers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
-    """Tell whether the model's forward takes an argument; families differ in `position_ids` and `logits_to_keep`."""
+    """Return whether a model's forward takes an argument, such as `position_ids` or `logits_to_keep`."""
     return argument in inspect.signature(type(model).forward).parameters
 
 
 class _Attention(NamedTuple):
-    """What a family's attention is.
+    """How a model's attention differs from plain causal attention over all earlier tokens.
 
     Args:
-        apart: what sets it apart from plain causal attention over all earlier tokens within its windows; None if nothing does.
-        windows: width in tokens of each window that layers have → what messages call it.
-        longest: tokens of the longest sequence that the model is made for.
+        apart: the difference, in words, windows aside; None if there is none.
+        windows: width in tokens of each attention window → its description for messages.
+        longest: the model's context length in tokens.
     """
 
     apart: str | None
@@ -31,19 +31,22 @@ class _Attention(NamedTuple):
     longest: int
 
 
-#: Models → what their attention is, which is asked before each pass.
+#: Model → its attention; a cache, since it is asked for before each forward pass.
 _attention: WeakKeyDictionary[nn.Module, _Attention] = WeakKeyDictionary()
 
 
 def unlike_plain_attention(model: nn.Module, longest: int | None = None) -> str | None:
-    """Return what sets a model apart from plain causal attention over all earlier tokens in every layer; None if nothing does.
+    """Return how a model differs from plain causal attention over all earlier tokens in every layer; None if it does not.
 
-    Only such models can be computed, and cached, in other shapes than transformers' own. A window that no sequence is longer than
-    sets nothing apart.
+    Packed rows and our own key-value caches are correct for plain causal attention only. An attention window that is at least
+    as long as every sequence makes no difference.
 
     Args:
-        model: of any kind.
-        longest: tokens of the longest sequence that it is to read; as many as its configuration allows if None.
+        model: any module.
+        longest: tokens of the longest sequence; the model's context length if None.
+
+    Returns:
+        Words that follow the model's name in a message, such as `has an encoder`.
     """
     found = _attention.get(model)
     if found is None:
@@ -62,7 +65,7 @@ def _attention_of(model: nn.Module) -> _Attention:
     if chunk is not None:
         windows[int(chunk)] = "sets attention_chunk_size"
     apart = None if accepts(model, "position_ids") else "takes no position_ids"
-    # Convolutions and recurrences keep layers of other classes; what has an encoder may have no cache that is known here.
+    # Convolutions and recurrences have cache layers of other classes. A model with an encoder may have no DynamicCache.
     for layer in [] if config.is_encoder_decoder else DynamicCache(config=config).layers:
         said = f"keeps a {type(layer).__name__} in its cache"
         if isinstance(layer, DynamicSlidingWindowLayer):
@@ -79,9 +82,9 @@ def _attention_of(model: nn.Module) -> _Attention:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that make up most of a model: the members of its largest `ModuleList`, if it has one.
+    """Return the layers of a model's decoder: the members of its largest `ModuleList`, or none if it has no such list.
 
-    That holds for every family of transformers, whatever it calls them, and for a model inside another one.
+    This finds them in every family of transformers, whatever their name, and also in a model that is wrapped in another one.
     """
     lists: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
     return list(max(lists, key=_numbers).children()) if lists else []

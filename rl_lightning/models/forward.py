@@ -1,4 +1,4 @@
-"""One way to call a causal language model, whatever its family accepts."""
+"""One way to call causal language models of every family: padded or packed rows in, log-probabilities of responses out."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from rl_lightning.models.head import Entropy, read_instead
 from rl_lightning.models.packing import Packing, packed, packs
 from rl_lightning.types import Rows
 
-#: Models → whether what their head returns is what comes out of them, so that it may return something else.
+#: Model → whether its output is what its head returns, unchanged. Only then may the head return something else than logits.
 _head_is_last: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def position_ids(attention_mask: Tensor) -> Tensor:
-    """Return positions that count real tokens only, so that left padding shifts nothing.
+    """Return each token's place in its sequence, so that left padding does not shift positions.
+
+        attention_mask   0 0 1 1 1        position_ids   0 0 0 1 2
 
     Args:
         attention_mask: (B, T) bool.
@@ -32,7 +34,7 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 
 def padded(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
-    """Return the arguments of a model's forward that make it read padded rows, (B, T)."""
+    """Return the arguments of a model's forward for padded rows, (B, T)."""
     arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
     if accepts(model, "position_ids"):
         arguments["position_ids"] = position_ids(attention_mask)
@@ -42,8 +44,11 @@ def padded(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[
 def response_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, response_length: int) -> Tensor:
     """Return the logits that predict each response token, (B, R, V).
 
-    The vocabulary projection is by far the widest layer of a small model, so positions that nobody reads are not projected
-    where the family supports that.
+    The projection to the vocabulary is the most expensive layer of a small model, so prompt positions are not projected where
+    the family supports that. Position t predicts token t + 1:
+
+        tokens      p0 p1 | y0 y1 y2          R = 3
+        logits of      p1   y0 y1             the R + 1 last positions, without the last
 
     Args:
         model: a causal language model of transformers.
@@ -58,12 +63,12 @@ def response_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tensor,
 
 
 class Reading(NamedTuple):
-    """What a model says about the response tokens of some rows.
+    """The result of a forward pass over some rows.
 
     Args:
-        logprobs: (B, R) of the tokens, at the sampling temperature, in nats; 0 outside the response.
-        entropy: (B, R) of the distributions that they are drawn from, in nats; 0 outside the response, or if not asked for.
-        hidden: (B, R + 1, H), the last hidden states before each response token and after the last; None if not asked for.
+        logprobs: (B, R), nats; log-probability of each response token at the rows' temperature; 0 outside the response.
+        entropy: (B, R), nats; entropy of the distribution of each response token; 0 outside the response, or if not asked for.
+        hidden: (B, R + 1, H); the last hidden state before each response token, and after the last; None if not asked for.
     """
 
     logprobs: Tensor
@@ -72,7 +77,7 @@ class Reading(NamedTuple):
 
 
 def layout(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[dict[str, Any], Tensor]:
-    """Return a model's arguments for some rows, packed if it takes that, and where it reads what.
+    """Return the arguments of a forward pass over some rows, packed if the model takes that, and where to read its result.
 
     Args:
         model: of transformers.
@@ -80,8 +85,8 @@ def layout(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: i
         width: R, the number of response columns at the end.
 
     Returns:
-        The arguments; and (B, R + 1) long, the number, counted row by row over the whole pass, of the position before each
-        response token and of the one after the last. Of columns beyond a response nothing may be read.
+        The arguments; and (B, R + 1) long, the position that predicts each response token, and last the position of the last
+        token itself. Positions are counted row by row over the whole pass. Do not read columns beyond a response.
     """
     if packs(model) or packs(model, int(attention_mask.sum(1).max())):
         rows = Packing(input_ids, attention_mask, width)
@@ -92,11 +97,13 @@ def layout(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: i
 
 
 def read_responses(model: nn.Module, rows: Rows, entropy: Entropy = "none", hidden: bool = False) -> Reading:
-    """Run a causal language model over some rows, without more logits in memory than needed.
+    """Run a causal language model over some rows and return log-probabilities of their responses.
+
+    Logits are computed in chunks inside the model's head where it has a plain linear one; see `rl_lightning.models.head`.
 
     Args:
         model: of transformers.
-        rows: B of them.
+        rows: (B, T) tokens with R response columns.
         entropy: whether to compute it, and whether it will be differentiated.
         hidden: whether to return hidden states.
     """
@@ -108,6 +115,7 @@ def read_responses(model: nn.Module, rows: Rows, entropy: Entropy = "none", hidd
     )
 
     def table(column: Tensor) -> Tensor:
+        """(K,) numbers of all response tokens → (B, R)."""
         return column.new_zeros(there.shape).masked_scatter(there, column)
 
     states = output.hidden_states[-1].flatten(0, 1)[before] if hidden else None
@@ -117,7 +125,15 @@ def read_responses(model: nn.Module, rows: Rows, entropy: Entropy = "none", hidd
 def _read(
     model: nn.Module, arguments: dict[str, Any], states: Tensor, tokens: Tensor, temperature: float, entropy: Entropy
 ) -> tuple[Tensor, Any]:
-    """Return log-probabilities of tokens and entropies, (2, K), and the model's output."""
+    """Return (2, K), log-probabilities and entropies of K tokens in nats, and the model's output.
+
+    Args:
+        model, arguments: of the forward pass.
+        states: (K,) long; the positions to read.
+        tokens: (K,) long; the token that each predicts.
+        temperature: τ > 0.
+        entropy: see `Entropy`.
+    """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     if type(head) is nn.Linear and _head_is_last.get(model, True):
         with read_instead(head, states, tokens, temperature, entropy) as found:
@@ -126,7 +142,7 @@ def _read(
             _head_is_last[model] = torch.equal(output.logits, found[0])
         if _head_is_last[model]:
             return output.logits, output
-    # No plain head, such as one with an adapter, or the family changes what it returns.
+    # The head is not plain (one with an adapter, say), or the family changes its logits (by a cap, say): take whole logits.
     output = model(**arguments, use_cache=False)
     logits = output.logits.flatten(0, -2)[states]
     logprobs = logprobs_from_logits(logits, tokens, temperature)

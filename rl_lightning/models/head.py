@@ -1,4 +1,4 @@
-"""Log-probabilities and entropy straight from hidden states: logits of many tokens at once are never held."""
+"""Log-probabilities and entropy straight from hidden states, in chunks: the table of tokens × vocabulary is never held whole."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: What is wanted of the entropy: nothing, its value, or its value and gradient.
+#: Compute no entropy, its value, or its value and gradient.
 Entropy = Literal["none", "value", "gradient"]
 
-#: Logits held at a time. Fewer than this are kept as probabilities for the backward pass; of more, chunks of this size are
-#: computed twice.
+#: Logits held at a time. If a pass has no more than this, they are kept, as probabilities, for the backward pass. If it has
+#: more, they are computed in chunks of this size, once forward and once again backward.
 LOGITS_AT_ONCE = 1 << 24
 
 
@@ -22,19 +22,20 @@ LOGITS_AT_ONCE = 1 << 24
 def read_instead(
     head: nn.Linear, states: Tensor, tokens: Tensor, temperature: float, entropy: Entropy
 ) -> Iterator[list[Tensor]]:
-    """Let a language-model head return what is asked of the logits instead of the logits, while this lasts.
+    """Within this context, let a language-model head return log-probabilities and entropies instead of logits.
 
-    It happens within the model's own forward, for there its weights are whole, whatever the strategy.
+    The replacement runs inside the model's own forward, because a sharding strategy gathers the head's weights only there.
 
     Args:
         head: the projection to the vocabulary.
-        states: (K,) long; which of all positions of the pass, counted row by row, to read.
-        tokens: (K,) long; what these predict.
+        states: (K,) long; the positions to read, counted row by row over the whole pass.
+        tokens: (K,) long; the token that each position predicts.
         temperature: τ > 0.
         entropy: whether to compute it too, and whether it will be differentiated.
 
     Yields:
-        A list that holds what the head returned last: (2, K), log-probabilities and entropies in nats (0 if not asked for).
+        A list whose only item is what the head returned last: (2, K), log-probabilities and entropies in nats (0 if not
+        asked for).
     """
     found: list[Tensor] = []
 
@@ -59,9 +60,11 @@ def read_instead(
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log softmax(h Wᵀ / τ) of one token each, and the entropy −Σ p log p, without more than a chunk of logits in memory.
+    """log softmax(z / τ) at one token per row and the entropy H = −Σ p log p, z = h Wᵀ + b, with one chunk of logits in memory.
 
     With p = softmax(z / τ): ∂ log p_y / ∂z = (1_y − p) / τ and ∂H / ∂z = −p (log p + H) / τ.
+
+    Shapes: states h (K, H), weight W (V, H), bias b (V,), tokens y (K,), logits of a chunk (rows, V), result (2, K).
     """
 
     @staticmethod
@@ -98,7 +101,7 @@ class _TokenLogprobs(torch.autograd.Function):
         states, weight, bias, tokens, (_, entropy, log_total), probs = ctx.saved_tensors
         by_logprob, by_entropy = slope.unsqueeze(2)
         to_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        # Chunks add up in at least float32, whatever the weights are in.
+        # Gradients of chunks are summed in at least float32, even for half-precision weights.
         to_weight = torch.zeros_like(weight, dtype=slope.dtype) if ctx.needs_input_grad[1] and not len(tokens) else None
         to_bias = torch.zeros_like(bias, dtype=slope.dtype) if ctx.needs_input_grad[2] else None
         for at in _chunks(len(tokens), ctx.rows):
@@ -128,7 +131,7 @@ def _chunks(length: int, rows: int) -> Iterator[slice]:
 
 
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """Return z / τ in at least float32, in memory of its own."""
+    """Return z / τ in float32 or float64, as a new tensor that the caller may change in place."""
     logits = functional.linear(states, weight, bias)
     logits = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     return logits if temperature == 1.0 else logits.div_(temperature)

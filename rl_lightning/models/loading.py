@@ -1,4 +1,4 @@
-"""Finding and loading a policy: one name for a hub model, a directory, a GGUF file or the embedded model."""
+"""Finding and loading a policy, given as a hub name, a directory, a GGUF file or `embedded`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from rl_lightning.models.packing import enable_packing
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
 
-#: Files of a policy that do not say what it is: they hold state of training, or are for people.
+#: Files that are not part of a policy's fingerprint: state of training, and texts for people.
 _NO_PART_OF_IT = ("*.md", "*.pt", "*.ckpt", "training_args*", "optimizer*", "trainer_state*", ".*")
 
 #: The name of the small policy that comes with the package.
@@ -45,16 +45,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LoadOptions:
-    """How a policy is loaded.
+    """How a model is loaded.
 
     Args:
-        dtype: of the weights in memory. Train float32 weights under `precision: bf16-mixed` unless memory forbids it.
-        attn_implementation: of transformers, such as `sdpa`, `eager` or `flash_attention_2`; its own choice if null. Under
-            `flex_attention` packed rows go through one compiled kernel, which needs a GPU, and all others through `sdpa`.
-        pack: compute a prompt once for all its responses in a microbatch, and no padding; where the family of the model allows
-            it, which needs plain causal attention in every layer, and `sdpa` or `flex_attention`. Changes memory and speed, never the gradient.
+        dtype: of the weights in memory. Train float32 weights with `precision: bf16-mixed` unless memory forbids it.
+        attn_implementation: of transformers, such as `sdpa`, `eager` or `flash_attention_2`; transformers' default if null. With
+            `flex_attention`, packed rows go through one compiled kernel, which needs a GPU, and all other rows through `sdpa`.
+        pack: compute each prompt once for all its responses in a microbatch, and no padding. Needs plain causal attention in
+            every layer, and `sdpa` or `flex_attention`; other models are padded. Changes memory and speed, not the gradient.
         gradient_checkpointing: recompute activations in the backward pass: about a third more time, far less memory.
-        trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
+        trust_remote_code: run Python code that comes with the model. Read that code before you turn it on.
     """
 
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
@@ -65,18 +65,19 @@ class LoadOptions:
 
 
 class PolicyFiles:
-    """Where a policy's configuration, tokenizer and weights come from; each is read when first asked for.
+    """Configuration, tokenizer and weights of a policy; each is read on first use.
 
     Args:
         policy: `embedded`, a local directory in Hugging Face format, a `.gguf` file, or a name on the hub. A directory with
-            a LoRA adapter and nothing else is the model that it was trained on with the adapter merged into its weights.
+            only a LoRA adapter stands for the adapter's base model with the adapter merged into its weights.
         options: how to load it.
 
     Raises:
-        UserError: from the properties and methods, if there is no such policy, or it has no tokenizer or stop token.
+        UserError: from the properties and methods, if there is no such policy, its files cannot be read, or it has no tokenizer
+            or no end-of-sequence token.
     """
 
-    #: What messages call it.
+    #: The model's name in messages.
     role = "policy"
 
     def __init__(self, policy: str, options: LoadOptions | None = None) -> None:
@@ -85,7 +86,7 @@ class PolicyFiles:
 
     @cached_property
     def _location(self) -> dict[str, Any]:
-        """Return the arguments that tell transformers where the files are."""
+        """The arguments of transformers' `from_pretrained` that say where the files are."""
         trust = {"trust_remote_code": self.options.trust_remote_code}
         if self.options.trust_remote_code:
             log.warning(
@@ -110,13 +111,13 @@ class PolicyFiles:
 
     @cached_property
     def adapter(self) -> AdapterFiles | None:
-        """The adapter, if the policy is one beside the model that it was trained on."""
+        """The LoRA adapter, if the policy's directory holds only that; its base model is elsewhere."""
         path = Path(self.policy).expanduser()
         return AdapterFiles(path, self.role) if AdapterFiles.are_in(path) else None
 
     @property
     def base(self) -> str:
-        """Where others find the model without an adapter: a whole path, or a name on the hub.
+        """What an exported adapter names as its base model: an absolute path, or a name on the hub.
 
         Raises:
             UserError: for a `.gguf` file, and for an adapter that was merged while loading.
@@ -130,13 +131,13 @@ class PolicyFiles:
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """The model's configuration, but for what it must not decide; see `rl_lightning.models.settings`."""
+        """The model's configuration, with the fixed settings of `rl_lightning.models.settings`."""
         with self._reading("the configuration"):
             return settle(AutoConfig.from_pretrained(**self._location))
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, padding on the left; its pad token is a stop token if it has none of its own."""
+        """The tokenizer, padding on the left; if it has no pad token, the end-of-sequence token serves as one."""
         tokenizer = self._given_tokenizer
         tokenizer.padding_side = "left"
         if tokenizer.eos_token_id is None:
@@ -150,7 +151,7 @@ class PolicyFiles:
 
     @cached_property
     def _given_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer as it is in the files: an adapter's own, where it has one beside it."""
+        """The tokenizer as the files hold it: the adapter's, if one was saved with it, else the base model's."""
         place = self._location
         if self.adapter is not None and self.adapter.has_tokenizer:
             place = {**place, "pretrained_model_name_or_path": str(self.adapter.directory)}
@@ -162,7 +163,7 @@ class PolicyFiles:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the contents of configuration, tokenizer and weights; for a name on the hub, the name and its revision."""
+        """A hash of the files of configuration, tokenizer and weights; for a name on the hub, the name and its commit."""
         place = Path(self._location["pretrained_model_name_or_path"])
         whole = hashlib.sha256()
         if not place.is_dir():
@@ -183,8 +184,8 @@ class PolicyFiles:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Every token id that ends a response: the tokenizer's, the model's and those for generation, and the end of a turn
-        in the chat template, if that is one token."""
+        """Every token id that ends a response: the end-of-sequence tokens of tokenizer, model and generation config, and the
+        chat template's end of a turn if that is one token."""
         found: set[int | None] = {self.tokenizer.eos_token_id}
         for source in (self.config, self.config.get_text_config(), self._generation_config()):
             ids = getattr(source, "eos_token_id", None)
@@ -195,7 +196,7 @@ class PolicyFiles:
         return frozenset(number for number in found if number is not None and in_vocabulary(number, size))
 
     def _generation_config(self) -> GenerationConfig | None:
-        """Return the model's settings for generation; most models that are no chat models have none."""
+        """Return the model's `generation_config.json`, or None: few models other than chat models have one."""
         place = self._location["pretrained_model_name_or_path"]
         if Path(place).is_dir():
             if not (Path(place) / "generation_config.json").is_file():
@@ -208,18 +209,21 @@ class PolicyFiles:
 
     @cached_property
     def context_length(self) -> int | None:
-        """Longest sequence in tokens, if the model has a limit."""
+        """Length in tokens of the longest sequence that the model can read; None if it has no limit."""
         with self._reading("the configuration"):
             return context_length(self.config)
 
     def load(self, trainable: bool = True) -> PreTrainedModel:
-        """Load the weights.
+        """Load the model.
 
         Args:
-            trainable: False freezes them, for a reference.
+            trainable: False freezes the weights, as for a reference.
 
         Returns:
-            The model; what it computes in training mode is what it computes in evaluation mode, see `rl_lightning.models.noise`.
+            The model; its forward pass runs in evaluation mode, see `rl_lightning.models.noise`.
+
+        Raises:
+            UserError: if weights are missing or not finite.
         """
         model, missing = self._read_weights(AutoModelForCausalLM)
         if missing:
@@ -230,15 +234,15 @@ class PolicyFiles:
         return self._ready(model, trainable)
 
     def _read_weights(self, kind: Any, labels: int | None = None) -> tuple[PreTrainedModel, list[str]]:
-        """Return a model, and the names of the weights that no file has.
+        """Return a model, and the names of its weights that are missing in the files.
 
         Args:
             kind: one of transformers' `Auto` classes.
-            labels: of a classifier; those in its configuration if None.
+            labels: number of a classifier's labels; that of its configuration if None.
         """
         place = Path(self._location["pretrained_model_name_or_path"])
         if not place.is_dir() or (place / "tokenizer_config.json").is_file():
-            _ = self._given_tokenizer  # tokens that the model lacks are told before its weights are read
+            _ = self._given_tokenizer  # reports tokens without an embedding before the weights are read
         extra: dict[str, Any] = {"dtype": getattr(torch, self.options.dtype), "config": copy.deepcopy(self.config)}
         if self.options.attn_implementation:
             extra["attn_implementation"] = self.options.attn_implementation
@@ -252,7 +256,7 @@ class PolicyFiles:
         return model, sorted(report["missing_keys"])
 
     def _ready(self, model: PreTrainedModel, trainable: bool) -> PreTrainedModel:
-        """Switch noise off, packing on, and gradients as wanted.
+        """Turn off noise, turn on packing and gradient checkpointing as the options say, and freeze the model or not.
 
         Raises:
             UserError: for a weight that is not finite.
@@ -269,11 +273,12 @@ class PolicyFiles:
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
+        """Turn any error inside this context into a `UserError` that says that `what` cannot be read, and why."""
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # whatever a parser makes of a file that is none of its kind
+        except Exception as error:  # parsers raise anything for a file of another kind
             reason = _reason(error)
             if "trust_remote_code" in str(error):
                 reason = (
@@ -287,18 +292,17 @@ class PolicyFiles:
 
 
 def _reason(error: Exception) -> str:
-    """Return what a parser's error says, in one line."""
-    if isinstance(error, pickle.UnpicklingError):  # its own words advise to run the code in the file
+    """Return a parser's error in one line."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own message advises to run the code in the file
         return "it is no file of weights, or holds code, which is never run: save the weights as safetensors"
     text = str(error).strip()
-    # Some say no more than the key or the number that they stumbled over.
+    # Some errors hold no more than a key or a number: put their type in front.
     return text.splitlines()[0] if " " in text else f"{type(error).__name__} {text}".strip()
 
 
 @contextlib.contextmanager
 def without_load_report() -> Iterator[None]:
-    """Keep transformers from reporting that a new head is new, that an old one is left out, or that a plan to shard names
-    neither."""
+    """Silence transformers' load report inside this context: a new head, and an old one that is not loaded, are intended."""
     reporters = [
         logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "distributed.tensor_parallel")
     ]

@@ -1,4 +1,4 @@
-"""What a run holds in memory from step to step, counted from the parameters."""
+"""Memory that a run keeps from step to step, counted from the parameters."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-#: AdamW keeps its step count as one float32 number a parameter tensor.
+#: AdamW keeps a step count, one float32 number, per parameter tensor.
 _STEP_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes that one model keeps while it is trained, or while it only scores.
+    """Memory of one model of an algorithm, trained or frozen.
 
     Args:
-        name: what the module calls it: `policy`, `reference`, `critic` and so on.
-        parameters: how many numbers.
-        trained: how many of them are trained; those of an adapter alone, where there is one.
-        weights, gradients, optimizer: bytes. Gradients and AdamW's two moments exist for trainable parameters only.
+        name: its attribute of the module: `policy`, `reference`, `critic` and so on.
+        parameters: number of parameters.
+        trained: number of trained parameters: with LoRA, those of the adapter.
+        weights, gradients, optimizer: bytes. Gradients and AdamW's two moments exist for trained parameters only.
     """
 
     name: str
@@ -31,15 +31,15 @@ class Held:
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """Bytes of weights, gradients and optimizer state together."""
         return self.weights + self.gradients + self.optimizer
 
 
 def held(module: nn.Module) -> list[Held]:
-    """Return what every model of a module holds on this rank, in the order in which they were loaded; shared parameters count
-    once, and of sharded ones this rank's share.
+    """Return the memory of every model of a module on this rank, in the order in which they were loaded.
 
-    Activations, caches and the data are not in it; they depend on the sizes of microbatches, not on the algorithm.
+    Parameters that two models share count once, for the first. Of sharded parameters, this rank's share counts. Activations,
+    caches and data are not included: they depend on the size of microbatches.
     """
     seen: set[Tensor] = set()
     result = []
@@ -68,9 +68,9 @@ def _own_bytes(parameter: Tensor) -> int:
 
 
 def in_units(count: float, unit: str = "B") -> str:
-    """Return a number of bytes with a prefix, such as 2.1 MB; powers of 1000."""
+    """Return a number with three digits and a decimal prefix, such as `2.1 MB`; 1 kB is 1000 B."""
     for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        # From here on three digits round up to the unit.
+        # 999.5 and more would be printed as 1e+03 of the smaller unit.
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {prefix}{unit}"
     return f"{count:.0f} {unit}"

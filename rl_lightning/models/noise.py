@@ -1,9 +1,9 @@
-"""Training without noise: what a loaded network computes in training is what it computes in evaluation.
+"""No randomness in forward passes: a model computes in training what it computes in evaluation.
 
-A policy that drops units, jitters its router or skips layers at random is not the policy that sampled, so the ratio of the two
-would not be 1 before the first update. Families have many names for their noise, and code that comes with a model has names of
-its own; what all of it has in common is that it is off in evaluation mode. So the forward pass runs in that mode, whatever mode
-the modules are in, and so does what gradient checkpointing computes again in the backward pass.
+With dropout, router jitter or skipped layers, the policy that is trained differs from the policy that sampled, and their ratio
+is not 1 before the first update. Model families have many names for such noise, but all of it is off in evaluation mode. So
+the forward pass runs in evaluation mode even if the modules are in training mode, and so does the recomputation of gradient
+checkpointing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl_lightning.models.families import decoder_layers
 
-#: Models within a forward pass → the modules to put back into training mode after each pass, the innermost last.
+#: Model → for each of its forward passes that are running, innermost last, the modules to put back into training mode.
 _switched: WeakKeyDictionary[nn.Module, list[list[nn.Module]]] = WeakKeyDictionary()
 
 
 def silence(model: PreTrainedModel) -> None:
-    """Let a model, and each model inside it, compute in evaluation mode even where its modules are in training mode.
+    """Make the forward pass of a model, and of each model inside it, run in evaluation mode.
 
-    The modes themselves stay as they are set: `training` goes on saying whether somebody trains the model.
+    After the pass `training` is as it was, so it still tells whether the model is being trained.
     """
     for part in model.modules():
         if isinstance(part, PreTrainedModel):
@@ -38,13 +38,13 @@ def silence(model: PreTrainedModel) -> None:
 
 
 def hooked_by_others(module: nn.Module) -> bool:
-    """Tell whether a module has forward hooks beside those of `silence`."""
+    """Return whether a module has forward hooks other than those of `silence`."""
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
     return any(hook not in (_enter, _leave) for hook in hooks)
 
 
 def _enter(model: nn.Module, inputs: Any) -> None:
-    # Looking at every module takes as long as a decoding step of a small model.
+    # Skip the walk over the modules if it is not needed: it takes as long as a decoding step of a small model.
     _switched.setdefault(model, []).append(_to_evaluation(model) if model.training else [])
 
 
@@ -54,12 +54,12 @@ def _leave(model: nn.Module, inputs: Any, output: Any) -> None:
 
 
 def _to_evaluation(model: nn.Module, keep: bool = True) -> list[nn.Module]:
-    """Put a model into evaluation mode.
+    """Put a model and all its modules into evaluation mode.
 
     Args:
-        model: with all of its modules.
-        keep: leave those layers in training mode that compute again: transformers has them look at their mode, and
-            `_recomputed` changes it before they compute anything.
+        model: the model.
+        keep: leave layers with gradient checkpointing in training mode. In evaluation mode transformers would not
+            checkpoint them; `_recomputed` switches the mode before they compute.
 
     Returns:
         The modules whose mode has changed.
@@ -77,9 +77,9 @@ def _is_recomputing(module: nn.Module) -> bool:
 
 
 def recompute_layers(model: PreTrainedModel) -> None:
-    """Let the layers of a model compute their activations again in the backward pass, in evaluation mode both times.
+    """Turn on gradient checkpointing: each layer recomputes its activations in the backward pass, in evaluation mode both times.
 
-    Layers that do not know gradient checkpointing, as those of code that comes with a model, are computed again from outside.
+    If no layer supports gradient checkpointing, as in code that comes with a model, the layers are wrapped from outside.
     """
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
@@ -90,7 +90,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
 
 
 def _recomputed(layer: nn.Module, run: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-    """Run a layer, or a part of it, without keeping activations."""
+    """Run a layer, or a function of it, in evaluation mode and without keeping activations for the backward pass."""
 
     def in_evaluation(*inputs: Any, **options: Any) -> Any:
         with _evaluating(layer):

@@ -1,11 +1,27 @@
-"""A forward pass without waste: a prompt computed once for all its responses, and no padding computed.
+"""Packed forward passes: each prompt is computed once for all its responses, and padding is not computed at all.
 
-The tokens of a microbatch stand in one long row. Embeddings, projections and feed-forward layers, which cost nearly
-everything, see that row alone; attention takes it apart into *trunks* and *branches*. A prompt with several responses is a
-trunk, each response a branch that sees its trunk and itself; a row that shares its prompt with no other is a trunk whole.
+All tokens of a microbatch are put into one long row. Embeddings, projections and feed-forward layers, which take most of the
+time, run on that row. Only attention must know which tokens belong together. It divides the row into segments: a *trunk* is a
+prompt that several responses share; a *branch* is one of these responses, which sees its trunk and itself; a row whose prompt
+no other row has is one trunk, prompt and response together.
 
-There are two attentions that know them: one cuts the row into blocks for PyTorch's SDPA, the other leaves it whole and gives
-FlexAttention a mask in the shape of the trees.
+    rows (B, T), T = P + R                 segments
+      . a b | c d .                        trunk 0   a b            shared by rows 0 and 1
+      . a b | e . .                        trunk 1   f g h i j k    row 2
+      f g h | i j k                        branch 0  c d            of trunk 0
+                                           branch 1  e              of trunk 0
+    packed (1, L)
+      input_ids   a b f g h i j k c d e    L = 11 of B T = 18 tokens
+      positions   0 1 0 1 2 3 4 5 2 3 2    a token's place in its own sequence
+    who sees whom (query by row, key by column; within a segment up to the query itself)
+                  trunk 0   trunk 1   branch 0   branch 1
+      trunk 0     causal
+      trunk 1               causal
+      branch 0    all                 causal
+      branch 1    all                            causal
+
+Two attention functions implement this: one cuts the row into blocks for PyTorch's SDPA, the other leaves the row whole and
+gives FlexAttention this table as a mask.
 """
 
 from __future__ import annotations
@@ -27,14 +43,15 @@ from transformers.masking_utils import sdpa_mask
 
 from rl_lightning.models.families import unlike_plain_attention
 
-#: What transformers calls the attentions below, by what it calls the kernels that they use; rows that are not packed go through
-#: its `sdpa`.
+#: Kernel, by transformers' name → the name that our attention on top of it is registered under. Rows that are not packed go
+#: through transformers' own `sdpa` in both cases.
 _NAMES = {"sdpa": "rl_lightning_packed", "flex_attention": "rl_lightning_packed_flex"}
 
-#: Padded tokens that a block of its own must save: a call of the attention kernel costs about as much.
+#: A further block pays if it saves this many padded tokens: a call of the attention kernel costs about as much.
 _WORTH_A_BLOCK = 256
 
-#: Padded queries, keys and values of one layer, if its queries have more bytes than this, are made again in the backward pass.
+#: Bytes. If the padded queries of a layer have more, padded queries, keys and values are not kept for the backward pass but
+#: computed again there.
 _KEEP_BELOW = 1 << 23
 
 log = logging.getLogger(__name__)
@@ -42,13 +59,20 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Block:
-    """Segments of about the same length, side by side in padded space, as attention takes them.
+    """Segments of similar length, padded to one width: the batch of one call of the attention kernel.
+
+    All blocks lie behind one another in *padded space*, a table of `Packing._area` slots:
+
+        block 0 (shared trunks)     block 1 (other trunks)      block 2 (branches)
+        a b                         f g h i j k                 c d | e .
 
     Args:
-        start, rows, width: where they are.
-        owner: (rows,) long; the shared trunk that each of them, a branch, sees; None for trunks.
-        bias: (rows, 1, width, seen + width), added to the scores of branches: 0 or −∞.
-        seen: columns of the shared trunks that some of them see.
+        start: first slot of the block in padded space.
+        rows: segments.
+        width: slots per segment.
+        owner: (rows,) long; for branches, the row of each one's trunk in block 0; None for trunks.
+        bias: (rows, 1, width, seen + width), added to the attention scores of branches: 0 or −∞; None for trunks.
+        seen: for branches, the length of the longest of their trunks.
     """
 
     start: int
@@ -60,26 +84,33 @@ class _Block:
 
     @property
     def places(self) -> slice:
-        """Where it is in padded space."""
+        """The slots of the block in padded space."""
         return slice(self.start, self.start + self.rows * self.width)
 
 
 class Packing:
-    """Where the tokens of padded rows stand in one row without padding, and which of them see each other.
+    """The packed row of a microbatch and its segments; see the module's sketch.
 
     Args:
-        input_ids, attention_mask: (B, T), prompts padded left and responses right, each in one piece.
+        input_ids, attention_mask: (B, T), prompts padded left and responses right, without gaps. Rows that share a prompt must be
+            neighbours.
         response_length: R, the number of response columns at the end.
 
     Attributes:
-        input_ids, positions: (1, L) long; each token once, and its place in its own sequence.
-        before: (B, R + 1) long, into L; where the token stands that predicts each response token, and the one after the
-            last. Columns beyond a response repeat its last.
+        input_ids: (1, L) long; each token once.
+        positions: (1, L) long; its place in its own sequence.
+        before: (B, R + 1) long, indices into L: the token that predicts each response token, and last the token after
+            which a further one would come. Columns beyond a response repeat its last entry. In the sketch:
+
+                row 0   b c d d        row 1   b e e e        row 2   h i j k
     """
 
     def __init__(self, input_ids: Tensor, attention_mask: Tensor, response_length: int) -> None:
         prompt, device = input_ids.shape[1] - response_length, input_ids.device
         mask, position = attention_mask.bool(), attention_mask.long().cumsum(1) - 1
+        # Which rows have the prompt of the row above? In the sketch, for rows 0 1 2:
+        #   first  1 0 1   a new prompt begins        trunk  0 0 1   number of the row's trunk
+        #   shared 1 0     by trunk                   heads 0 2, branches 0 1: row numbers
         first = torch.ones_like(mask[:, 0])
         ids = input_ids.masked_fill(~mask, -1)[:, :prompt]  # padding may hold any token
         first[1:] = (ids[1:] != ids[:-1]).any(1)
@@ -87,6 +118,7 @@ class Packing:
         shared = trunk.bincount(minlength=1) > 1
         heads, branches = first.nonzero()[:, 0], shared[trunk].nonzero()[:, 0]
 
+        # Which of a row's T columns go into its trunk, (trunks, T), and into its branch, (branches, T).
         in_trunk, in_branch = mask[heads], mask[branches]
         in_trunk[shared, prompt:] = False
         in_branch[:, :prompt] = False
@@ -96,25 +128,33 @@ class Packing:
         self.input_ids = torch.cat([input_ids[heads][in_trunk], input_ids[branches][in_branch]])[None]
         self.positions = torch.cat([position[heads][in_trunk], position[branches][in_branch]])[None]
 
+        # Of each row, (B,): where in L its prompt ends, and where its response begins.
         last_of_prompt = starts[trunk] + prompts - 1
-        own_start = last_of_prompt + 1  # where a row is a trunk whole, its response follows its prompt
+        own_start = last_of_prompt + 1  # in a trunk that is a whole row, the response follows the prompt
         own_start[branches] = starts[len(heads) :]
         column = torch.arange(response_length + 1, device=device).minimum((mask.sum(1) - prompts)[:, None])
         self.before = torch.where(column == 0, last_of_prompt[:, None], own_start[:, None] + column - 1)
 
-        #: (L,) long; which segment each token is in, and which it sees whole: its trunk, or its own so far as it came before.
+        #: (L,) long; the segment of each token, and the segment of its trunk: for a token of a trunk, its own.
         trunk_of = torch.cat([torch.arange(len(heads), device=device), trunk[branches]])
         self._segment = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
         self._trunk = trunk_of.repeat_interleave(lengths)
 
         self._place(lengths.tolist(), shared.tolist(), trunk[branches].tolist(), device)
-        #: (L,) into padded space.
+        #: (L,) long; the slot of each token in padded space.
         self._slots = torch.arange(int(lengths.sum()), device=device) + (self._offsets - starts).repeat_interleave(
             lengths
         )
 
     def _place(self, lengths: list[int], shared: list[bool], owners: list[int], device: torch.device) -> None:
-        """Give every segment its place in padded space: shared trunks, other trunks, branches."""
+        """Put every segment into a block of padded space: first all shared trunks, then other trunks, then branches.
+
+        Args:
+            lengths: tokens of each segment, trunks before branches.
+            shared: by trunk, whether it has branches.
+            owners: by branch, the number of its trunk.
+            device: of the tensors that are made.
+        """
         trunks = len(shared)
         order = [trunk for trunk in range(trunks) if shared[trunk]]
         parts = [order] if order else []
@@ -139,22 +179,25 @@ class Packing:
 
     @cached_property
     def _padding(self) -> Tensor:
-        """The places in padded space where there is no token."""
+        """(area − L,) long: the slots of padded space without a token."""
         free = torch.ones(self._area, dtype=torch.bool, device=self._slots.device)
         free[self._slots] = False
         return free.nonzero()[:, 0]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Return what every token reads from those that it sees, (1, L, heads, D).
+        """Return the attention output of every token over the tokens that it sees, through SDPA.
 
         Args:
             query: (1, heads, L, D).
             key, value: (1, key-value heads, L, D).
-            scaling: of the products; 1/√D if None.
+            scaling: factor of the scores; 1/√D if None.
+
+        Returns:
+            (1, L, heads, D).
         """
         tables = [one[0].transpose(0, 1) for one in (query, key, value)]  # (L, heads, D)
         if torch.is_grad_enabled() and self._area * tables[0][0].nbytes > _KEEP_BELOW:
-            # Padded copies are large; what they are made of is kept anyway.
+            # Padded copies are large, and the tables that they are copied from are kept anyway.
             kept: Any = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
             read: Tensor = checkpoint(self._read, *tables, scaling, **kept)
         else:
@@ -162,10 +205,10 @@ class Packing:
         return read[None]
 
     def attend_whole(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-        """Return the same as `attend`, from one call of FlexAttention.
+        """Return what `attend` returns, from one call of FlexAttention.
 
         Args:
-            query, key, value, scaling: as there.
+            query, key, value, scaling: see `attend`.
         """
         kernel, _ = _flex(query.device.type)
         read = kernel(query, key, value, block_mask=self._trees, scale=scaling, enable_gqa=True)
@@ -173,7 +216,8 @@ class Packing:
 
     @cached_property
     def _trees(self) -> BlockMask:
-        """Which tokens see each other; a trunk stands before its branches."""
+        """The table of the module's sketch as FlexAttention's mask, (L, L). Trunks come before their branches, so `key <= query`
+        also lets a branch see its whole trunk."""
         segment, trunk = self._segment, self._trunk
 
         def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -184,21 +228,24 @@ class Packing:
         return mask(sees, None, None, len(segment), len(segment), device=segment.device)
 
     def _read(self, *given: Any) -> Tensor:
+        """Return the attention output, (L, heads, D), of query, key and value, (L, heads, D) each, and the scaling."""
         *tables, scaling = given
         repeat = tables[0].shape[1] // tables[1].shape[1]
         spread = [_Spread.apply(table, self._slots, self._padding, self._area) for table in tables]
         trunks: list[Tensor] = []
         parts = []
         for block in self._blocks:
+            # (slots, heads, D) → (rows, heads, width, D)
             query, key, value = (
                 one[block.places].unflatten(0, (block.rows, block.width)).transpose(1, 2) for one in spread
             )
             if block.owner is not None:
+                # Branches: the trunk's keys in front of their own, (rows, heads, seen + width, D).
                 key, value = (
                     torch.cat([of_trunk[:, :, : block.seen].index_select(0, block.owner), own], 2)
                     for of_trunk, own in zip(trunks, (key, value), strict=True)
                 )
-            elif not trunks:  # shared ones come first
+            elif not trunks:  # block 0: the shared trunks, if there are any
                 trunks = [key, value]
             if repeat > 1:
                 key, value = (one.repeat_interleave(repeat, 1) for one in (key, value))
@@ -212,7 +259,7 @@ class Packing:
 
 
 def _buckets(segments: list[int], lengths: list[int]) -> list[list[int]]:
-    """Return segments such that those in a part are about as long: a new part begins where it saves enough padding."""
+    """Return segments in parts of similar length, longest first; a new part begins where it saves enough padding."""
     parts: list[list[int]] = []
     ordered = sorted(segments, key=lambda segment: -lengths[segment])
     width = 0
@@ -225,7 +272,13 @@ def _buckets(segments: list[int], lengths: list[int]) -> list[list[int]]:
 
 
 def _bias(block: _Block, trunk_lengths: Tensor) -> Tensor:
-    """Return what is added to the scores of branches: they see their trunk, and of themselves what came before."""
+    """Return the additive mask of a block of branches, (rows, 1, width, seen + width): each sees its whole trunk and, of
+    itself, the tokens up to the query.
+
+    Args:
+        block: its sizes.
+        trunk_lengths: (rows,) long, tokens of each branch's trunk.
+    """
     steps = torch.arange(block.width, device=trunk_lengths.device)
     seen = torch.arange(block.seen, device=trunk_lengths.device) < trunk_lengths[:, None]
     causal = (steps <= steps[:, None]).expand(block.rows, -1, -1)
@@ -234,7 +287,10 @@ def _bias(block: _Block, trunk_lengths: Tensor) -> Tensor:
 
 
 class _Spread(torch.autograd.Function):
-    """Rows written into places of a longer table of zeros, no two into one: so its adjoint reads, and adds nothing up."""
+    """Write rows, (L, ...), into distinct slots of a table of zeros, (area, ...).
+
+    Autograd's own indexing would add gradients up in case two rows shared a slot. Here none do, so the backward pass only reads.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor:
@@ -248,7 +304,7 @@ class _Spread(torch.autograd.Function):
 
 
 class _Take(torch.autograd.Function):
-    """The adjoint of `_Spread`: rows read out of a longer table."""
+    """Read rows, (L, ...), out of distinct slots of a table, (area, ...): the adjoint of `_Spread`."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, places: Tensor, others: Tensor) -> Tensor:
@@ -263,7 +319,7 @@ class _Take(torch.autograd.Function):
 
 
 def _placed(rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor:
-    """Return a table with rows in their places, and zeros in the others."""
+    """Return a table (length, ...) with the rows at `places` and zeros at `others`."""
     table = rows.new_empty(length, *rows.shape[1:])
     table[places] = rows
     table[others] = 0
@@ -272,7 +328,7 @@ def _placed(rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor
 
 @cache
 def _flex(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return FlexAttention and the maker of its masks: compiled, but on a CPU, where tests read what they mean."""
+    """Return FlexAttention and the function that makes its masks; compiled except on a CPU, where tests run them as they are."""
     if device_type == "cpu":
         return flex_attention, create_block_mask
     return torch.compile(flex_attention), torch.compile(create_block_mask)
@@ -290,11 +346,17 @@ def _attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, once it is known how packed rows attend."""
+    """The attention function that transformers calls: `attend` for packed rows, transformers' `sdpa` for all others.
+
+    Args:
+        attend: `Packing.attend` or `Packing.attend_whole`.
+        module, query, key, value, attention_mask, scaling, dropout, kwargs: see transformers' `AttentionInterface`.
+        packing: the argument that `packed` adds to a forward pass; None for rows that are not packed.
+    """
     if packing is not None:
         return attend(packing, query, key, value, scaling), None
     if query.shape[2] == 1 and query.device.type == "cpu" and not dropout:
-        # A decoding step: the kernel here takes shared keys as they are, a third faster than transformers' way around it.
+        # A decoding step. SDPA takes grouped keys as they are, which is a third faster than repeating them, as transformers does.
         read_once = scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
         return read_once.transpose(1, 2), None
     read: tuple[Tensor, None] = sdpa_attention_forward(
@@ -309,10 +371,10 @@ for _kernel, _attend in (("sdpa", Packing.attend), ("flex_attention", Packing.at
 
 
 def enable_packing(model: PreTrainedModel) -> None:
-    """Give a model the attention that packed rows need, where it can have it; else say why not.
+    """Set a model's attention to one that packed rows can use, or log why it cannot have it.
 
-    Whatever is not packed is read as by transformers' `sdpa`. A model that was asked for another attention keeps it. One with a
-    window packs the rows that are no longer than it.
+    Rows that are not packed still go through transformers' `sdpa`. A model that was loaded with another attention keeps it. A
+    model with a sliding window packs the microbatches whose rows all fit into the window.
     """
     kernel = str(model.config._attn_implementation)
     reason = unlike_plain_attention(model)
@@ -325,23 +387,23 @@ def enable_packing(model: PreTrainedModel) -> None:
             "%s %s: %sprompts are computed anew for each response, and padding with them",
             type(model).__name__,
             reason,
-            "where a row is longer than that remembers, " if packs(model, longest=1) else "",
+            "where a row is longer than its window, " if packs(model, longest=1) else "",
         )
 
 
 def packs(model: nn.Module, longest: int | None = None) -> bool:
-    """Tell whether a model takes packed rows.
+    """Return whether a model takes packed rows.
 
     Args:
-        model: of any kind.
-        longest: tokens of the longest of them; as many as the model can read if None.
+        model: any module.
+        longest: tokens of the longest row; the model's context length if None.
     """
     ours = isinstance(model, PreTrainedModel) and model.config._attn_implementation in _NAMES.values()
     return ours and unlike_plain_attention(model, longest) is None
 
 
 def packed(rows: Packing) -> dict[str, Any]:
-    """Return the arguments of a model's forward that make it read packed rows."""
-    # A mask with four dimensions is passed on as it is; this one could not be mistaken for a real one.
+    """Return the arguments of a model's forward for a packed row, (1, L)."""
+    # transformers passes a mask of four dimensions on unchanged. This one is empty: the attention functions above ignore it.
     none = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=rows.input_ids.device)
     return {"input_ids": rows.input_ids, "position_ids": rows.positions, "attention_mask": none, "packing": rows}

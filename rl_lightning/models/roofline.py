@@ -1,7 +1,8 @@
-"""How long a machine must take at least: the work of sampling and training against what its processor and memory can do.
+"""The roofline of sampling and training: the least time that they can take on a machine, from FLOPs and bytes of memory.
 
-Williams, Waterman and Patterson, Roofline: an insightful visual performance model (2009): no work is done faster than
-max(FLOPs / peak FLOP/s, bytes / bandwidth).
+No work takes less than max(FLOPs / peak FLOP/s, bytes / bandwidth) seconds.
+
+Source: Williams, Waterman and Patterson, Roofline: an insightful visual performance model (2009).
 """
 
 from __future__ import annotations
@@ -20,35 +21,35 @@ from transformers.pytorch_utils import Conv1D
 from rl_lightning.models.families import unlike_plain_attention
 from rl_lightning.types import Rows
 
-#: Edge of the square matrices, and bytes of the table, that the limits are measured with: on a CPU, and elsewhere.
+#: Edge of the square matrices and bytes of the table that limits are measured with, on a CPU and on other devices.
 _ON_CPU, _ELSEWHERE = (512, 1 << 28), (8192, 1 << 30)
 _REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a machine can do at best.
+    """Measured limits of a device.
 
     Args:
-        flops: floating-point operations a second.
-        bandwidth: bytes read from memory a second.
+        flops: floating-point operations per second.
+        bandwidth: bytes read from memory per second.
     """
 
     flops: float
     bandwidth: float
 
     def least_seconds(self, flops: float, bytes_read: float) -> float:
-        """Return how long some work takes at least."""
+        """Return the least time in seconds that some work can take, from its FLOPs and the bytes that it reads."""
         return max(flops / self.flops, bytes_read / self.bandwidth)
 
 
 @cache
 def measured_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """Return what a linear layer and a sum over a large table reach, the best of three each; once a process.
+    """Measure FLOP/s with a square linear layer and bandwidth with a sum over a large table, best of three; once per process.
 
-    The layer is square and of `dtype`. A plain product of matrices would not do: its right factor lies the other way round,
-    and without instructions for bfloat16 a CPU takes seven times as long for that. The table is float32, since sums of
-    narrower numbers may be held up by their conversion. Uses no random numbers.
+    A linear layer is used, not `a @ b`, because the memory layout of its weight matters: a CPU without bfloat16 instructions
+    takes seven times as long for the other layout. The table is float32, because conversion may slow down sums of narrower
+    numbers. No random numbers are drawn.
     """
     edge, size = _ON_CPU if device.type == "cpu" else _ELSEWHERE
     square = torch.ones(edge, edge, device=device, dtype=dtype)
@@ -68,12 +69,12 @@ def _best_seconds(work: Callable[[], Tensor]) -> float:
 
 @dataclass
 class Tokens:
-    """What training passes have to do, whether or not they do more.
+    """Tokens that training passes must process at least.
 
     Args:
-        read: distinct tokens: no padding, and a prompt once for adjacent rows of its group.
+        read: tokens in the pass, without padding and with each prompt once for adjacent rows of its group.
         predicted: response tokens.
-        seen: tokens that the read ones see, added up.
+        seen: sum over the read tokens of the number of tokens that each attends to.
     """
 
     read: float = 0.0
@@ -81,7 +82,7 @@ class Tokens:
     seen: float = 0.0
 
     def add(self, rows: Rows) -> None:
-        """Add a forward pass."""
+        """Count the tokens of one more forward pass over some rows."""
         responses = rows.lengths.double()
         prompts = rows.attention_mask.sum(1).double() - responses
         new = torch.ones_like(responses)
@@ -94,16 +95,16 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Work:
-    """What one pass of a causal language model costs, counted from its layers.
+    """Cost of a pass of a causal language model, counted from its layers.
 
     Args:
-        body, head: numbers in the weights that every token, and every token that logits are computed for, is multiplied by.
-        trained: of `body` and `head`, those with a gradient.
-        attention: multiplications that a token does with each token that it sees, of queries with keys and of weights with
-            values.
-        cached: numbers that the cache keeps a token.
-        itemsize: bytes of a number.
-        recomputes: whether the backward pass does the forward pass of the body again.
+        body: numbers in the weights that every token is multiplied by.
+        head: the same of the language-model head, for tokens whose logits are computed.
+        trained: how many numbers of `body` and of `head` have a gradient.
+        attention: multiplications per pair of a token and one that it attends to: query with key, and weight with value.
+        cached: numbers per token in the key-value cache.
+        itemsize: bytes per number.
+        recomputes: whether the backward pass repeats the forward pass of the body (gradient checkpointing).
     """
 
     body: int
@@ -116,9 +117,10 @@ class Work:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Work | None:
-        """Count a model; None if a layer is other than plain causal attention, which would cost otherwise.
+        """Count a model's layers; None if a layer has no plain causal attention, whose cost would be different.
 
-        Of experts, those that one token goes through: a step with more tokens may read more, and reads no less.
+        Of experts, those that one token passes through are counted. A step with several tokens may read more of them, so the
+        count is a lower bound.
         """
         if unlike_plain_attention(model) is not None:
             return None
@@ -128,7 +130,7 @@ class Work:
         shared = getattr(config, "num_key_value_heads", None) or heads
         output: Any = model.get_output_embeddings()
         layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, Conv1D)) and layer is not output]
-        # Experts are no layers but tables: (experts, out, in).
+        # Experts are stored as one tensor, (experts, out, in).
         tables = [weight for weight in model.parameters() if weight.dim() == 3]
         used = getattr(config, "num_experts_per_tok", 1)
         numbers = [(_numbers(layer), layer.weight.requires_grad) for layer in layers]
@@ -147,19 +149,22 @@ class Work:
         )
 
     def decoding(self, steps: float, rows: float, seen: float) -> tuple[float, float]:
-        """Return FLOPs and bytes read of sampling with a cache.
+        """Return the FLOPs of sampling with a key-value cache, and the bytes that it reads.
 
         Args:
             steps: forward passes.
-            rows: tokens read in all of them.
-            seen: tokens that these see, added up.
+            rows: tokens processed in all of them.
+            seen: sum over these tokens of the number of tokens that each attends to.
         """
         flops = 2.0 * rows * (self.body + self.head) + 2.0 * seen * self.attention
         return flops, self.itemsize * (steps * (self.body + self.head) + seen * self.cached)
 
     def training(self, tokens: Tokens) -> float:
-        """Return FLOPs of forward and backward passes: one product forward, one for the gradient of what goes in, one for
-        that of the weights; of attention two each, forward, and four backward."""
+        """Return the FLOPs of the forward and backward passes over some tokens.
+
+        A linear layer takes one matrix product forward and two backward: for the gradient of its input and that of its weight.
+        Attention takes two products forward and four backward.
+        """
         again = 1 if self.recomputes else 0
         body = (2 + again) * self.body + self.trained[0]
         head = 2 * self.head + self.trained[1]
@@ -167,5 +172,5 @@ class Work:
 
 
 def _numbers(layer: Any) -> int:
-    """Return how many numbers a linear layer's weight has, whether or not this rank holds them all."""
+    """Return the number of entries of a linear layer's weight over all ranks, also if it is sharded."""
     return int(layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else layer.nx * layer.nf)

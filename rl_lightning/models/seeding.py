@@ -1,4 +1,4 @@
-"""Random initial weights that do not depend on what was drawn before."""
+"""Random initial weights that depend on the run's seed and on nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def seeded() -> Iterator[None]:
-    """Inside, random numbers are a function of the run's seed alone; outside, they go on as if nothing was drawn."""
+    """Restart torch's random numbers from the run's seed inside this context; afterwards they go on as if nothing was drawn."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(torch.initial_seed())
         yield

@@ -1,4 +1,4 @@
-"""What a model's configuration must not decide, and what it does not say outright."""
+"""Settings of a model's configuration that are the same for all models, and limits that follow from it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig
 
-#: Settings that are the same for every model that is loaded.
+#: Settings that every loaded model gets.
 _FIXED = {
-    # What a forward pass returns: callers read the fields of one output, and what else it holds would only cost memory.
+    # A forward pass returns an object with named fields, and nothing that costs memory and is never read.
     "return_dict": True,
     "output_attentions": False,
     "output_hidden_states": False,
     "output_router_logits": False,
-    # What evaluation mode does to a model that is trained in it: RWKV would halve its weights in place, and xLSTM would read
+    # Forward passes run in evaluation mode (`noise.py`). There RWKV would rescale its weights in place, and xLSTM would process
     # long texts without a gradient.
     "rescale_every": 0,
     "max_inference_chunksize": 1 << 62,
@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 
 
 def settle(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Give a configuration, in place, the settings that callers of the model rely on, and no pad token outside its vocabulary."""
+    """Set a configuration's fixed settings in place, and remove a pad token id outside the vocabulary.
+
+    Returns:
+        The same configuration.
+    """
     for part in _parts(config):
         for name, value in _FIXED.items():
             if getattr(part, name, value) != value:
@@ -42,12 +46,12 @@ def settle(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def in_vocabulary(token_id: int, size: int | None) -> bool:
-    """Tell whether a number is the id of a token, of so many."""
+    """Return whether a token id is in a vocabulary of `size` tokens, or at least 0 if the size is unknown."""
     return token_id >= 0 and (size is None or token_id < size)
 
 
 def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    """Yield a configuration and those inside it, of a text model or a vision tower, say."""
+    """Yield a configuration and all that are nested in it, such as those of a text model and a vision tower."""
     yield config
     for name in config.sub_configs:
         part = getattr(config, name, None)
@@ -56,15 +60,14 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
-    """Return how many tokens the longest sequence has that a model can read; None if it has no limit.
+    """Return the length in tokens of the longest sequence that a model can read; None if it has no limit.
 
-    The relatives of RoBERTa count positions from the one behind that of padding, so the first rows of their table are never
-    used for a token.
+    In RoBERTa and its relatives this is less than `max_position_embeddings`: their positions start after the pad token's.
     """
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None or type(config) not in MODEL_MAPPING:
         return limit
-    with torch.device("meta"):  # its modules, without a weight in memory
+    with torch.device("meta"):  # modules without memory for weights
         model = AutoModel.from_config(config)
     tables = [part for name, part in model.named_modules() if "position" in name and isinstance(part, nn.Embedding)]
     padding: list[Any] = [table.padding_idx for table in tables if table.padding_idx is not None]
