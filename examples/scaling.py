@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rl_lightning.models.accounting import MODELS, ONLINE, Plan, Shape, numbers
+from examples.accounting import MODELS, ONLINE, Plan, Shape, numbers
 
 #: Of https://huggingface.co/Qwen/Qwen2.5-0.5B and its larger siblings, `config.json`.
 SHAPES = {

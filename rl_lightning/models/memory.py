@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 #: AdamW keeps a step count, one float32 number, per parameter tensor.
-_STEP_BYTES = 4
+STEP_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def held(module: nn.Module) -> list[Held]:
                 trained=sum(parameter.numel() for parameter in trained),
                 weights=sum(map(_own_bytes, own)),
                 gradients=gradients,
-                optimizer=2 * gradients + _STEP_BYTES * len(trained),
+                optimizer=2 * gradients + STEP_BYTES * len(trained),
             )
         )
     return result

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rl_lightning.models.head import LOGITS_AT_ONCE
-from rl_lightning.models.memory import _STEP_BYTES, Held
+from rl_lightning.models.memory import STEP_BYTES, Held
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Size = tuple[int, ...]
@@ -173,7 +173,7 @@ class Plan:
             trained=numbers(trained),
             weights=weights,
             gradients=gradients,
-            optimizer=2 * gradients + _STEP_BYTES * len(trained),
+            optimizer=2 * gradients + STEP_BYTES * len(trained),
         )
 
     def _frozen(self, name: str) -> Held:

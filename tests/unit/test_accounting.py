@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, Qwen2Config, Qwen2ForCausalLM
 
+from examples.accounting import MODELS, Plan, Shape, numbers
 from examples.scaling import SHAPES
 from rl_lightning.algorithms import DAPO, GRPO, PPO, SFT, RewardModel
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles
-from rl_lightning.models.accounting import MODELS, Plan, Shape, numbers
 from rl_lightning.models.memory import held
 from tests.checks import holds_only_for
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def qwen(shape):
