@@ -1,4 +1,4 @@
-"""What a run needs of one device's memory, computed from the shape of its models before there is a model."""
+"""Memory that a run needs on one device, computed from the shapes of its models without loading one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from rl_lightning.models.memory import STEP_BYTES, Held
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Size = tuple[int, ...]
 
-#: What is loaded: algorithm → models that are trained, and models that are frozen beside them.
+#: Algorithm → the models that it trains, and the frozen models beside them.
 MODELS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "SFT": (("policy",), ()),
     "RFT": (("policy",), ()),
-    "DPO": (("policy",), ()),  # the reference has said all it has to say before training
+    "DPO": (("policy",), ()),  # the reference scores all responses before training and is then dropped
     "PPO": (("policy", "critic"), ("reference",)),
     "GRPO": (("policy",), ("reference",)),
     "DAPO": (("policy",), ()),
     "RewardModel": (("scorer",), ()),
 }
-#: Algorithms that sample while their optimizer holds its moments.
+#: Algorithms that sample during training, while the optimizer holds its moments.
 ONLINE = ("PPO", "GRPO", "DAPO")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of the Llama kind: RMS norms, rotary positions, grouped queries, a gated feed-forward layer.
+    """Shape of a Llama-like decoder: RMS norms, rotary positions, grouped queries, a gated feed-forward layer.
 
     Args:
         layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary: as in a model's `config.json`.
@@ -49,7 +49,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any) -> Shape:
-        """Return the shape that a configuration of transformers describes; its text model's, if it has several."""
+        """Return the shape in a configuration of transformers; in one of several models, that of the text model."""
         config = config.get_text_config()
         return cls(
             layers=config.num_hidden_layers,
@@ -64,18 +64,22 @@ class Shape:
         )
 
     def linears(self) -> list[Size]:
-        """Return the sizes (out, in) of the linear layers of one decoder layer."""
+        """Return the weight sizes (out, in) of the linear layers of one decoder layer: q, k, v, o, gate, up, down."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         attention: list[Size] = [(queries, self.hidden), *[(keys, self.hidden)] * 2, (self.hidden, queries)]
         return [*attention, *[(self.intermediate, self.hidden)] * 2, (self.hidden, self.intermediate)]
 
     def layer(self) -> list[Size]:
-        """Return the sizes of the parameters of one decoder layer."""
+        """Return the sizes of all parameters of one decoder layer, biases and norms included."""
         biases: list[Size] = [(out,) for out, _ in self.linears()[:3]] if self.qkv_bias else []
         return [*self.linears(), *biases, (self.hidden,), (self.hidden,)]
 
     def ends(self, kind: str) -> list[Size]:
-        """Return the sizes of what is before and after the layers, in a `policy` or `reference`, a `critic` or a `scorer`."""
+        """Return the sizes of the parameters outside the decoder layers: embedding, last norm and head.
+
+        Args:
+            kind: `policy`, `reference`, `critic` or `scorer`.
+        """
         embedding, norm = (self.vocabulary, self.hidden), (self.hidden,)
         if kind == "critic":
             return [embedding, norm, (1, self.hidden), (1,)]
@@ -88,31 +92,30 @@ class Shape:
         return self.layer() * self.layers + self.ends(kind)
 
     def adapter(self, rank: int) -> list[Size]:
-        """Return the sizes of an adapter of all linear layers but the head: A and B of each."""
+        """Return the sizes of the A and B of a LoRA adapter on every linear layer but the head."""
         pairs: list[list[Size]] = [[(rank, into), (out, rank)] for out, into in self.linears()]
         return [size for pair in pairs for size in pair] * self.layers
 
 
 def numbers(sizes: list[Size], ranks: int = 1) -> int:
-    """Return how many numbers tensors have, or the first of several ranks of each, which are cut along the first dimension."""
+    """Return how many numbers tensors hold; on several ranks, those of the first, as tensors are cut along the first dimension."""
     return sum(-(-size[0] // ranks) * math.prod(size[1:]) for size in sizes)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model is trained.
+    """Settings of a run that decide its memory.
 
     Args:
-        shape: of the policy, and of every other model.
+        shape: of the policy and of every other model.
         algorithm: a key of `MODELS`.
-        gpus: how many devices, all of them data-parallel.
-        sharded: FSDP2 (parameters gathered in bfloat16 unless the precision is 32-true), else DDP.
-        precision: of the trainer. Weights are bfloat16 under bf16-true, and those that an adapter is added to under
-            bf16-mixed too; else float32.
-        lora: rank of an adapter; all weights are trained if null.
-        checkpointing: activations are computed again in the backward pass.
+        gpus: number of devices, all data-parallel.
+        sharded: FSDP2 (parameters gathered in bfloat16 unless the precision is 32-true); DDP if False.
+        precision: of the trainer. Weights are bfloat16 under bf16-true, and with LoRA under bf16-mixed too; otherwise float32.
+        lora: rank of the adapter; all weights are trained if None.
+        checkpointing: recompute activations in the backward pass.
         rows: responses in one forward pass of one device; a pair has two.
-        sampled: responses that one device samples side by side.
+        sampled: responses that one device samples at the same time.
         prompt, response: tokens of each.
         blocks: sampling multiplies by a copy of the weights in blocks, as on a CPU in float32.
     """
@@ -132,23 +135,23 @@ class Plan:
 
     @property
     def compute(self) -> int:
-        """Bytes of a number in matrix products."""
+        """Bytes per number in matrix products."""
         return 4 if self.precision == "32-true" else 2
 
     @property
     def stored(self) -> int:
-        """Bytes of a number of the weights."""
+        """Bytes per number of the weights in memory."""
         return 2 if self.precision == "bf16-true" or (self.lora and self.precision == "bf16-mixed") else 4
 
     @property
     def ranks(self) -> int:
-        """How many devices share a model."""
+        """Number of devices over which a model is cut up; 1 if every device holds it whole."""
         return self.gpus if self.sharded else 1
 
     # ------------------------------------------------------------- from step to step
 
     def held(self) -> list[Held]:
-        """Return what one device keeps of every model, as `rl_lightning.models.memory.held` counts it in a run."""
+        """Return the memory of every model on one device, as `rl_lightning.models.memory.held` counts it in a run."""
         trained, frozen = MODELS[self.algorithm]
         # With an adapter the reference is the policy without it.
         frozen = () if self.lora else frozen
@@ -184,15 +187,15 @@ class Plan:
 
     @property
     def gathered(self) -> int:
-        """Bytes of a number of gathered parameters."""
+        """Bytes per number of parameters that FSDP2 has gathered."""
         return min(self.stored, self.compute)
 
     def passing(self) -> dict[str, int]:
-        """Return what a forward and backward pass needs beside: bytes by name.
+        """Return the further memory of a forward and backward pass: name → bytes.
 
-        Replicas: copies of the weights in the precision of the products, which autocast keeps to the end of the pass; the
-        buckets in which DDP sums gradients. Shards: the parameters and gradients of two layers (one at work, one on its way)
-        and of embedding and head, whole.
+        DDP: copies of the weights in the precision of the products, which autocast keeps to the end of the pass, and the buckets
+        in which gradients are summed. FSDP2: the gathered parameters and gradients of two layers (the one in use and the next)
+        and of embedding and head.
         """
         trained = MODELS[self.algorithm][0]
         sizes = [size for name in trained for size in self.shape.sizes(name)]
@@ -201,7 +204,7 @@ class Plan:
             units = numbers(self.shape.layer()) * 2 + numbers(self.shape.ends(trained[0]))
             needs["gathered"] = units * self.gathered
             if self.lora is None:
-                # In the precision of the products, and in float32 on their way to their ranks.
+                # Once in the precision of the products, and once in float32 while they are reduced over ranks.
                 needs["gradients"] = units * (self.gathered + 4)
         else:
             if self.stored > self.compute:
@@ -211,15 +214,15 @@ class Plan:
         return needs | {"activations": self.activations(), "logits": self.logits()}
 
     def activations(self) -> int:
-        """Return the bytes that the layers keep for the backward pass of `rows` sequences; PPO's two models follow each other.
+        """Return the bytes that layers keep for the backward pass of `rows` sequences; with PPO, those of both models.
 
-        A token of a layer keeps: two norms, each its input, the input normalised, and the output; queries, keys and values
-        (repeated to as many heads as there are queries, as a mask makes them), and what attention makes of them, twice;
-        gate, its activation, up, and their product. An adapter keeps its input in float32, and its own r numbers.
+        Per token, a layer keeps: of each of two norms its input, the normalised input and the output; queries, keys and values
+        (keys and values repeated to the number of query heads), and the attention output twice; the gate, its activation, up,
+        and their product. An adapter keeps r numbers in float32 for each linear layer.
         """
         shape, a = self.shape, self.compute
         residual = 2 if self.precision == "bf16-true" else 4
-        # The norms compute in float32, whatever they are given; autocast casts their output for each linear layer anew.
+        # Norms compute in float32 in every precision; autocast casts their output once for each linear layer.
         norms = shape.hidden * {"32-true": 24, "bf16-mixed": 26, "bf16-true": 16}[self.precision]
         attention = 5 * shape.heads * shape.head_dim * a
         layer = norms + attention + 4 * shape.intermediate * a
@@ -227,35 +230,37 @@ class Plan:
             layer += sum(self.lora * 4 for _ in shape.linears())
         tokens = self.rows * (self.prompt + self.response)
         kept = shape.layers * (shape.hidden * residual if self.checkpointing else layer)
-        # The layer that the backward pass is at, which checkpointing makes anew, and gradients of a third of its size.
+        # The layer that the backward pass is at: its gradients take a third of its activations, which checkpointing recomputes.
         kept += layer * 4 // 3 if self.checkpointing else layer // 3
         return tokens * kept * len(MODELS[self.algorithm][0])
 
     def logits(self) -> int:
-        """Return the bytes around the language-model head: a chunk of logits, in float32 too, and one more float32 tensor of its
-        size, probabilities or gradients; and the gradient of the head, which chunks add up in float32."""
+        """Return the bytes of the language-model head's chunks.
+
+        A chunk of logits in float32, one more float32 tensor of its size for probabilities or gradients, and the head's weight
+        gradient, which is summed over chunks in float32.
+        """
         if self.algorithm == "RewardModel":
             return 0
         shape, half = self.shape, self.compute < 4
         positions = min(self.rows * self.response, max(1, LOGITS_AT_ONCE // shape.vocabulary))
-        # In half precision the logits and their gradient as such come on top.
+        # In half precision, the logits and their gradient are kept in that precision too.
         chunk = positions * shape.vocabulary * (2 * 4 + (2 * self.compute if half else 0))
         return chunk + (4 * shape.vocabulary * shape.hidden if half and self.lora is None else 0)
 
     def stepping(self) -> dict[str, int]:
-        """Return what AdamW's step needs beside: one more tensor for each parameter, where it is not fused, as under mixed
-        precision."""
+        """Return the further memory of AdamW's step: one more tensor per parameter if it is not fused, as in mixed precision."""
         trained = sum(model.gradients for model in self.held())
         return {"step": trained if self.precision == "bf16-mixed" else 0}
 
     def sampling(self) -> dict[str, int]:
-        """Return what sampling needs beside: bytes by name. The policy is whole on every device."""
+        """Return the further memory of sampling: name → bytes. Every device holds the whole policy."""
         shape = self.shape
         whole = numbers(shape.sizes())
         token = 2 * shape.layers * shape.kv_heads * shape.head_dim * self.compute
         needs = {
             "cache": self.sampled * (self.prompt + self.response) * token,
-            # Of one column: as they come, in float32, divided, as probabilities, and as blocks of them.
+            # For one column: as computed, and in float32 the logits, the logits / τ, probabilities, and blocks of them.
             "logits": self.sampled * shape.vocabulary * (self.compute + 4 * 4),
         }
         if self.sharded:
@@ -268,7 +273,7 @@ class Plan:
         return needs
 
     def phases(self) -> dict[str, int]:
-        """Return the bytes that a device has in use in each phase of a run."""
+        """Return the bytes in use on a device in each phase of a run: `pass`, `step` and, online, `sampling`."""
         held = sum(model.total for model in self.held())
         phases = {"pass": held + sum(self.passing().values()), "step": held + sum(self.stepping().values())}
         if self.algorithm in ONLINE:
@@ -276,11 +281,16 @@ class Plan:
         return phases
 
     def peak(self) -> int:
-        """Return the bytes of the phase that needs most."""
+        """Return the largest number of bytes in use on a device, over all phases."""
         return max(self.phases().values())
 
     def most_rows(self, capacity: int, largest: int = 256) -> int:
-        """Return how many rows, a power of two, one forward pass may have within some bytes; 0 if not even one, or one pair."""
+        """Return the largest number of rows per forward pass, a power of two, that fits into some bytes; 0 if none does.
+
+        Args:
+            capacity: bytes of a device.
+            largest: do not try more rows than this.
+        """
         least = 2 if self.algorithm in ("DPO", "RewardModel") else 1
         fitting = 0
         rows = least

@@ -1,8 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The one exception for mistakes that a user can correct."""
 
 
 class UserError(Exception):
-    """Bad input with a message that says what to do.
+    """A mistake of the user: a wrong option, file or combination. Its message is one line that says what to do.
 
-    The command line prints the message on one line, without a traceback, and exits with status 2.
+    The command line prints the message without a traceback and exits with status 2.
     """

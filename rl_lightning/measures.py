@@ -1,8 +1,15 @@
-"""Numbers for the loggers that say how the numbers of parts make that of the whole.
+"""Metrics that know how to be combined over chunks and ranks.
 
-Parts are the chunks that a rollout is sampled in, one after the other, and the ranks, which work side by side. A plain number,
-or a tensor of one element, is the mean over the parts that have it: right for what every part knows of the whole, and for
-nothing else where parts differ in size.
+A rollout is sampled in chunks, one after the other, on several ranks at the same time. Each part has metrics, and the type of a
+metric says how the parts' numbers become one:
+
+    type                 chunks, one after the other    ranks, side by side
+    Sum                  sum                            sum
+    Seconds              sum                            mean
+    Mean(total, count)   Σ total / Σ count              Σ total / Σ count
+    float, Tensor        mean over the parts            mean over the parts
+
+A plain number is right for what is the same in all parts. A mean over rows must be a `Mean`, since parts differ in size.
 """
 
 from __future__ import annotations
@@ -16,19 +23,19 @@ from rl_lightning.errors import UserError
 
 
 class Sum(float):
-    """A count of something: parts add up."""
+    """A count; the counts of parts are added."""
 
 
 class Seconds(float):
-    """A time: parts add up where one comes after the other; side by side they take their mean."""
+    """A time; added over chunks, which come one after the other, and averaged over ranks, which work side by side."""
 
 
 class Mean(float):
-    """A mean over some things: parts are pooled, each weighed by how many things it has.
+    """A mean over items; the mean over parts weighs each part by its number of items.
 
     Args:
-        total: sum over the things.
-        count: how many there are; the mean over none is 0.
+        total: sum over the items.
+        count: number of items; the mean over none is 0.
 
     Example:
         >>> merged([{"a": Mean(3.0, 4)}, {"a": Mean(5.0, 1)}])
@@ -39,23 +46,23 @@ class Mean(float):
     count: float
 
     def __new__(cls, total: float, count: float) -> Mean:
-        """Divide."""
+        """Make the number total / count, and keep both."""
         self = super().__new__(cls, total / count if count else 0.0)
         self.total, self.count = float(total), float(count)
         return self
 
     def __getnewargs__(self) -> tuple[float, float]:  # type: ignore[override]
-        """Return what a copy in another process is made of."""
+        """Return the arguments of `__new__`, from which pickle makes a copy."""
         return self.total, self.count
 
     @classmethod
     def of(cls, values: Tensor, mask: Tensor) -> Mean:
-        """Return the mean of values where a mask of the same shape is True."""
+        """Return the mean of `values` where `mask`, bool of the same shape, is True."""
         return cls(float(values[mask].double().sum()), float(mask.sum()))
 
 
 def packed(metrics: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return metrics as strings and plain numbers, as a file may hold them."""
+    """Return metrics as lists of a type's name and plain numbers, which JSON can hold; `unpacked` reads them."""
     return {
         name: ["Mean", value.total, value.count]
         if isinstance(value, Mean)
@@ -65,17 +72,17 @@ def packed(metrics: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def unpacked(metrics: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-    """Undo `packed`."""
+    """Return the metrics that `packed` was given, with their types."""
     kinds: dict[str, Any] = {"Mean": Mean, "Sum": Sum, "Seconds": Seconds, "float": float}
     return {name: kinds[kind](*numbers) for name, (kind, *numbers) in metrics.items()}
 
 
 def merged(parts: Sequence[Mapping[str, Any]], side_by_side: bool = False) -> dict[str, float]:
-    """Return the metrics of a whole, given those of its parts.
+    """Combine the metrics of parts into those of the whole; see the module's table.
 
     Args:
-        parts: name → number, each; a part may lack some.
-        side_by_side: they are of several ranks; otherwise one part comes after the other.
+        parts: name → number for each part; a part may lack some.
+        side_by_side: True for ranks, False for chunks.
 
     Raises:
         UserError: naming a metric that is not one number.

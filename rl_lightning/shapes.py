@@ -1,4 +1,4 @@
-"""What algorithms and callbacks give back is of the shape that was asked for."""
+"""Check of the tensors that algorithms and callbacks return."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rl_lightning.errors import UserError
 
 
 def require(what: str, value: Any, shape: Sequence[int], meaning: str, dtype: torch.dtype | None = None) -> None:
-    """Refuse anything but a tensor of a shape, which broadcasting might else turn into another objective in silence.
+    """Refuse a value that is not a tensor of the given shape. Broadcasting would silently turn it into another objective.
 
     Args:
-        what: who made the value, such as `GRPO.objective`; messages begin with it.
+        what: where the value comes from, such as `GRPO.objective`; the message begins with it.
         value: of any type.
-        shape: that it must have.
-        meaning: what each number of such a tensor is of, such as `one number a response token`.
-        dtype: that it must have; any floating-point one if None.
+        shape: the shape that it must have.
+        meaning: what its numbers belong to, such as `one number a response token`.
+        dtype: the dtype that it must have; any floating-point dtype if None.
 
     Raises:
-        UserError: in one line, with both shapes.
+        UserError: with the wanted shape or dtype and the actual one.
     """
     wanted = tuple(shape)
     if not isinstance(value, Tensor):

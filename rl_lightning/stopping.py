@@ -1,4 +1,4 @@
-"""What ends a sampled response: tokens, and texts."""
+"""What ends a sampled response: stop tokens and stop strings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StopStrings:
-    """Texts that end a response.
+    """Strings that end a response.
 
     Args:
-        tokenizer: of the policy that is sampled.
+        tokenizer: of the sampled policy.
         strings: at least one, none empty.
     """
 
@@ -27,42 +27,43 @@ class StopStrings:
     strings: tuple[str, ...]
 
     def completes(self, ids: Sequence[int]) -> bool:
-        """Tell whether the last of some tokens completes one of the strings; to be asked after every token of a response."""
+        """Return whether the last token of `ids` completes one of the strings. Ask after every token of a response."""
         newest = list(ids[-self.window :])
         text = self.tokenizer.decode(newest, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return any(string in text for string in self.strings)
 
     def end(self, ids: Sequence[int], start: int = 0) -> int | None:
-        """Return how many tokens a response has when it ends on a string; None if it does not.
+        """Return the number of tokens up to the one that first completes a string; None if none does.
 
         Args:
             ids: the response so far.
-            start: it did not end on one of the first tokens, as many as this.
+            start: number of first tokens that are known not to complete one.
         """
         return next((n for n in range(start + 1, len(ids) + 1) if self.completes(ids[:n])), None)
 
     @property
     def window(self) -> int:
-        """How many of the newest tokens may be part of a string.
+        """How many of the newest tokens must be decoded to see a string.
 
-        A token has at least a byte, but it may begin or end within a character, or lose a space when it stands first.
+        Every token has at least one byte, so a string of n bytes has at most n tokens. Some more are needed because tokens may
+        begin or end inside a character, and the first one may lose its leading space in decoding.
         """
         return max(len(string.encode("utf-8", "replace")) for string in self.strings) + 8
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What ends a sampled response, and how it reads.
+    """The stop tokens and stop strings of a policy, and the text of its responses.
 
-    A response that a string ends keeps its tokens as they were sampled, up to the one that completes the string: they are
-    what the policy did, and each counts. No EOS is added, and the response is not truncated.
+    A response that ends on a string keeps its sampled tokens up to the one that completes the string. All of them count, no EOS
+    is added, and the response is not truncated.
 
     Args:
-        tokenizer: of the policy that is sampled.
+        tokenizer: of the sampled policy.
         ids: tokens that end a response.
-        strings: texts that end a response.
-        turn_end: what the chat template ends a turn with, if that is no special token; like one, it is left out of the
-            response's text. Other strings stay in it.
+        strings: strings that end a response; None if there are none.
+        turn_end: the chat template's end of a turn, if that is no special token; empty otherwise. Like special tokens, it is
+            left out of the response's text. Other stop strings stay in the text.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -74,12 +75,13 @@ class Ends:
     def of(
         cls, text: TextFormat, stop_ids: Iterable[int], strings: Sequence[str] = (), more_ids: Sequence[int] = ()
     ) -> Ends:
-        """Return what ends responses to prompts of a format.
+        """Collect everything that ends responses to prompts in a text format.
 
         Args:
-            text: how prompts and written responses become tokens.
+            text: the format; its chat template's end of a turn is included.
             stop_ids: every end-of-sequence token.
-            strings, more_ids: further ends.
+            strings: further stop strings.
+            more_ids: further stop tokens.
         """
         end = text.turn_end
         special = end.token is not None and text.tokenizer.added_tokens_decoder[end.token].special
@@ -89,11 +91,11 @@ class Ends:
         return cls(text.tokenizer, ids, StopStrings(text.tokenizer, strings) if strings else None, turn_end)
 
     def stop(self, ids: Sequence[int]) -> bool:
-        """Tell whether a response has ended, and not only reached its longest length."""
+        """Return whether a response of at least one token has ended; if not, it was cut off at the cap on new tokens."""
         return ids[-1] in self.ids or (self.strings is not None and self.strings.completes(ids))
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return a response as text, without the end of its turn and special tokens other than those around a thought."""
+        """Return a response as text, without the end of its turn and without special tokens other than those around thoughts."""
         if self._thought_tokens.isdisjoint(ids):
             text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         else:
@@ -106,7 +108,7 @@ class Ends:
 
     @cached_property
     def _thought_tokens(self) -> frozenset[int]:
-        """Special tokens such as ``[/THINK]``, without which nobody could tell a thought from the answer."""
+        """Special tokens that open or close a thought, such as `[/THINK]`; they stay in the text."""
         markers = "\n".join(marker for pair in DEFAULT_THOUGHTS for marker in pair)
         added = self.tokenizer.added_tokens_decoder
         return frozenset(

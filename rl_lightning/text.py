@@ -1,4 +1,4 @@
-"""From text to token ids, and back: one way for what is trained on, sampled and judged."""
+"""From text to token ids: prompts and responses get the same tokens in training, sampling and scoring."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Messages = list[dict[str, str]]
 
-#: Stand for a prompt and an answer where a template is asked what it writes around them.
+#: A prompt and an answer that a chat template is given, to see what it writes around them.
 _QUESTION, _ANSWER = "1+2=", "3f9c answer 8e71"
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -24,29 +24,29 @@ _OPEN_TAG = re.compile(r"<(\w+)>\s*\Z")
 
 
 class ReadPrompt(Protocol):
-    """A prompt as a model reads it."""
+    """A prompt in the format of one model."""
 
     @property
     def text(self) -> str:
-        """What was tokenised."""
+        """The prompt as the tokenizer read it, rendered if the format has a chat template."""
 
     @property
     def input_ids(self) -> list[int]:
-        """Its tokens."""
+        """Token ids that `TextFormat.ids` made of `text`."""
 
     @property
     def messages(self) -> Messages | None:
-        """What the chat template rendered; None without one, and where only the rendered text is known."""
+        """The chat messages that were rendered; None without a chat template, and if only the rendered text is known."""
 
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """What a chat template writes behind an answer.
+    """What a chat template writes after an answer.
 
     Args:
         after: all of it, up to the end of the conversation.
-        text: its part up to and including the end of the turn; empty if the template marks none.
-        token: the token that ends the turn; None if a text of several tokens does, or nothing.
+        text: the part up to and including the end of the turn; empty if the template marks no end.
+        token: the token that ends the turn; None if several tokens do, or the template marks no end.
     """
 
     after: str = ""
@@ -57,21 +57,23 @@ class TurnEnd:
 class TextFormat:
     """How prompts and responses become token ids.
 
-    With a chat template, prompt and response are rendered by it, and the response is what it adds to the prompt: a prefix
-    that the template gives the assistant (such as an empty thought), the answer, and the end of the turn. White space that
-    the template writes behind the end belongs to the next message. A template that marks no end gets the end-of-sequence
-    token (EOS) instead.
+    With a chat template, it renders prompt and response. The response is what it adds to the prompt: what it writes before the
+    answer (such as an empty thought), the answer, and the end of the turn:
 
-    Where the rendered conversation does not begin with the rendered prompt, or lacks a part of the answer (some templates
-    cut thoughts out), the answer is taken as it was written, behind the prompt that sampling starts from, and a warning
-    says so once. What the prompt has opened already (`<think>`) is then not opened again, and is closed if the answer
-    does not.
+        <|user|>1+2=<|end|>\\n<|assistant|>  |  3<|end|>  |  \\n
+        prompt                                 response     belongs to the next message
 
-    Without a chat template a text gets the special tokens that the tokenizer puts before it, and a response ends with EOS,
-    or with the separator of tokenizers that have no EOS, such as BERT's.
+    If the template marks no end of a turn, the response ends with the end-of-sequence token (EOS).
+
+    If the rendered conversation does not begin with the rendered prompt, or lacks a part of the answer (some templates remove
+    thoughts), the answer as it was written follows the prompt that sampling starts from, and one warning says so. A tag that
+    the prompt has opened, such as `<think>`, is then not opened again, and is closed if the answer does not close it.
+
+    Without a chat template, a prompt gets the special tokens that the tokenizer puts in front, and a response ends with EOS.
+    Tokenizers without EOS, such as BERT's, have a separator instead.
 
     Args:
-        tokenizer: of the model that reads.
+        tokenizer: of the model that reads the text.
         chat: whether to apply the tokenizer's chat template.
     """
 
@@ -90,16 +92,16 @@ class TextFormat:
         return f"written ones end with {end} (the chat template's end of a turn)"
 
     def render(self, conversations: Sequence[Messages]) -> list[str]:
-        """Return prompts as texts: the template applied, and the assistant's turn begun."""
+        """Return the rendered prompts, up to the beginning of the assistant's turn."""
         return [self._apply(messages, add_generation_prompt=True) for messages in conversations]
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the tokens of prompts, as texts; special tokens stand in front once, and no added EOS at the end."""
+        """Return the token ids of prompts, with the special tokens in front exactly once and no EOS at the end."""
         rows = self._tokenize(texts, special=not self.chat)
         return rows if self.chat else [self._trimmed(*pair) for pair in zip(texts, rows, strict=True)]
 
     def _trimmed(self, text: str, ids: list[int]) -> list[int]:
-        """Take off what the tokenizer adds behind a text, and a BOS in front of one that brings its own."""
+        """Remove the EOS that the tokenizer adds, and its BOS if the text has one of its own."""
         tokenizer, last = self.tokenizer, self._last
         written = last is not None and text.endswith(str(tokenizer.convert_ids_to_tokens(last)))
         if last is not None and ids[-1:] == [last] and (not written or ids[-2:] == [last, last]):
@@ -109,7 +111,7 @@ class TextFormat:
 
     @property
     def _last(self) -> int | None:
-        """The token that ends a plain text."""
+        """The token that ends a response without a chat template: EOS, or else the separator."""
         eos, separator = self.tokenizer.eos_token_id, self.tokenizer.sep_token_id
         last: int | None = separator if eos is None else eos
         return last
@@ -119,15 +121,15 @@ class TextFormat:
     def responses(
         self, prompts: Sequence[ReadPrompt], responses: Sequence[str], ended: Sequence[bool] | None = None
     ) -> list[list[int]]:
-        """Return the tokens of responses, as they follow the tokens of their prompts.
+        """Return the token ids of responses, as they follow those of their prompts.
 
-        A response is tokenised behind its prompt, as sampling continues it; where it would then change the prompt's last
-        token, on its own.
+        Prompt and response are tokenized as one text, as sampling would continue it. If that changes the prompt's tokens, the
+        response is tokenized alone.
 
         Args:
-            prompts: as many, each with the tokens that `ids` made of its text.
-            responses: texts that someone wrote, or that were sampled.
-            ended: which of them end, and not only stop; all if None.
+            prompts: one per response.
+            responses: written or sampled texts.
+            ended: for each, whether it is complete and gets an end; False for a response that was cut off. All True if None.
         """
         ended = ended or [True] * len(responses)
         texts = [self._added(*row) for row in zip(prompts, responses, ended, strict=True)]
@@ -147,18 +149,18 @@ class TextFormat:
         return [[*ids, end] if closes and ids[-1:] != [end] else ids for ids, closes in zip(rows, ended, strict=True)]
 
     def _added(self, prompt: ReadPrompt, response: str, ended: bool) -> str:
-        """Return what a response adds to the text of its prompt, without an EOS that only ids can say."""
+        """Return the text that a response adds to that of its prompt, without EOS, which is added as a token id."""
         if not self.chat:
             return response
         answer = self._without_end(response)
         end = self.turn_end.text if ended else ""
-        if prompt.messages is None:  # rendered elsewhere: there is only its text to go by
+        if prompt.messages is None:  # only the rendered text is known
             return answer + end
         conversation = [*prompt.messages, {"role": "assistant", "content": answer}]
         whole = self._apply(conversation, add_generation_prompt=False)
         added = whole.removeprefix(prompt.text).removesuffix(self.turn_end.after)
         follows = whole.startswith(prompt.text) and whole.endswith(self.turn_end.after)
-        # What the prompt opens may be a part of the answer as it is written.
+        # The tag that the prompt opens may be part of the answer as it was written.
         if follows and _squeezed(answer) in _squeezed(self._opening + added):
             return added + end
         if not self._told:
@@ -170,7 +172,7 @@ class TextFormat:
         return _continued(prompt.text, answer) + end
 
     def _without_end(self, response: str) -> str:
-        """Take off an end that the response itself brings, so that it does not stand there twice."""
+        """Remove an end of turn or EOS that is part of the written response, so that it does not come twice."""
         for end in (self.turn_end.text.strip(), str(self.tokenizer.eos_token or "")):
             response = response.removesuffix(end)
         return response
@@ -179,7 +181,7 @@ class TextFormat:
 
     @cached_property
     def turn_end(self) -> TurnEnd:
-        """What ends the assistant's turn in the chat template; nothing without one."""
+        """The chat template's end of the assistant's turn; empty without a chat template."""
         probed = self._probed if self.chat else None
         if probed is None:
             return TurnEnd()
@@ -195,20 +197,21 @@ class TextFormat:
 
     @cached_property
     def _opening(self) -> str:
-        """How the template begins the assistant's turn."""
+        """The text with which the chat template begins the assistant's turn."""
         probed = self._probed
         return "" if probed is None else probed[2]
 
     @cached_property
     def _probed(self) -> tuple[str, str, str] | None:
-        """A short conversation's prompt, the same with an answer, and how the answer's turn begins; None if none renders."""
+        """A short conversation, rendered: its prompt, prompt and answer, and the beginning of the assistant's turn; None if the
+        chat template refuses it."""
         question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
         for before in ([question], [{"role": "system", "content": "Add."}, question]):
             try:
                 prompt = self._apply(before, add_generation_prompt=True)
                 whole = self._apply([*before, answer], add_generation_prompt=False)
                 asked = self._apply(before, add_generation_prompt=False)
-            except Exception as error:  # a template is a program: it may raise anything
+            except Exception as error:  # a template is a program and may raise anything
                 log.debug("The chat template refuses a short conversation: %s", error)
                 continue
             if _ANSWER in whole:
@@ -225,7 +228,7 @@ class TextFormat:
         return str(text)
 
     def is_rendered(self, text: str) -> bool:
-        """Tell whether a text looks like a prompt that the chat template has rendered: it ends like one."""
+        """Return whether a text ends as prompts do that the chat template has rendered."""
         probed = self._probed if self.tokenizer.chat_template is not None else None
         end = "" if probed is None else probed[0].rpartition(_QUESTION)[2]
         return bool(end.strip()) and text.endswith(end)
@@ -233,7 +236,7 @@ class TextFormat:
     def _tokenize(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         if not texts:
             return []
-        # `verbose` off: a text longer than the tokenizer's own idea of the context is found and named by its place.
+        # No warning for texts longer than the tokenizer's `model_max_length`: ours says which text it is.
         batch = self.tokenizer(
             list(texts),
             add_special_tokens=special,
@@ -247,7 +250,7 @@ class TextFormat:
 
 
 def _continued(prompt: str, answer: str) -> str:
-    """Return an answer as it follows a prompt that may have opened a tag, such as `<think>`."""
+    """Return an answer as it follows a prompt that may end with an open tag, such as `<think>`: not opened twice, and closed."""
     opened = _OPEN_TAG.search(prompt)
     if opened is None:
         return answer
@@ -258,27 +261,31 @@ def _continued(prompt: str, answer: str) -> str:
 
 
 def _squeezed(text: str) -> str:
-    """Return a text without its white space."""
+    """Return a text with all white space removed, also between words."""
     return "".join(text.split())
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Tell whether a text holds half of a surrogate pair, which is no character and can be neither tokenised nor written."""
+    """Return whether a text holds half of a surrogate pair. That is no character: it cannot be tokenized or written to a file."""
     return not text.isascii() and _SURROGATES.search(text) is not None
 
 
 def without_lone_surrogates(text: str) -> str:
-    """Return a text with the mark of an unknown character for every half of a surrogate pair."""
+    """Return a text with `\\ufffd`, the replacement character, in place of every half of a surrogate pair."""
     return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
 
 
 def cut_left(prompt: list[int], excess: int, special_ids: Sequence[int]) -> list[int]:
-    """Return a prompt without some tokens of its beginning; a special token in front, such as BOS, stays.
+    """Remove tokens from the beginning of a prompt, but not a leading special token such as BOS.
 
     Args:
         prompt: token ids.
-        excess: tokens to take off; all but the special one if there are fewer.
+        excess: number of tokens to remove; if there are fewer, all are removed but the special one.
         special_ids: of the tokenizer.
+
+    Example:
+        >>> cut_left([1, 7, 8, 9], excess=2, special_ids=[1])
+        [1, 9]
     """
     if excess <= 0:
         return prompt

@@ -1,10 +1,10 @@
-"""Where a response stops thinking and starts to answer."""
+"""Thoughts inside responses, such as `<think> … </think>`, and the answer after them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: What opens a thought, and what ends it.
+#: Pairs of the texts that open and close a thought.
 Thoughts = Sequence[tuple[str, str]]
 
 DEFAULT_THOUGHTS: Thoughts = (
@@ -17,18 +17,23 @@ DEFAULT_THOUGHTS: Thoughts = (
     ("[THINK]", "[/THINK]"),
     ("<seed:think>", "</seed:think>"),
     ("◁think▷", "◁/think▷"),
-    # The harmony format may have further channels between the two.
+    # In the harmony format, other channels may come between the two.
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
 
 
 def after_thought(response: str, prompt: str = "", thoughts: Thoughts = DEFAULT_THOUGHTS) -> str | None:
-    """Return what follows the last thought of a response, or None if that has not ended.
+    """Return the text after the last thought of a response, or None if that thought is not closed.
 
     Args:
-        response: what the model wrote.
-        prompt: what it was asked. A chat template may open the thought at its end, behind which only space may follow.
-        thoughts: pairs of the texts that open and end a thought.
+        response: text that the model wrote.
+        prompt: text before it. If it ends with an opening text, as some chat templates let it, the response begins inside a
+            thought.
+        thoughts: pairs of the texts that open and close a thought.
+
+    Example:
+        >>> after_thought("<think>3+4</think>7"), after_thought("<think>3+4")
+        ('7', None)
     """
     asked = prompt.rstrip()
     opened = any(asked.endswith(opening) for opening, _ in thoughts)
@@ -40,7 +45,11 @@ def after_thought(response: str, prompt: str = "", thoughts: Thoughts = DEFAULT_
 
 
 def check_thoughts(thoughts: Thoughts) -> None:
-    """Raise ValueError unless these are pairs of texts."""
+    """Check that thoughts are pairs of non-empty texts.
+
+    Raises:
+        ValueError: naming the first that is not.
+    """
     for pair in thoughts:
         if isinstance(pair, str) or len(pair) != 2 or not all(isinstance(text, str) and text for text in pair):
             raise ValueError(f"thoughts are pairs of the texts that open and end one, not {pair!r}")
