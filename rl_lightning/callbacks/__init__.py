@@ -1,4 +1,4 @@
-"""What can be added to a run: stages of a rollout, tables and curves, exports."""
+"""Callbacks: stages of a rollout, tables and histograms, checkpoints and exports, guards against failures."""
 
 from rl_lightning.callbacks.adaptive_kl import AdaptiveKL
 from rl_lightning.callbacks.durable_logs import DurableLogs

@@ -1,4 +1,4 @@
-"""A weight of the divergence that follows the divergence."""
+"""A controller of `kl_coef` that keeps the divergence from the reference near a target."""
 
 from __future__ import annotations
 
@@ -21,18 +21,24 @@ GAIN, LARGEST_ERROR = 0.1, 0.2
 class AdaptiveKL(RolloutCallback):
     """Raise or lower the module's `kl_coef` after each rollout, so that the divergence stays near a target.
 
-    β ← β (1 + 0.1 · clip(KL/target − 1, −0.2, 0.2) · n/horizon), where KL is the mean over the responses of Σ_t log π/π_ref of
-    the policy that sampled them, and n the number of those responses: at most 2% up or down in `horizon` responses.
-    Logs `kl/sequence`, this KL, and `kl/coef`, β from now on. A divergence in the loss is weighed by that at once, one in the
-    reward from the next rollout on. A checkpoint holds β, which a run that is resumed goes on with.
+    β ← β (1 + 0.1 · clip(KL/target − 1, −0.2, 0.2) · n/horizon). KL is the mean over the rollout's n scored responses of
+    Σ_t log π/π_ref under the policy that sampled them. So β changes by at most 2 % per `horizon` responses.
 
-    Source: Ziegler et al. (arXiv 1909.08593) section 2.2, where a step is a rollout. In their code the factor is
-    n/horizon without the 0.1, so its horizon is ten times this one.
+    The new β acts at once on a divergence in the loss, and from the next rollout on one in the reward. It is part of
+    checkpoints.
+
+    Logs `kl/sequence`, the KL above, and `kl/coef`, the new β.
+
+    Source: Ziegler et al. (arXiv 1909.08593) section 2.2, whose step is a rollout. Their code has the factor n/horizon without
+    the 0.1, so a horizon of theirs is ten times one of ours.
 
     Args:
-        target: nats a response, above 0.
-        horizon: responses that one whole correction takes; those of one rollout, whatever its size, if null.
-        min_coef, max_coef: bounds of β; none if null.
+        target: nats per response, above 0.
+        horizon: number of responses over which one full correction is spread; one rollout, of any size, if null.
+        min_coef, max_coef: bounds of β; no bound if null.
+
+    Raises:
+        UserError: for a value out of range.
     """
 
     def __init__(
@@ -53,7 +59,7 @@ class AdaptiveKL(RolloutCallback):
         self._coef: float | None = None
 
     def check_settings(self, trainer: Trainer) -> None:
-        """Refuse a module without a divergence: it has no reference, and nothing to weigh."""
+        """Refuse a module whose `kl_coef` is 0: it has no reference."""
         module = trainer.lightning_module
         if not getattr(module, "kl_coef", 0.0):
             raise UserError(
@@ -62,21 +68,21 @@ class AdaptiveKL(RolloutCallback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return β."""
+        """Return the β to go on with; None before the first rollout."""
         return {"coef": self._coef}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember β until training starts."""
+        """Keep the checkpoint's β until training starts."""
         self._coef = state_dict["coef"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the β of the checkpoint, if there is one; no rollout has been sampled yet."""
+        """Set `kl_coef` to the checkpoint's β, if there is one. The first rollout is sampled after this."""
         module: Any = pl_module
         if self._coef is not None:
             module.kl_coef = self._coef
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Measure the divergence over all ranks and correct β; a rollout without one scored response changes nothing."""
+        """Measure the divergence over all ranks and correct β; without a scored response β stays as it is."""
         controlled: Any = module
         divergences = self.divergences(rollout)
         sums = torch.stack([divergences.sum(), torch.as_tensor(len(divergences)).to(divergences)])
@@ -88,9 +94,10 @@ class AdaptiveKL(RolloutCallback):
         rollout.metrics["kl/coef"] = controlled.kl_coef
 
     def divergences(self, rollout: Rollout) -> Tensor:
-        """Return Σ_t log π_old/π_ref of every scored response, in nats, float64."""
+        """Return Σ_t log π_old/π_ref of each scored response: (responses,) float64, nats."""
         assert rollout.ref_logprobs is not None
-        # Of a rollout that serves a single update only the sampler has said them; a token of which it said nothing adds 0.
+        # A rollout that serves a single update has no old log-probabilities: take the sampler's. A token for which the sampler
+        # reported none adds 0.
         logprobs = rollout.old_logprobs
         if logprobs is None:
             logprobs = known_or(rollout.rollout_logprobs, rollout.ref_logprobs)
@@ -98,7 +105,13 @@ class AdaptiveKL(RolloutCallback):
         return tokens.double().sum(1)[rollout.response_mask.any(1)]
 
     def corrected(self, coef: float, divergence: float, responses: float) -> float:
-        """Return the next β, given the present one, KL in nats a response, and the number of responses."""
+        """Return the next β.
+
+        Args:
+            coef: the present β.
+            divergence: KL in nats per response.
+            responses: number n of responses that it is the mean over.
+        """
         error = min(max(divergence / self.target - 1, -LARGEST_ERROR), LARGEST_ERROR)
         share = 1.0 if self.horizon is None else responses / self.horizon
         low, high = self.bounds

@@ -1,4 +1,4 @@
-"""Curves without holes, whenever a run is killed."""
+"""Logged metrics that survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rl_lightning.callbacks.tensorboard import writers
 
-#: Where a checkpoint holds the metrics of its own step, and those that callbacks see.
+#: Keys of a checkpoint for the metrics of its own step, and for `trainer.callback_metrics`.
 _KEY, _SEEN = "metrics_of_this_step", "metrics_of_callbacks"
 
 
 class DurableLogs(Callback):
-    """Have on disk, with every checkpoint, all that was logged before it.
+    """Make sure that everything logged before a checkpoint is on disk with it.
 
-    Loggers keep points in memory for a while; and a checkpoint that is written when a step ends comes before Lightning logs that
-    step's metrics. So it holds them itself, and the run that goes on from it logs them, again if need be: with the same values.
+    Loggers keep points in memory for a while, so every checkpoint flushes them. A checkpoint at the end of a step is written
+    before Lightning logs that step's metrics. So the checkpoint holds these metrics too, and a resumed run logs them; if they
+    were logged before, it logs the same values again.
 
-    It also holds `trainer.callback_metrics`: a run that goes on between the last step of an epoch and the epoch's end
-    would otherwise have no value there for a `ModelCheckpoint` or an `EarlyStopping` that monitors what training logs.
+    The checkpoint also holds `trainer.callback_metrics`. Without them, a run that resumes between the last step of an epoch and
+    the epoch's end would have no value for a `ModelCheckpoint` or `EarlyStopping` that monitors a training metric.
     """
 
     def __init__(self) -> None:
@@ -28,7 +29,7 @@ class DurableLogs(Callback):
         self._seen: dict[str, float] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write out what the loggers hold back, and take down what Lightning is about to log."""
+        """Flush the loggers, and store the metrics that Lightning is about to log."""
         for writer in writers(trainer):
             writer.flush()
         checkpoint[_SEEN] = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -40,12 +41,12 @@ class DurableLogs(Callback):
         checkpoint[_KEY] = {"step": loop._batches_that_stepped, "metrics": {**metrics, "epoch": trainer.current_epoch}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember what the run that was killed may not have logged, and what its callbacks saw."""
+        """Keep the checkpoint's metrics until training starts."""
         self._missing = checkpoint.get(_KEY)
         self._seen = checkpoint.get(_SEEN, {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the one, and show callbacks the other."""
+        """Log the metrics of the checkpoint's step, and restore `trainer.callback_metrics`."""
         seen = {name: torch.tensor(value) for name, value in self._seen.items()}
         trainer._logger_connector._callback_metrics.update(seen)
         if self._missing is not None:
@@ -54,6 +55,8 @@ class DurableLogs(Callback):
         self._missing = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Log a step under the number of those before it, also in a run that was stopped while it sampled and goes on: Lightning
-        counts the step before the stop twice."""
+        """Log a step under the number of optimizer steps before it.
+
+        Lightning's own counter is one too high after a run was stopped while it sampled and then resumed.
+        """
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step

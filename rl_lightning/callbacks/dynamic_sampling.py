@@ -1,4 +1,4 @@
-"""Train only on groups that have both correct and wrong answers, and sample until there are enough of them."""
+"""Dynamic sampling: train only on groups with both right and wrong answers, and sample until the rollout is full."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from rl_lightning.types import Rollout
 
 
 class DynamicSampling(RolloutCallback):
-    """Drop the groups whose answers are all right or all wrong, and sample more prompts until the rollout is full.
+    """Drop groups whose answers are all right or all wrong, and sample more prompts until the rollout is full.
 
-    It counts correct answers among those that have a reward, never the spread of rewards: an all-correct group in which
-    some answers lost reward for their length has nothing to teach about the task. The prompts that remain are those of
-    medium difficulty: of a prompt that is solved with probability p, a share 1 − p^G − (1 − p)^G of the groups is kept.
+    Right and wrong answers are counted, not the spread of rewards: a group of right answers of which some lost reward for their
+    length teaches nothing about the task. Answers whose reward failed do not count. Of a prompt that is solved with probability
+    p, a group of G is kept with probability 1 − p^G − (1 − p)^G, so prompts of medium difficulty remain.
 
-    Groups that wait for the next rollout are off policy there; their ratio is to the policy that sampled them.
+    Kept groups beyond the size of a rollout can wait for the next one. They are off policy there, and their ratio is taken to
+    the policy that sampled them.
 
-    Logged: `rollout/chunks`; `rollout/kept_fraction` of the groups sampled; `rollout/surplus`, groups that wait;
-    `rollout/stale_fraction` of the rollout's groups that have waited. Reward, length, correctness and
-    `rollout/all_right_fraction` are over everything sampled, before anything was dropped; a rollout that was full without
-    sampling logs none of them.
+    Logs `rollout/chunks`; `rollout/kept_fraction`, kept / sampled groups; `rollout/surplus`, the number of groups that wait;
+    `rollout/stale_fraction`, the share of the rollout's groups that have waited. Reward, length, correctness and
+    `rollout/all_right_fraction` are over all sampled groups, also the dropped ones. A rollout that was filled by waiting groups
+    alone logs none of these.
 
     Args:
-        max_chunks: times that prompts are sampled for one rollout, at most.
-        prompts_per_chunk: prompts sampled at a time, over all ranks; as many as the rollout has if null.
-        surplus: kept groups beyond the rollout wait for the next one (`keep`) or are lost (`drop`).
-        on_exhaustion: what happens when the chunks are used up, or every prompt had its turn in this rollout. `smaller`:
-            the optimizer steps share what there is. `skip`: the rollout is thrown away. `stop`: so it is, and the run
-            ends. An optimizer step without a group leaves the policy as it is.
+        max_chunks: prompts are sampled at most this many times for one rollout.
+        prompts_per_chunk: prompts sampled at a time, over all ranks; `prompts_per_rollout` if null.
+        surplus: kept groups beyond the rollout wait for the next one (`keep`) or are dropped (`drop`).
+        on_exhaustion: what happens if the rollout is not full after `max_chunks`, or after every training prompt was sampled
+            once for it. `smaller`: train on the groups that there are, spread over the optimizer steps. `skip`: drop the
+            rollout. `stop`: drop it and end the run. An optimizer step without a group does not change the policy.
 
-    Source: DAPO (arXiv 2503.14476) Eq. 11. The paper keeps sampling until the batch is full; verl gives up after 10
-    chunks, by an error.
+    Raises:
+        UserError: for a size below 1.
+
+    Source: DAPO (arXiv 2503.14476) Eq. 11. The paper samples until the batch is full. verl raises an error after 10 chunks.
     """
 
     refill: Refill
@@ -54,7 +57,7 @@ class DynamicSampling(RolloutCallback):
         self.refill = Refill(max_chunks, prompts_per_chunk, surplus, on_exhaustion)
 
     def check_settings(self, trainer: Trainer) -> None:
-        """Refuse sizes with which no rollout could be filled."""
+        """Refuse a group size of 1, chunks that the ranks cannot share, and chunks that could never fill a rollout."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         ranks, refill = data_parallel_size(trainer), self.refill
         chunk = refill.prompts_per_chunk or data.prompts_per_rollout
@@ -72,6 +75,6 @@ class DynamicSampling(RolloutCallback):
             )
 
     def keep_groups(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> Tensor:
-        """Return the rows of groups with at least one right and one wrong answer."""
+        """Return the rows of groups with at least one right and one wrong answer: (B,) bool."""
         scored, correct = rollout.votes()
         return (correct > 0) & (correct < scored)

@@ -1,4 +1,4 @@
-"""Ending a run early such that nothing of it is lost."""
+"""Stopping a run early without losing work."""
 
 from __future__ import annotations
 
@@ -29,14 +29,18 @@ log = logging.getLogger(__name__)
 STOPPED_EARLY = 75
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-#: Seconds within which a second signal counts as the first: `timeout` and some schedulers send it to a process and to its group.
+#: Seconds after the first signal in which another one is ignored: `timeout` and some schedulers signal a process and its group.
 _ECHO_S = 0.3
-#: Seconds that a run may take to come down after a second signal.
+#: Seconds that the process may take to end after a second signal.
 _UNWIND_S = 3.0
 
 
 class RunStopped(SystemExit):
-    """Ends the process with the status `STOPPED_EARLY`, once Lightning has taken its things down."""
+    """Raised to end a run: Lightning tears down, then the process exits with status `STOPPED_EARLY`.
+
+    Args:
+        reason: a signal's name, or `max_time`.
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(STOPPED_EARLY)
@@ -44,16 +48,17 @@ class RunStopped(SystemExit):
 
 
 class GracefulStop(StopCallback):
-    """Save `last.ckpt` and exit with status 75 on SIGTERM, SIGUSR1 (as SLURM can be told to send), Ctrl-C, or when the time is up;
-    `--ckpt_path last` goes on as if nothing had happened.
+    """Save `last.ckpt` and exit with status 75 on SIGTERM, SIGUSR1 (which SLURM can send before a time limit), Ctrl-C or timeout.
 
-    The run ends between two optimizer steps, or while responses are sampled or scored, in training and in validation: rewards
-    are not waited for. That rollout or validation is then done again, and is the same. In set-up there is nothing to save;
-    the same command goes on with what is in the cache. A second signal ends the run at once.
+    A run that is resumed with `--ckpt_path last` continues bit for bit as if it had not been stopped.
+
+    A run can stop between two optimizer steps, and while responses are sampled or scored, in training and validation. It does not
+    wait for rewards. The interrupted rollout or validation is repeated after resuming, with the same result. During set-up there
+    is nothing to save: the same command continues with the samples in the cache. A second signal ends the run at once.
 
     Args:
-        max_time: longest time of a fit, `days:hours:minutes:seconds`; no limit if null. The command line's
-            `--trainer.max_time` means this.
+        max_time: longest duration of a fit, `days:hours:minutes:seconds`; no limit if null. The command line passes
+            `--trainer.max_time` on to it.
     """
 
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
@@ -70,7 +75,7 @@ class GracefulStop(StopCallback):
     # ---------------------------------------------------------------- listening
 
     def listen(self, trainer: Trainer) -> None:
-        """Listen to signals, and to what the data say of their progress."""
+        """Install the signal handlers, and set the DataModule's stop hooks."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data.on_boundary = lambda together: self._check(trainer, together)
         data.agreed = lambda: self._agreed(trainer)
@@ -79,11 +84,11 @@ class GracefulStop(StopCallback):
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the time limit."""
         self._ends = float("inf") if self._limit is None else time.monotonic() + self._limit
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen in the place of Lightning's handlers, which would end the run with status 0."""
+        """Replace Lightning's signal handlers, which would end the run with status 0."""
         self.listen(trainer)
         for number in self._before:
             signal.signal(number, self._note)
@@ -93,22 +98,22 @@ class GracefulStop(StopCallback):
         self._trains = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget, where Lightning counts batches, of a validation that was cut short and begins anew."""
+        """Reset Lightning's batch count of a validation that was interrupted and is repeated."""
         if trainer.state.fn == TrainerFn.FITTING:
             trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset_on_restart()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let others listen again."""
+        """Restore the signal handlers from before the fit."""
         self._release(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let others listen again, after an evaluation."""
+        """Restore the signal handlers from before an evaluation."""
         self._release(trainer)
 
     def _release(self, trainer: Trainer) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        # Lightning puts back what it found, which was ours.
+        # At its own teardown Lightning restores the handlers that it found, which were ours: give it the original ones.
         trainer._signal_connector._original_handlers.update(self._before)
         self._before = {}
         self._trains = False
@@ -126,7 +131,7 @@ class GracefulStop(StopCallback):
             self._end_at_once(number)
 
     def _end_at_once(self, number: int) -> None:
-        """Raise; end the process in some seconds if that has not ended it, or at a third signal."""
+        """Raise the signal's usual exception. A third signal, or a timer of `_UNWIND_S`, ends the process without tear-down."""
         for one in self._before:
             signal.signal(one, signal.SIG_DFL)
         self._deadline = threading.Timer(_UNWIND_S, os._exit, (128 + number,))
@@ -142,18 +147,18 @@ class GracefulStop(StopCallback):
         return "max_time" if time.monotonic() > self._ends else None
 
     def _check(self, trainer: Trainer, together: bool) -> None:
-        """Raise if the run is to end.
+        """Raise `RunStopped` if the run has to end.
 
         Args:
             trainer: of the run.
-            together: whether every rank is here; only then can several of them agree on ending.
+            together: whether all ranks call this at the same point; only then can they agree by a collective.
         """
         reason = self._reason()
         if trainer.world_size > 1:
             if together:
                 asked = bool(sum_over_ranks(trainer, torch.tensor(float(reason is not None))))
             elif self._sign is not None:
-                # Leave what is inside `agreed`, at whose end all ranks meet.
+                # Leave the `agreed` context: all ranks meet at its end.
                 asked = self._sign.is_up(put_up=reason is not None)
             else:
                 return
@@ -164,7 +169,7 @@ class GracefulStop(StopCallback):
 
     @contextlib.contextmanager
     def _agreed(self, trainer: Trainer) -> Iterator[None]:
-        """End what every rank does inside on all of them, or on none."""
+        """Context for work that all ranks do: a stop ends it on all ranks or on none."""
         if trainer.world_size == 1:
             yield
             return
@@ -172,14 +177,19 @@ class GracefulStop(StopCallback):
         try:
             yield
         except RunStopped:
-            pass  # raised again below, with the others
+            pass  # raised again below, on all ranks
         finally:
             self._sign = None
         self._check(trainer, together=True)
 
     @contextlib.contextmanager
     def _abandonable(self, trainer: Trainer, alone: bool) -> Iterator[None]:
-        """Have a signal raise at once inside."""
+        """Context in which a signal raises at once, wherever the code is.
+
+        Args:
+            trainer: of the run.
+            alone: whether this rank alone is inside; then a signal may raise on a single rank only.
+        """
         self._check(trainer, together=False)
         self._may_raise = trainer.world_size == 1 or (self._sign is not None and not alone)
         try:
@@ -188,7 +198,7 @@ class GracefulStop(StopCallback):
             self._may_raise = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, if this is our own doing and there is something to save."""
+        """Save a checkpoint if `RunStopped` ended a fit, and log how to go on."""
         if isinstance(exception, RunStopped):
             if self._trains:
                 then = _save(trainer)
@@ -202,7 +212,7 @@ class GracefulStop(StopCallback):
 
 
 def _save(trainer: Trainer) -> str:
-    """Save a checkpoint, and return when and where."""
+    """Save `last.ckpt`, and return the words for the log: at which step, where, and how to go on."""
     path = last_checkpoint(trainer)
     if trainer.validating:
         _begin_validation_anew(trainer)
@@ -212,7 +222,7 @@ def _save(trainer: Trainer) -> str:
 
 
 def _begin_validation_anew(trainer: Trainer) -> None:
-    """Have Lightning count as it does in the first batch of a validation: whoever goes on from there begins with that one."""
+    """Set Lightning's counts to those of a validation's first batch, so that a resumed run starts the validation there."""
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     before = progress.total.completed - progress.current.completed
     counts: Any = ((progress.total, before), (progress.current, 0))
@@ -221,7 +231,7 @@ def _begin_validation_anew(trainer: Trainer) -> None:
 
 
 def last_checkpoint(trainer: Trainer) -> Path:
-    """Return where `--ckpt_path last` looks."""
+    """Return the path of the checkpoint that `--ckpt_path last` loads."""
     savers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.dirpath]
     folder = Path(savers[0].dirpath) if savers else Path(trainer.default_root_dir) / "checkpoints"  # type: ignore[arg-type]
     return folder / "last.ckpt"

@@ -1,4 +1,4 @@
-"""Advantages of a group's members against each other."""
+"""Group-relative advantages, as in GRPO."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rl_lightning.types import Rollout
 
 
 class GroupNormalize(RolloutCallback):
-    """Give every token of a response the advantage (r − mean) / (std + eps) over the responses to the same prompt.
+    """Give every token of a response the advantage (r − mean) / (std + eps); mean and std are over the response's group.
 
-    r is the reward less the divergence, where that acts in the reward.
+    r is the reward, minus the divergence if that acts in the reward. See `rl_lightning.functional.group_normalize`.
 
     Args:
-        scale: what to divide by: the group's deviation (`std`, GRPO), that of all rewards (`batch`), nothing (`none`,
+        scale: divide by the group's standard deviation (`std`, GRPO), by that of all rewards (`batch`), or by nothing (`none`,
             Dr.GRPO).
-        eps: added to the deviation, in units of reward.
-        ddof: 1 for the unbiased deviation, 0 for the population's.
+        eps: added to the standard deviation, in units of reward.
+        ddof: divisor n − ddof of the variance: 1 for the unbiased one, 0 for the population's.
     """
 
     supplies = ("advantages",)
@@ -32,7 +32,7 @@ class GroupNormalize(RolloutCallback):
         self.ddof = ddof
 
     def check_settings(self, trainer: Trainer) -> None:
-        """Refuse groups of one: such a response has nothing to be compared with and would train on 0."""
+        """Refuse groups of one response: their advantages would all be 0."""
         group_size: int = trainer.datamodule.group_size  # type: ignore[attr-defined]
         if group_size < 2:
             raise UserError(
@@ -41,7 +41,7 @@ class GroupNormalize(RolloutCallback):
             )
 
     def on_rollout_advantages(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Fill in `rollout.advantages`."""
+        """Set `rollout.advantages`, (B, R): a response's number at each of its tokens, 0 elsewhere."""
         rewards, batch_std = rollout.penalised_rewards, None
         if self.scale == "batch" and trainer.world_size > 1:
             everywhere = torch.as_tensor(module.all_gather(rewards)).flatten()

@@ -1,4 +1,4 @@
-"""What watches a run for numbers that have gone wrong."""
+"""Guards against runs that go wrong: non-finite losses, collapse of the policy, rewards without spread."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ _MOST_SHOWN = 400  # characters of a sample
 
 
 class NonFiniteGuard(Callback):
-    """Count optimizer steps that were skipped because their loss or gradient was infinite or not a number, and stop a run
-    that does nothing else.
+    """Count optimizer steps with a loss or gradient that is not finite, and stop the run after several in a row.
 
-    The module itself leaves the weights alone in such a step. The first of them is written to a file with the weights and
-    all that the step was made of, on every rank, from which `replay` computes the same loss again. In float16 training a
-    step that overflowed is the scaler's business, which skips it too and takes a smaller scale, and counts here only
-    once that is below 1.
+    The module skips such a step: the weights stay as they are. The first skipped step is written to a file, with the weights and
+    the batches of every rank; `replay` computes its loss again. In float16 training the gradient scaler skips steps that
+    overflow and lowers its scale; such a step counts here only once the scale is below 1.
+
+    Logs `guard/skipped_steps`, the number of skipped steps in the run, with each of them.
 
     Args:
-        max_in_a_row: the run ends with an error when so many steps in a row were skipped.
-        dirpath: of the file; the trainer's `default_root_dir` if null.
+        max_in_a_row: end the run with an error after this many skipped steps in a row.
+        dirpath: directory of the file; the trainer's `default_root_dir` if null.
+
+    Raises:
+        UserError: for a `max_in_a_row` below 1.
     """
 
     def __init__(self, max_in_a_row: int = 5, dirpath: str | None = None) -> None:
@@ -47,21 +50,25 @@ class NonFiniteGuard(Callback):
         self._dump: Path | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts."""
+        """Return how many steps were skipped, in all and in a row up to now."""
         return {"skipped": self._skipped, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue both counts from a checkpoint."""
         self._skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Rows, batch_idx: int) -> None:
-        """Keep what the optimizer step is made of."""
+        """Keep the microbatches of the optimizer step, in case it must be written to the file."""
         self._batches.append(batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        """Look at a step once it is whole."""
+        """Count a complete optimizer step if the module skipped it.
+
+        Raises:
+            UserError: after `max_in_a_row` skipped steps in a row.
+        """
         if not batch.ends_step:
             return
         batches, self._batches = self._batches, []
@@ -81,7 +88,7 @@ class NonFiniteGuard(Callback):
             )
 
     def _write(self, trainer: Trainer, batches: list[Rows]) -> Path:
-        """Write a step down and say so, on rank 0; every rank has a part of it."""
+        """Write a step to a file on rank 0, with the batches of all ranks, and log its path; every rank must call this."""
         path = Path(self.dirpath or trainer.default_root_dir) / f"not_finite-step{trainer.global_step}.pt"
         own = [{"kind": type(batch).__name__, **vars(batch.to("cpu"))} for batch in batches]
         ranks = from_every_rank(own)
@@ -92,17 +99,20 @@ class NonFiniteGuard(Callback):
         try:
             atomic_save({"state_dict": state, "batches": [batch for rank in ranks for batch in rank]}, path)
             log.warning("%s; what it was made of is in %s", said, path)
-        except UserError as error:  # the run itself can go on
+        except UserError as error:  # a file that cannot be written must not end the run
             log.warning("%s; what it was made of is lost: %s", said, error)
         return path
 
 
 def replay(path: str | Path, module: Any) -> Tensor:
-    """Return the loss of the optimizer step that `NonFiniteGuard` wrote down, with its graph.
+    """Compute the loss of an optimizer step that `NonFiniteGuard` has written to a file.
 
     Args:
         path: the file.
-        module: made with the settings of that run; its models must be loaded (`configure_model`).
+        module: made with the settings of that run, its models loaded by `configure_model`. Its weights are replaced.
+
+    Returns:
+        A scalar with its graph, over the microbatches of all ranks.
     """
     dump = load_plain(path, map_location="cpu")
     module.load_state_dict(dump["state_dict"])
@@ -111,12 +121,15 @@ def replay(path: str | Path, module: Any) -> Tensor:
 
 
 class CollapseWarning(RolloutCallback):
-    """Warn, once for each, when the entropy of the policy or the length of its responses has run away from where it was.
+    """Warn if the entropy of the policy collapses, or the mean length of responses changes a lot; once each.
 
     Args:
-        entropy_share: warn when the entropy falls below this share of its mean over the first rollouts.
-        length_factor: warn when the mean length is so many times longer or shorter than over the first rollouts.
-        first: rollouts that are taken for the measure.
+        entropy_share: warn if the entropy falls below this share of its mean over the first rollouts.
+        length_factor: warn if the mean length grows or shrinks by more than this factor from its mean over the first rollouts.
+        first: number of first rollouts that later ones are compared with.
+
+    Raises:
+        UserError: for a value out of range.
     """
 
     def __init__(self, entropy_share: float = 0.05, length_factor: float = 3.0, first: int = 5) -> None:
@@ -131,20 +144,20 @@ class CollapseWarning(RolloutCallback):
         self._warned: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the measure, and what has been warned of."""
+        """Return the values of the first rollouts, and the metrics that have been warned of."""
         return {"seen": self._seen, "warned": self._warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same measure."""
+        """Compare with the same first rollouts as before the checkpoint."""
         self._seen, self._warned = state_dict["seen"], state_dict["warned"]
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Compare the length of a rollout with the first ones'; of a table that was made before training there is no other."""
+        """Compare the mean length of a rollout with that of the first rollouts; data with a single rollout are skipped."""
         if module.learns_from == "rollouts":
             self._compare(trainer, "rollout/length_mean", rollout.metrics.get("rollout/length_mean"))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the entropy in the epoch's last step with that of the first epochs."""
+        """Compare the entropy in the epoch's last optimizer step with that in the first epochs."""
         entropy = trainer.callback_metrics.get("policy/entropy")
         self._compare(trainer, "policy/entropy", None if entropy is None else float(entropy))
 
@@ -178,13 +191,16 @@ class CollapseWarning(RolloutCallback):
 
 
 class SpreadWarning(RolloutCallback):
-    """Warn, once and with a sample, when rewards have had no spread for some rollouts: where all are equal, nothing is learnt.
+    """Warn once, with a sample, if rewards have been equal within every group for several rollouts: then nothing is learnt.
 
-    Rewards have a spread where they differ within a group or, where groups have one response each, at all. The usual causes
-    are a gold answer or an extraction that no response can meet, and a reward model that scores all text alike.
+    If groups have one response each, rewards are compared over the whole rollout. Usual causes are gold answers, or an extraction
+    of answers, that no response can match, and a reward model that gives every text the same score.
 
     Args:
-        in_a_row: rollouts without a spread that are warned of.
+        in_a_row: warn after this many rollouts in a row.
+
+    Raises:
+        UserError: for a number below 1.
     """
 
     only_looks = True
@@ -199,15 +215,15 @@ class SpreadWarning(RolloutCallback):
         self._warned = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many rollouts in a row had none, and whether that was said."""
+        """Return how many rollouts in a row had no spread, and whether the warning has been logged."""
         return {"without": self._without, "warned": self._warned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue the count from a checkpoint."""
         self._without, self._warned = state_dict["without"], state_dict["warned"]
 
     def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Look at rewards before any group is dropped."""
+        """Look for a spread of rewards, before callbacks drop groups, and keep one response as a sample."""
         rows = rollout.scored.nonzero()[:, 0]
         if not len(rows):
             return
@@ -217,7 +233,7 @@ class SpreadWarning(RolloutCallback):
         self._sample = rollout.prompts[row], rollout.responses[row], rollout.answers[row], reward
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Count rollouts in which the rewards of no rank had a spread."""
+        """Count the rollout if its rewards had no spread on any rank, and warn after `in_a_row` of them."""
         if module.learns_from != "rollouts" or self._warned:
             return
         seen = from_every_rank((self._spread, self._sample))
@@ -243,10 +259,10 @@ class SpreadWarning(RolloutCallback):
 
 
 def _has_spread(rewards: Tensor, groups: Tensor) -> bool:
-    """Return whether rewards differ within a group; over all, where every group has one response."""
+    """Return whether rewards, (B,), differ within some group; between all rows if every group has one response."""
     rewards, groups = rewards.cpu(), groups.cpu()
     numbers = groups.unique()
     parts = [rewards] if len(numbers) == len(groups) else [rewards[groups == number] for number in numbers]
     bounds = [(float(part.min()), float(part.max())) for part in parts]
-    # Scores of a model differ by rounding.
+    # Equal scores of a reward model may differ by rounding.
     return any(high - low > 1e-6 * max(1.0, abs(low), abs(high)) for low, high in bounds)

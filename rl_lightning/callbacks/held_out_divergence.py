@@ -1,4 +1,4 @@
-"""How far training has taken the policy, on held-out prompts."""
+"""Divergence of the policy from where training began, measured on held-out prompts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from rl_lightning.types import Rollout
 
 
 class HeldOutDivergence(Callback):
-    """Log `val/kl`, the divergence from the policy that training began with in nats a response, and `val/entropy`, in
-    nats a token, both on the responses sampled in validation.
+    """Measure the divergence from the starting policy, and the entropy, on the responses sampled in validation.
 
-    The divergence of a response is Σ_t k3 over its tokens, whose expectation is that of KL(π‖π_ref) at the prefixes that
-    the policy visits. The reference is in memory during validation only. It works for every algorithm, whether it has a
-    divergence in its objective or not, so runs can be compared by it.
+    The divergence of a response is Σ_t k3 over its tokens, an unbiased estimate of KL(π‖π_ref) summed over the prefixes that the
+    policy visits. It does not depend on whether the objective has a divergence, so runs of all algorithms can be compared. The
+    reference is in memory during validation only.
+
+    Logs `val/kl`, nats per response, and `val/entropy`, nats per token.
 
     Args:
         reference: the policy to measure from; the module's `policy` as it was loaded if null.
-        rows: responses in one forward pass.
+        rows: responses per forward pass.
     """
 
     def __init__(self, reference: str | None = None, rows: int = 256) -> None:
@@ -34,7 +35,7 @@ class HeldOutDivergence(Callback):
         self._sums = torch.zeros(4)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load the reference."""
+        """Load the frozen reference onto the module's device."""
         module: Any = pl_module
         own: PolicyFiles = module.policy_files
         files = PolicyFiles(self.reference, own.options) if self.reference else own
@@ -45,7 +46,7 @@ class HeldOutDivergence(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rollout, batch_idx: int, *_: object
     ) -> None:
-        """Add a batch's responses."""
+        """Add the divergence and entropy of a batch's responses to the sums."""
         module: Any = pl_module
         assert self._model is not None
         for rows in torch.arange(len(batch)).split(self.rows):
@@ -58,12 +59,12 @@ class HeldOutDivergence(Callback):
             self._sums += torch.stack([one.double() for one in sums])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means over all ranks."""
+        """Log the means over the responses and tokens of all ranks."""
         divergence, entropy, responses, tokens = sum_over_ranks(trainer, self._sums).tolist()
         if responses:
             pl_module.log("val/kl", divergence / responses)
             pl_module.log("val/entropy", entropy / tokens)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the reference go."""
+        """Free the memory of the reference."""
         self._model = None

@@ -1,4 +1,4 @@
-"""The trained model as a Hugging Face directory."""
+"""Export of the trained model as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ log = logging.getLogger(__name__)
 
 
 class HFExport(Callback):
-    """Save model and tokenizer at the end of `fit`, as `from_pretrained` reads them: `AutoModelForCausalLM`'s for a policy,
-    `AutoModelForSequenceClassification`'s for a reward model, `peft.PeftModel`'s for an adapter that is not merged.
+    """Save the trained model and its tokenizer at the end of `fit`.
+
+    Load a policy with `AutoModelForCausalLM.from_pretrained`, a reward model with `AutoModelForSequenceClassification`, and an
+    adapter that is not merged with `peft.PeftModel`.
 
     Args:
-        dirpath: where to; `hf` under the trainer's `default_root_dir` if null.
-        merge: whether an adapter is added to the weights, so that whoever loads the model needs no peft; the sum is rounded
-            to their precision. If not, the adapter is saved alone, beside the name of the model that it was trained on.
+        dirpath: directory to write to; `hf` in the trainer's `default_root_dir` if null.
+        merge: with LoRA, add the adapter to the weights, rounded to their dtype, so that loading needs no peft. If false, save
+            the adapter alone, with the name of its base model.
     """
 
     def __init__(self, dirpath: str | None = None, merge: bool = True) -> None:
@@ -30,11 +32,15 @@ class HFExport(Callback):
         self.merge = merge
 
     def target(self, trainer: Trainer) -> Path:
-        """Return the directory."""
+        """Return the directory that the model is written to."""
         return Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "hf"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse, before anything is trained, what could not be saved."""
+        """Refuse `merge: false` before training where no adapter could be saved.
+
+        Raises:
+            UserError: without LoRA, and for a base model that an adapter cannot name.
+        """
         module: Any = pl_module
         if self.merge or stage != "fit":
             return
@@ -45,7 +51,7 @@ class HFExport(Callback):
         _ = module.policy_files.base
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, once, from rank 0; a sharded model is put together by all of them."""
+        """Save from rank 0; every rank takes part in gathering a sharded model."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         target = self.target(trainer)

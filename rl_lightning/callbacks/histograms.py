@@ -1,4 +1,4 @@
-"""Distributions over time, where a mean would hide the story."""
+"""Histograms of rollouts in TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Histograms(RolloutCallback):
     """Write histograms of reward, length, advantage and importance ratio to TensorBoard.
 
     Args:
-        every_n_rollouts: how often.
+        every_n_rollouts: write those of every n-th rollout.
     """
 
     def __init__(self, every_n_rollouts: int = 10) -> None:
@@ -23,7 +23,7 @@ class Histograms(RolloutCallback):
         return trainer.current_epoch % max(1, self.every_n_rollouts) == 0
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Write what is known of a rollout before it is trained on."""
+        """Write the histograms of rewards, lengths in tokens, and advantages of first tokens, before training on the rollout."""
         if not self._due(trainer) or not bool(rollout.scored.any()):
             return
         for writer in writers(trainer):
@@ -35,7 +35,7 @@ class Histograms(RolloutCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Microbatch, batch_idx: int
     ) -> None:
-        """Write the ratios of a rollout's last microbatch, where they are farthest from 1."""
+        """Write the ratios π_θ/π_old of the rollout's last microbatch, which is the farthest off policy."""
         if not self._due(trainer) or not trainer.is_last_batch:
             return
         ratios = pl_module.observations.latest.get("policy/ratio_mean")  # type: ignore[union-attr, operator]

@@ -1,4 +1,4 @@
-"""A soft penalty on responses that come close to the cap on their length."""
+"""Overlong reward shaping: a soft penalty on responses near the cap on new tokens."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from rl_lightning.types import Rollout
 class OverlongShaping(RolloutCallback):
     """Add R_length(y), between −1 and 0, to every reward; see `rl_lightning.functional.overlong_penalty`.
 
+    Logs `rollout/overlong_penalty`, the mean of what is added, in units of reward.
+
     Args:
-        cache_length: L_cache, the tokens before the cap over which the penalty grows.
+        cache_length: L_cache in tokens: the penalty grows over the last L_cache tokens before L_max.
         max_length: L_max in tokens; the cap on new tokens if null.
-        weight: factor on the penalty.
+        weight: factor of the penalty.
+
+    Source: DAPO (arXiv 2503.14476) Eq. 13.
     """
 
     def __init__(self, cache_length: int, max_length: int | None = None, weight: float = 1.0) -> None:
@@ -27,7 +31,7 @@ class OverlongShaping(RolloutCallback):
         self._cap = max_length or 0
 
     def check_settings(self, trainer: Trainer) -> None:
-        """Take the cap from the sampling settings, and check the two lengths."""
+        """Read the cap on new tokens, and refuse lengths with which the penalty is undefined or always 0."""
         cap: int = trainer.datamodule.sampling.max_new_tokens  # type: ignore[attr-defined]
         self._cap = cap if self.max_length is None else self.max_length
         if not 0 <= self.cache_length <= self._cap:
@@ -41,7 +45,7 @@ class OverlongShaping(RolloutCallback):
             )
 
     def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Add the penalty to `rollout.rewards`."""
+        """Add the weighted penalty to `rollout.rewards`, (B,)."""
         penalty = self.weight * overlong_penalty(rollout.lengths, self._cap, self.cache_length)
         rollout.rewards = rollout.rewards + penalty.to(rollout.rewards)
         rollout.metrics["rollout/overlong_penalty"] = Mean(float(penalty.double().sum()), len(penalty))

@@ -1,4 +1,4 @@
-"""Learn nothing from responses that were cut off."""
+"""Overlong filtering: responses that were cut off do not count in the loss."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rl_lightning.types import Rollout
 
 
 class OverlongFilter(RolloutCallback):
-    """Leave truncated responses out of the loss: out of its numerator and its denominator.
+    """Leave truncated responses out of the loss, in numerator and denominator.
 
-    Their rewards stay in the mean and the deviation of their group, so that the others are compared with all that was
-    sampled. Nothing then keeps responses from growing beyond the cap; `OverlongShaping` does.
+    Their rewards still enter the mean and standard deviation of their group. Note that this puts no pressure on the length of
+    responses; `OverlongShaping` does.
 
-    Logs `rollout/filtered_fraction`, the share of the rollout's responses that counted before and no longer do.
+    Logs `rollout/filtered_fraction`, the share of responses that this callback takes out.
 
-    Source: DAPO (arXiv 2503.14476) section 3.4, "overlong filtering", an ablation that the final recipe leaves out.
+    Source: DAPO (arXiv 2503.14476) section 3.4, "overlong filtering", an ablation that is not part of the final recipe.
     """
 
     def on_rollout_advantages(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Take the tokens of truncated responses out of what counts, and their advantages if there are some already."""
+        """Set `rollout.response_mask` to False, and advantages to 0, on truncated responses."""
         counting = rollout.response_mask.any(1)
         rollout.metrics["rollout/filtered_fraction"] = Mean.of(rollout.truncated, counting)
         rollout.response_mask = rollout.response_mask & ~rollout.truncated.unsqueeze(1)
         if rollout.advantages is not None:
-            # Whether this or what fills in the advantages stands first in the YAML, the rollout ends up the same.
+            # The result must not depend on whether this callback or the one that makes the advantages comes first in the YAML.
             rollout.advantages = torch.where(rollout.response_mask, rollout.advantages, 0)

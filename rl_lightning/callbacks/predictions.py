@@ -1,4 +1,4 @@
-"""Answers on disk."""
+"""The responses of `predict` as a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rl_lightning.types import Rollout
 
 
 class PredictionWriter(Callback):
-    """Write what `predict` samples to a JSON Lines file, one response a line; a reward that failed is null.
+    """Write the responses that `predict` samples to a JSON Lines file, one object per response; a failed reward is null.
 
     Args:
-        path: where to; `predictions.jsonl` under the trainer's `default_root_dir` if null. With several ranks each
-            writes a file of its own, its number before the suffix.
+        path: the file; `predictions.jsonl` in the trainer's `default_root_dir` if null. On several ranks each writes its own
+            file, with its number before the suffix.
     """
 
     def __init__(self, path: str | None = None) -> None:
@@ -28,10 +28,10 @@ class PredictionWriter(Callback):
         return path if trainer.world_size == 1 else path.with_suffix(f".{trainer.global_rank}{path.suffix}")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the file anew.
+        """Create the file, or empty it.
 
         Raises:
-            UserError: for a module that does not predict responses.
+            UserError: for a module that does not sample responses.
         """
         if getattr(pl_module, "evaluates_on", "responses") != "responses":
             raise UserError(
@@ -45,8 +45,8 @@ class PredictionWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Rollout, batch: Rollout, batch_idx: int, *_: object
     ) -> None:
-        """Add a batch."""
-        # Half of a surrogate pair is no character, but JSON has an escape for it, which is what this handler writes.
+        """Append the responses of a batch to the file: prompt, response, answer, reward, correctness, length in tokens."""
+        # Half of a surrogate pair cannot be encoded as UTF-8; `backslashreplace` writes the escape that JSON has for it.
         with self._target(trainer).open("a", encoding="utf-8", errors="backslashreplace") as file:
             for row in range(len(outputs)):
                 reward = float(outputs.rewards[row])
@@ -63,5 +63,5 @@ class PredictionWriter(Callback):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the file is."""
+        """Print the path of the file."""
         print(f"Responses are in {self._target(trainer)}")

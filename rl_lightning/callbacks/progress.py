@@ -1,4 +1,4 @@
-"""A progress bar that counts rollouts, and one for generation."""
+"""A progress bar that counts rollouts, and a second one for sampling."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 
 
 class RolloutProgressBar(TQDMProgressBar):
-    """Lightning's bar with `Rollout` for `Epoch`, and a second one while responses are generated.
+    """Lightning's progress bar, with "Rollout" in place of "Epoch", and a second bar while responses are sampled.
 
     Args:
-        refresh_rate: batches between updates of the bar; 0 switches it off.
-        generation_bar: show how many responses are finished.
+        refresh_rate: microbatches between updates of the bar; 0 turns it off.
+        generation_bar: whether to show how many responses are finished.
     """
 
     def __init__(self, refresh_rate: int = 1, generation_bar: bool = True) -> None:
@@ -23,7 +23,7 @@ class RolloutProgressBar(TQDMProgressBar):
         self._bar: tqdm[Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Listen to the generator."""
+        """Set the DataModule's hook for the progress of sampling."""
         super().setup(trainer, pl_module, stage)
         data = trainer.datamodule  # type: ignore[attr-defined]
         if self.generation_bar and self.is_enabled and hasattr(data, "on_generation_progress"):
@@ -41,14 +41,14 @@ class RolloutProgressBar(TQDMProgressBar):
             self._bar = None
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Name what is counted."""
+        """Describe the bar as `Rollout 3/100`; `Epoch` for data without rollouts."""
         super().on_train_epoch_start(trainer, *args)
         counted = "Rollout" if hasattr(trainer.datamodule, "prompts_per_rollout") else "Epoch"  # type: ignore[attr-defined]
         last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
         self.train_progress_bar.set_description(f"{counted} {trainer.current_epoch + 1}{last}")
 
     def get_metrics(self, trainer: Trainer, model: LightningModule) -> dict[str, Any]:
-        """Return the metrics with short names: reward, length, kl."""
+        """Return the metrics beside the bar, with short names: reward, length, kl, loss."""
         shown = super().get_metrics(trainer, model)
         shown.pop("v_num", None)
         names = {"rollout/reward_mean": "reward", "rollout/length_mean": "length", "kl/k3": "kl", "train/loss": "loss"}

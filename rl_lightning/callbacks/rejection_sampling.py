@@ -1,4 +1,4 @@
-"""Which responses are accepted, for rejection-sampling fine-tuning."""
+"""Acceptance of responses, for rejection-sampling fine-tuning (RFT)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rl_lightning.rewards.resolve import resolve
 from rl_lightning.strategies import from_every_rank
 from rl_lightning.types import Rollout
 
-#: Pass rates below which prompts are hard, and medium.
+#: Prompts with a pass rate below the first are hard, below the second medium, above easy.
 _HARD, _MEDIUM = 0.25, 0.75
 
 
 def exact_text(text: str) -> str:
-    """Return a key that only equal texts share."""
+    """Return the text itself as the key: only equal texts are duplicates."""
     return text
 
 
 def ignoring_whitespace(text: str) -> str:
-    """Return a key that texts share that differ in the amount of white space only.
+    """Return a text with every run of white space as one space: texts that differ in that alone are duplicates.
 
     Example:
         >>> ignoring_whitespace(" 3 + 4\\n= 7") == ignoring_whitespace("3 + 4 = 7 ")
@@ -45,22 +45,24 @@ def _key_function(path: str) -> Callable[[str], object]:
 class RejectionSampling(RolloutCallback):
     """Give accepted responses the advantage 1 and all others 0: the indicator 𝕀(x, y) of RFT.
 
-    A response passes if its reward reaches the threshold, and is accepted if it is the first of its prompt with its key,
-    and one of the first `max_per_prompt` of those. The order is that of sampling, so which are accepted follows from
-    the samples, and those accepted are as random as the samples are.
+    A response passes if its reward reaches the threshold. It is accepted if it passes, is the first of its prompt with its key,
+    and fewer than `max_per_prompt` were accepted before it. Responses are taken in the order in which they were sampled.
 
-    Logs `rollout/accepted_fraction`; `rollout/distinct_per_prompt`, the mean number of passing responses with different
-    keys; and which share of the accepted ones comes from prompts that pass in less than a quarter of their samples
-    (`rollout/yield_hard`), less than three quarters (`_medium`) and more (`_easy`).
+    Logs `rollout/accepted_fraction`; `rollout/distinct_per_prompt`, the mean number of different keys among a prompt's passing
+    responses; and the shares of accepted responses that come from prompts with a pass rate below 1/4 (`rollout/yield_hard`),
+    below 3/4 (`rollout/yield_medium`) and above (`rollout/yield_easy`).
 
     Args:
         threshold: smallest reward that passes.
-        normalize_by: the mean of the objective is over `all` responses (the notebook's), or over the `accepted`
-            ones: the others are then left out of numerator and denominator. A duplicate counts as rejected.
-        deduplicate: dotted path of a function text → key; responses to one prompt with equal keys are accepted once.
-            `rl_lightning.callbacks.rejection_sampling.exact_text` and `.ignoring_whitespace` are there; all are kept if
-            null. Yuan et al. (arXiv 2308.01825) keep one for each list of equations.
-        max_per_prompt: accept at most so many responses to a prompt, lest easy prompts dominate; all if null.
+        normalize_by: the objective is a mean over `all` responses (the notebook's), or over the `accepted` ones: then all others
+            are left out of numerator and denominator. A duplicate counts as not accepted.
+        deduplicate: dotted path of a function text → key; of the responses to one prompt with equal keys, one is accepted. Use
+            `rl_lightning.callbacks.rejection_sampling.exact_text` or `.ignoring_whitespace`, or a function of your own; no
+            deduplication if null. Yuan et al. (arXiv 2308.01825) keep one response per list of equations.
+        max_per_prompt: accept at most this many responses to a prompt, so that easy prompts do not dominate; no limit if null.
+
+    Raises:
+        UserError: for an unknown `normalize_by`, a `max_per_prompt` below 1, or a function that cannot be imported.
     """
 
     supplies = ("advantages",)
@@ -82,7 +84,7 @@ class RejectionSampling(RolloutCallback):
         self.max_per_prompt = max_per_prompt
 
     def on_rollout_advantages(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Fill in `rollout.advantages`."""
+        """Set `rollout.advantages`, (B, R), to 1 on the tokens of accepted responses and 0 elsewhere."""
         counted = rollout.response_mask.any(1)
         passed = counted & (rollout.rewards >= self.threshold)
         accepted = self._accepted(passed, rollout)
@@ -92,7 +94,7 @@ class RejectionSampling(RolloutCallback):
         rollout.advantages = (rollout.response_mask & accepted.unsqueeze(1)).to(rollout.rewards)
 
     def _accepted(self, passed: Tensor, rollout: Rollout) -> Tensor:
-        """Return which of the passing responses remain, (B,) bool: the first of each key, then the first few."""
+        """Return the accepted responses among those that passed, (B,) bool: without duplicates, and at most `max_per_prompt`."""
         if self.key is None and self.max_per_prompt is None:
             return passed
         accepted = torch.zeros_like(passed)
@@ -109,7 +111,7 @@ class RejectionSampling(RolloutCallback):
         return accepted
 
     def _metrics(self, passed: Tensor, accepted: Tensor, counted: Tensor, rollout: Rollout) -> dict[str, float]:
-        """Return what the loggers see, over all ranks."""
+        """Return the logged metrics over all ranks, from (B,) bool each: passed, accepted, and with a reward."""
         ids, member = rollout.group_ids.unique(return_inverse=True)
         none = torch.zeros(len(ids), dtype=torch.float64, device=member.device)
         rate = none.index_add(0, member, passed.double()) / none.index_add(0, member, counted.double())

@@ -1,4 +1,4 @@
-"""Random numbers that go on where a checkpoint left them."""
+"""Global random number generators in checkpoints."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class RNGState(Callback):
-    """Keep the global random states of Python, NumPy and torch in checkpoints.
+    """Save the states of the global random number generators of Python, NumPy and torch in checkpoints, and restore them.
 
-    Prompt order, sampling and minibatches take none of theirs from there (each is a function of the seed and its own
-    number); this is for what else may: a reward, a generator of somebody else's, a module with noise.
+    The package itself does not use them: prompt order, sampling and minibatches are functions of the seed and of their own
+    numbers. This is for a user's code that does, such as a reward function, a generator or a module.
     """
 
     def __init__(self) -> None:
@@ -22,23 +22,23 @@ class RNGState(Callback):
         self._before_validation: dict[str, Any] | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the states: a validation that a stop cuts short is begun anew."""
+        """Keep the present states: a validation that is interrupted is repeated from here."""
         self._before_validation = _states()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on from the present ones."""
+        """Forget the states from before the validation: it is complete."""
         self._before_validation = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states as tensors, numbers and lists; in the middle of a validation, those from before it."""
+        """Return the states as tensors, numbers and lists; during a validation, those from before it."""
         return self._before_validation or _states()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the states until training starts, since set-up draws numbers too."""
+        """Keep the checkpoint's states until training starts, since set-up may draw random numbers."""
         self._loaded = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore; the loader has a length, so nothing of it has been fetched yet."""
+        """Restore the states. The training loader has a length, so Lightning has not fetched a batch yet."""
         if self._loaded is None:
             return
         version, internal, gauss = self._loaded["python"]

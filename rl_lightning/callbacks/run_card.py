@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines, before it does it."""
+"""The run card: formula, sizes, memory and devices of a run, printed before it starts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rl_lightning.models.memory import held, in_units
 
 
 class RunCard(Callback):
-    """Print the run card at the start of `fit`: formula, sizes, steps, parameters."""
+    """Print the run card at the start of `fit`, on rank 0."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print it, once, from rank 0."""
+        """Print the card of this run."""
         if trainer.is_global_zero:
             print(run_card(trainer, pl_module))
 
 
 def run_card(trainer: Trainer, module: Any) -> str:
-    """Return the run card."""
+    """Return the card's lines: algorithm, policy, adapter, the DataModule's own lines, estimator, optimizer, memory, devices."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     facts = {
         "algorithm": f"{type(module).__name__}   {module.formula}",
@@ -40,7 +40,7 @@ def run_card(trainer: Trainer, module: Any) -> str:
 
 
 def _parameters(count: int) -> str:
-    """Return a number of parameters, billions as the field writes them."""
+    """Return a number of parameters with a unit: k, M or B."""
     return in_units(count, "").rstrip().replace("G", "B")
 
 

@@ -1,4 +1,4 @@
-"""One run at a time in each directory."""
+"""A lock that keeps two runs out of one directory."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from rl_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
 
-#: The file that a run locks in every directory that it writes to.
+#: Name of the locked file in every directory that a run writes to.
 LOCK_FILE = ".run_lock"
 
 
 class RunLock(Callback):
-    """Keep a second `fit` out of every directory that a first one writes to, and say when an earlier one has been there.
+    """Refuse a `fit` into a directory that another run is writing to, and warn of one that begins anew where an earlier run was.
 
-    Two runs in one `default_root_dir`, or with one directory of checkpoints, curves or exports, would overwrite each other's
-    files. The first holds an exclusive lock on a file in each, which the kernel lets go of when the process ends, however
-    it ends. What is evaluated (`validate`, `test`, `predict`) takes no lock; nor does the cache of samples need one, whose
-    files are named by what they hold and replaced in one step.
+    Two runs with the same `default_root_dir`, or the same directory of checkpoints, logs or exports, would overwrite each other's
+    files. So a fit takes an exclusive lock on a file in each of these directories. The kernel releases it when the process ends,
+    however it ends. `validate`, `test` and `predict` take no lock. The cache of samples needs none: its files are named by their
+    content and replaced atomically.
 
-    The lock is `flock`: between machines it holds where the file system passes it on (NFS from Linux 2.6.12, Lustre with
-    `-o flock`); a file system that knows no locks is used without one, after a warning.
+    The lock is `flock`. Between machines it works if the file system supports it (NFS since Linux 2.6.12, Lustre with
+    `-o flock`). On a file system without locks the run goes on without one, after a warning.
     """
 
     def __init__(self) -> None:
@@ -44,11 +44,12 @@ class RunLock(Callback):
         self._goes_on = False
 
     def acquire(self, trainer: Trainer) -> None:
-        """Take the locks, on rank 0; does nothing if this callback has them. Lightning's own files come before `setup`, so
-        the command line calls this earlier.
+        """Take the locks on rank 0; does nothing if this callback holds them already.
+
+        Lightning writes files before `setup`, so the command line calls this earlier.
 
         Raises:
-            UserError: naming the process that has one, or the directory that cannot be written to; no lock is kept then.
+            UserError: naming the process that holds a lock, or a directory that cannot be written to. No lock is held then.
         """
         if self._files or not trainer.is_global_zero:
             return
@@ -76,7 +77,7 @@ class RunLock(Callback):
                 raise
             log.warning("%s is on a file system without locks: see to it that no other run writes there", place)
             return
-        if os.fstat(file.fileno()).st_nlink == 0:  # a run that ended just now has removed it
+        if os.fstat(file.fileno()).st_nlink == 0:  # a run that ended in between has removed the file: lock a new one
             file.close()
             self._lock(place, option)
             return
@@ -86,11 +87,11 @@ class RunLock(Callback):
         _write(file, {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
 
     def release(self, trainer: Trainer) -> None:
-        """Let go of the locks. The file in `default_root_dir` stays, as the sign that a run was here, unless it took no step."""
+        """Release the locks and remove their files; that in `default_root_dir` stays, as a trace of a run that took a step."""
         for number, (place, file) in enumerate(self._files.items()):
             if number:
                 (place / LOCK_FILE).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # it holds what was written there, as it should
+                with contextlib.suppress(OSError):  # remove the directory only if nothing was written to it
                     place.rmdir()
             elif trainer.global_step == 0:
                 _write(file, self._earlier)
@@ -98,16 +99,16 @@ class RunLock(Callback):
         self._files = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the lock before a fit."""
+        """Take the locks before a fit."""
         if stage == "fit":
             self.acquire(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note that this run goes on with another one."""
+        """Note that this run resumes an earlier one, so that no warning is due."""
         self._goes_on = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn of a run that begins anew where another one was."""
+        """Warn if an earlier run has written to `default_root_dir` and this one does not resume it."""
         if self._earlier is not None and not self._goes_on:
             log.warning(
                 "%s holds an earlier run (%s) and this one begins anew beside it: their curves mix in TensorBoard. "
@@ -117,16 +118,16 @@ class RunLock(Callback):
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go."""
+        """Release the locks at the end of a run."""
         self.release(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go; this process may live on."""
+        """Release the locks after an error: the process may live on, in a notebook for instance."""
         self.release(trainer)
 
 
 def written_directories(trainer: Trainer) -> dict[Path, str]:
-    """Return every local directory that a fit writes to → the option that says so; `default_root_dir` is the first."""
+    """Return directory → the option that sets it, for every local directory that a fit writes to; `default_root_dir` comes first."""
     places: list[tuple[Any, str]] = [(str(trainer.default_root_dir), "--trainer.default_root_dir")]
     places += [(one.log_dir or one.save_dir, f"the {type(one).__name__}'s save_dir") for one in trainer.loggers]
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -143,14 +144,18 @@ def written_directories(trainer: Trainer) -> dict[Path, str]:
 
 
 def _open(place: Path, option: str) -> TextIO:
-    """Open the file to lock in a directory, which is made if need be.
+    """Open the file to lock in a directory, and create the directory if it does not exist.
+
+    Args:
+        place: the directory.
+        option: the option that sets it, for the message.
 
     Raises:
-        UserError: if that is not possible.
+        UserError: if the directory cannot be written to.
     """
     try:
         place.mkdir(parents=True, exist_ok=True)
-        # To append, since opening must not empty it: it says who has the lock.
+        # Opened to append, since "w" would erase who holds the lock.
         return (place / LOCK_FILE).open("a+", encoding="utf-8")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -160,11 +165,11 @@ def _open(place: Path, option: str) -> TextIO:
 
 
 def _read(file: TextIO) -> dict[str, Any] | None:
-    """Return what the file says of the run that wrote it; None if it says nothing."""
+    """Return what a lock file says of the run that wrote it: pid, host, since; None if it is empty."""
     file.seek(0)
     try:
         found = json.loads(file.read())
-    except json.JSONDecodeError:  # empty, or half written just now
+    except json.JSONDecodeError:  # empty, or being written at this moment
         return None
     return found if isinstance(found, dict) else None
 

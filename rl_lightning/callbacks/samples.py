@@ -1,4 +1,4 @@
-"""Tables of sampled answers, to be read by a person."""
+"""Tables of sampled responses in TensorBoard, for people to read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class SampleTable(RolloutCallback):
     """Write a table of prompts, responses, rewards and advantages to TensorBoard (tab Text).
 
     Args:
-        every_n_rollouts: how often in training; held-out samples come with every validation.
-        groups: prompts in a table, with all their responses up to `per_group`.
-        per_group: responses of each.
-        max_chars: longer texts are cut in the middle.
+        every_n_rollouts: write a table of every n-th training rollout; one of held-out samples is written with every validation.
+        groups: prompts per table.
+        per_group: responses per prompt, at most.
+        max_chars: longer texts are shortened in the middle.
     """
 
     def __init__(self, every_n_rollouts: int = 10, groups: int = 4, per_group: int = 4, max_chars: int = 400) -> None:
@@ -31,14 +31,14 @@ class SampleTable(RolloutCallback):
         self.max_chars = max_chars
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Write some of a training rollout's samples."""
+        """Write a table of a training rollout, `rollout/samples`."""
         if trainer.current_epoch % max(1, self.every_n_rollouts) == 0:
             self._write(trainer, "rollout/samples", rollout)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rows, batch_idx: int, *_: object
     ) -> None:
-        """Write some held-out samples, where evaluation samples."""
+        """Write a table of the first validation batch, `val/samples`, if validation samples responses."""
         if batch_idx == 0 and isinstance(batch, Rollout):
             self._write(trainer, "val/samples", batch)
 
@@ -47,7 +47,7 @@ class SampleTable(RolloutCallback):
             writer.add_text(tag, self.table(rollout), trainer.global_step)
 
     def table(self, rollout: Rollout) -> str:
-        """Return the table in Markdown."""
+        """Return a Markdown table of a rollout's first groups, one response per line; the advantage is that of its first token."""
         lines = ["| prompt | gold | response | length | reward | advantage |", "|---|---|---|---|---|---|"]
         for group in rollout.group_ids.unique()[: self.groups]:
             for row in (rollout.group_ids == group).nonzero()[: self.per_group, 0].tolist():
@@ -66,7 +66,7 @@ class SampleTable(RolloutCallback):
         return "\n".join(lines)
 
     def _cell(self, text: str) -> str:
-        """Return a text such that neither Markdown nor HTML reads anything into it."""
+        """Return a text as a table cell, escaped so that neither Markdown nor HTML interprets it."""
         text = text.encode("utf-8", "backslashreplace").decode()
         if len(text) > self.max_chars:
             half = self.max_chars // 2

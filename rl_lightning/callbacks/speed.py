@@ -1,4 +1,4 @@
-"""Where the time of a rollout goes, and how far from the machine's limits it is spent."""
+"""Timing of rollouts: seconds, tokens per second, and shares of the roofline."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from rl_lightning.types import Microbatch, Rollout
 
 
 class Speed(RolloutCallback):
-    """Log seconds, tokens per second, and shares of the roofline, once an epoch.
+    """Log seconds, tokens per second, and shares of the roofline, once per epoch.
 
-    - `time/train_s`: forward and backward passes and optimizer steps of a rollout. `time/generate_s`, `time/reward_s` (waited
-      for after the last response) and `time/score_s` come with the rollout.
-    - `speed/tokens_per_s`: response tokens of all ranks, over the whole round. `speed/generate_tokens_per_s` and
-      `speed/train_tokens_per_s`: of one rank, in these two parts; the latter counts the tokens that are trained on, no
-      padding, and a prompt once for its responses.
-    - `speed/generate_roofline` and `speed/train_roofline`: the least time that this work could take on this device over
-      the time that it took; see `rl_lightning.models.roofline`. Sampling counts decoding steps against all of
-      `time/generate_s`; generators that do not tell their steps have no share, and neither have models with layers other
-      than plain causal attention. What fits into a CPU's cache is read faster than memory is: then a share may be above 1.
+    - `time/train_s`: seconds of forward passes, backward passes and optimizer steps of a rollout. `time/generate_s`,
+      `time/reward_s` (waiting after the last response) and `time/score_s` come with the rollout.
+    - `speed/tokens_per_s`: response tokens of all ranks per second of the whole epoch.
+    - `speed/generate_tokens_per_s`: response tokens of one rank per second of sampling.
+    - `speed/train_tokens_per_s`: tokens of one rank per second of training, without padding, each prompt once for its responses.
+    - `speed/generate_roofline`, `speed/train_roofline`: the least time that this work could take on this device, divided by the
+      time that it took; see `rl_lightning.models.roofline`. Not logged for generators that do not count their decoding steps,
+      and for models with layers other than plain causal attention. It may be above 1 for a model that fits into a CPU's cache,
+      which is faster than memory.
 
     Args:
-        peak_flops: floating-point operations a second of one device; measured with a product of matrices if null.
-        bandwidth: bytes a second that one device reads from its memory; measured if null.
+        peak_flops: floating-point operations per second of one device; measured with a linear layer if null.
+        bandwidth: bytes per second that one device reads from memory; measured if null.
+
+    Raises:
+        UserError: for a value of 0 or less.
     """
 
     def __init__(self, peak_flops: float | None = None, bandwidth: float | None = None) -> None:
@@ -48,30 +51,30 @@ class Speed(RolloutCallback):
         self._work: list[Work] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the limits, while memory is free, and what passes through the models need."""
+        """Measure the device's limits, while most of its memory is free, and count the work of the trained models."""
         work = [Work.of(model) for model in _trained_models(pl_module)]
         self._work = [one for one in work if one is not None]
         self._limits = self._find_limits(trainer, pl_module) if len(self._work) == len(work) else None
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock of an epoch, and forget the last rollout's tokens."""
         self._started = self._sampled = self._trained = time.perf_counter()
         self._rollout, self._tokens = None, Tokens()
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Take the split time."""
+        """Note the time at which the rollout is complete and training on it begins."""
         self._sampled = time.perf_counter()
         self._rollout = rollout
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Microbatch, batch_idx: int
     ) -> None:
-        """Take the time; what comes after the last batch, such as validation, is not training."""
+        """Count the microbatch's tokens and note the time, so that what follows the last one, such as validation, is left out."""
         self._tokens.add(batch)
         self._trained = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log, unless the epoch was gone on with in its middle."""
+        """Log the epoch's times and speeds; those of sampling only if the rollout was sampled in this process."""
         seconds = self._trained - self._sampled
         if seconds <= 0:
             return
@@ -103,7 +106,7 @@ class Speed(RolloutCallback):
 
 
 def _trained_models(module: LightningModule) -> list[PreTrainedModel]:
-    """Return the models that training goes through, the policy first; a critic without its value head."""
+    """Return the trained models of a module, the policy first; of a critic its backbone."""
     children: list[Any] = [child for name, child in module.named_children() if name != "reference"]
     models = [getattr(child, "backbone", child) for child in children]
     return [model for model in models if isinstance(model, PreTrainedModel)]

@@ -1,4 +1,4 @@
-"""Checkpoints after optimizer steps, from which nothing that is logged is missing."""
+"""Checkpoints after optimizer steps, also in the middle of a rollout."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Save every so many optimizer steps, also in the middle of a rollout, such that a run which is killed at any moment goes
-    on from the last checkpoint with the same curves.
+    """Save a checkpoint every n optimizer steps. A run that is killed at any moment resumes from it with the same curves.
 
-    The checkpoint of an epoch's last step is written when the epoch is over: Lightning does not validate a second time
-    after a checkpoint from between the step and its validation, so a kill in between would cost that validation.
+    The checkpoint of an epoch's last step is written after the epoch's validation. Lightning would not repeat a validation that a
+    kill interrupts after an earlier checkpoint.
 
     Args:
-        every_n_train_steps: optimizer steps from one checkpoint to the next.
-        save_last: whether there is a `last.ckpt`, where `--ckpt_path last` looks.
+        every_n_train_steps: optimizer steps between two checkpoints.
+        save_last: also keep `last.ckpt`, which `--ckpt_path last` loads.
         **checkpoint_options: dirpath, filename, save_top_k and so on: see `ModelCheckpoint`.
     """
 
@@ -27,10 +26,10 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, but for the last step of an epoch."""
+        """Save after a step that is due, unless it is the last one of the epoch."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, if the last step was due."""
+        """Save after the epoch's last step if that is due."""
         super().on_train_batch_end(trainer, pl_module, None, None, 0)

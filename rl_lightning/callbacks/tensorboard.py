@@ -1,4 +1,4 @@
-"""The TensorBoard writer of a run, where it has one."""
+"""Access to TensorBoard's writers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 def writers(trainer: Trainer) -> list[SummaryWriter]:
-    """Return the TensorBoard writers of this process: none without such a logger, and none but on rank 0."""
+    """Return the writers of a trainer's TensorBoard loggers; none on ranks other than 0."""
     if not trainer.is_global_zero:
         return []
     return [logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
