@@ -1,4 +1,4 @@
-"""The command line: Lightning's, with one line for every mistake."""
+"""The command line: Lightning's, with a message of one line for every mistake."""
 
 from rl_lightning.cli.command import CLI, USAGE_ERROR, main, run
 

@@ -32,15 +32,19 @@ from rl_lightning.cli.saved_config import SaveFitConfig
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import AtomicCheckpointIO, check_origin
 
-#: Exit status after a mistake of the user's.
+#: Exit status after a `UserError`.
 USAGE_ERROR = 2
 
 
 class CLI(LightningCLI):
-    """Subclasses of the algorithms and DataModules by name, values by omegaconf, overlays by repeated `--config`."""
+    """LightningCLI with our defaults: model and data by class path, interpolation by omegaconf, overlays by repeated `--config`."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add what every run has: callbacks, a progress bar where there is no other and one is wanted, whole checkpoints."""
+        """Make the Trainer, with the callbacks that every run has, a progress bar, and atomic writing of checkpoints.
+
+        Raises:
+            UserError: for settings that the Trainer refuses.
+        """
         settings = self.config_init[self.subcommand].trainer
         listed = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
         own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
@@ -51,9 +55,9 @@ class CLI(LightningCLI):
             for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning, SpreadWarning, DurableLogs)
             if kind not in own
         ]
-        # Lightning's own timer stops between microbatches too, where a gradient would be lost, and saves nothing.
+        # GracefulStop replaces Lightning's timer, which may stop between two microbatches of a step and saves no checkpoint.
         always += [] if GracefulStop in own else [GracefulStop(settings.max_time)]
-        # After whatever saves at an exception.
+        # Last, so that the locks are held while other callbacks save after an exception.
         always += [] if RunLock in own else [RunLock()]
         kwargs["max_time"] = None
         assert isinstance(self.parser, Parser)
@@ -66,19 +70,21 @@ class CLI(LightningCLI):
             )
         try:
             return super().instantiate_trainer(**plugins, **kwargs)
-        except (TypeError, ValueError) as error:  # what it says of names and numbers that it does not take
+        except (TypeError, ValueError) as error:  # the Trainer's own checks of names and numbers
             raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
     def before_fit(self) -> None:
-        """Refuse a checkpoint that is not there, and a directory that another run writes to, before anything is written."""
+        """Refuse a missing checkpoint, and a directory that another run is writing to, before anything is written."""
         self.check_checkpoint()
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for lock in [callback for callback in callbacks if isinstance(callback, RunLock)]:
             lock.acquire(self.trainer)
 
     def check_checkpoint(self) -> None:
-        """Refuse a checkpoint that is not there, is damaged, or is none of a run; for `last` Lightning would begin anew and
-        only warn.
+        """Check `--ckpt_path`. For a missing `last`, Lightning would only warn and start from the beginning.
+
+        Raises:
+            UserError: for a checkpoint that does not exist, is damaged, or was not written by a run of this library.
         """
         path = self.config[self.subcommand].get("ckpt_path")
         if path == "best":
@@ -95,7 +101,11 @@ class CLI(LightningCLI):
             check_origin(path, goes_on=self.subcommand == "fit")
 
     def _last_checkpoint(self) -> Path:
-        """Return the newest of the checkpoints that `last` may mean."""
+        """Return the newest `last*.ckpt` in the directories of the checkpoint callbacks.
+
+        Raises:
+            UserError: if there is none.
+        """
         savers = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
         places = {str(one.dirpath) for one in savers if one.dirpath}
         found = [path for place in places for path in Path(place).glob("last*.ckpt")]
@@ -109,11 +119,15 @@ class CLI(LightningCLI):
     before_validate = before_test = before_predict = check_checkpoint
 
     def _parse_ckpt_path(self) -> None:
-        """Leave a checkpoint's hyper-parameters alone: the command line and the YAML decide, here as elsewhere."""
+        """Do not read hyper-parameters from a checkpoint, as Lightning would: the command line and the YAML decide."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; exit with status 2 and one line on standard error if the input is at fault."""
+    """Run a command; after a user's mistake, print one line to standard error and exit with status 2.
+
+    Args:
+        args: of the command line; those of this process if None.
+    """
     calm()
     try:
         run(args)
@@ -128,8 +142,18 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(args: Sequence[str] | None = None) -> CLI:
-    """Run a command and return what it was run with, for those who call it from Python."""
-    # Interpolations name keys from the top of the file, and hold after every overlay and override is in.
+    """Run a command from Python.
+
+    Args:
+        args: of the command line, such as `["fit", "--config=configs/grpo.yaml"]`; those of this process if None.
+
+    Returns:
+        The CLI, with `trainer`, `model` and `datamodule`.
+
+    Raises:
+        UserError: for a mistake in the arguments or files.
+    """
+    # Interpolations name keys from the top of the file. They are resolved after all overlays and overrides are merged.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     return CLI(
         LightningModule,

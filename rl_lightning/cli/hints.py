@@ -1,4 +1,4 @@
-"""What was perhaps meant by a name that is not accepted."""
+"""Suggestions for names that are not accepted: a similar name, the path of a nested option, or another library's name for it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
 
 from rl_lightning.algorithms import ObjectiveModule
 from rl_lightning.data import SamplingDataModule
 
-if TYPE_CHECKING:
-    from rl_lightning.cli.parser import Parser
-
-#: More options than this are not listed.
+#: Longer lists of options are not printed.
 _LISTED = 25
 
-#: Names of other libraries → what means the same here, as an option of a class or of one of its options. The first that the
-#: class which refused accepts is the hint.
+#: Name in another library → our options with the same meaning, as paths. The first one that the refusing class has is suggested.
 RENAMED: dict[str, tuple[str, ...]] = {
     # optimizer
     "learning_rate": ("optimizer.lr", "lr"),
@@ -153,13 +149,29 @@ RENAMED: dict[str, tuple[str, ...]] = {
 }
 
 
-def option_hint(name: str, parser: Parser, section: str = "") -> str:
-    """Return what to say after a name that is not accepted: what it may have meant here, or what is accepted.
+class Options(Protocol):
+    """What hints need to know of a parser."""
+
+    #: The class whose options the parser reads; None for the options of a command.
+    described: type | None
+
+    def options(self, section: str = "") -> list[str]:
+        """Return the names that are accepted at the top, or in a section."""
+
+    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Let the parser read the options of a class."""
+
+
+def option_hint(name: str, parser: Options, section: str = "") -> str:
+    """Return the end of a message about an option that is not accepted: a suggestion, or the list of accepted options.
 
     Args:
-        name: of the option; what stands before a dot is what was refused.
-        parser: the one that refused.
-        section: where in it.
+        name: the option; of a dotted path, the part before the first dot was refused.
+        parser: the parser that refused it.
+        section: the section of the YAML that it is in; empty for the top.
+
+    Returns:
+        Text that starts with `;`, or nothing.
     """
     name = name.removesuffix("+").split(".")[0]
     options = parser.options(section)
@@ -176,7 +188,7 @@ def option_hint(name: str, parser: Parser, section: str = "") -> str:
 
 
 def _renamed(name: str, paths: Iterable[str]) -> list[str]:
-    """Return what another library's name means, if that is among some paths."""
+    """Return the paths that mean the same as another library's name."""
     return [
         path
         for target in RENAMED.get(name, ())
@@ -186,12 +198,12 @@ def _renamed(name: str, paths: Iterable[str]) -> list[str]:
 
 
 def _nested(name: str, paths: Iterable[str]) -> list[str]:
-    """Return the paths that end in a name."""
+    """Return the paths whose last part is a name: the option exists, but nested in another one."""
     return [path for path in paths if path.endswith(f".{name}")]
 
 
 def _inner(kind: Any, options: Iterable[str]) -> Iterator[str]:
-    """Yield the options of a class that are settings themselves, by their paths."""
+    """Yield paths such as `optimizer.lr`, for the options of a class that are dataclasses of settings."""
     types = _annotations(kind)
     for option in options:
         for inner in _classes(types.get(option)):
@@ -200,7 +212,7 @@ def _inner(kind: Any, options: Iterable[str]) -> Iterator[str]:
 
 
 def _annotations(kind: Any) -> dict[str, Any]:
-    """Return the types of the options of a class, those that it passes on to its ancestors included."""
+    """Return option → type for the constructors of a class and of its ancestors."""
     found: dict[str, Any] = {}
     for ancestor in reversed(kind.__mro__ if isinstance(kind, type) else ()):
         if "__init__" in vars(ancestor):
@@ -209,7 +221,7 @@ def _annotations(kind: Any) -> dict[str, Any]:
 
 
 def _classes(annotation: Any) -> Iterator[type]:
-    """Yield every class that a type is made of."""
+    """Yield every class inside a type, such as A and B of `list[A] | B`."""
     if isinstance(annotation, type):
         yield annotation
     for part in typing.get_args(annotation):
@@ -228,27 +240,30 @@ def _section_class(section: str) -> type | None:
 
 
 def _sections() -> Iterator[tuple[str, type]]:
-    """Yield the sections of a YAML with the classes of this library that may stand there."""
+    """Yield (section of the YAML, class of this library that it may hold)."""
     yield "trainer", Trainer
     for section, base in (("model.init_args", ObjectiveModule), ("data.init_args", SamplingDataModule)):
         yield from ((section, kind) for kind in _subclasses(base) if kind.__module__.startswith("rl_lightning"))
 
 
-def _paths_of(kind: type, parser: Parser) -> list[str]:
-    """Return what a class accepts, as a parser reads it."""
+def _paths_of(kind: type, parser: Options) -> list[str]:
+    """Return the options of a class, nested ones included, as a parser of the same kind reads them."""
     reader = type(parser)()
     reader.add_class_arguments(kind, fail_untyped=False)
     options = [option for option in reader.options() if option != "config"]
     return [*options, *_inner(kind, options)]
 
 
-def class_hint(name: str, parser: Parser, option: str) -> str:
-    """Return what to say after the name of a class that an option does not take: the one with the nearest name, or all.
+def class_hint(name: str, parser: Options, option: str) -> str:
+    """Return the end of a message about a class that an option does not take: the class with the most similar name.
 
     Args:
         name: of the class, with or without its module.
-        parser: the one that refused.
-        option: of it that was to be that class.
+        parser: the parser that refused it.
+        option: the option that should have held the class.
+
+    Returns:
+        Text that starts with `;`, or nothing.
     """
     if parser.described is not None:
         types = _annotations(parser.described)

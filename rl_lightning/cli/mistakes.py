@@ -1,4 +1,4 @@
-"""Which exceptions are mistakes of the user's, and what to say of them."""
+"""Exceptions that are the user's mistakes, and their messages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from torch.distributed.checkpoint.api import CheckpointException
 from rl_lightning.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: What a path can be that a file cannot be read from or written to: the user's to mend, not the program's.
+#: Errors of a path that the user can correct: no permission, a directory in place of a file, a name that is too long.
 _OUT_OF_REACH = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 
 
 def mistake_behind(error: BaseException | None) -> str | None:
-    """Return what the user did wrong, if an error comes of that; jsonargparse wraps those of constructors in its own."""
+    """Return the message of the user's mistake that caused an error; None if it was no mistake of the user.
+
+    The chain of causes is searched, since jsonargparse wraps the errors of constructors in its own.
+    """
     while error is not None:
         if isinstance(error, UserError):
             return str(error)
@@ -37,13 +40,13 @@ def mistake_behind(error: BaseException | None) -> str | None:
 
 
 def of_the_disk(error: BaseException) -> str | None:
-    """Return what is wrong with the disk or a path, if an error says that."""
+    """Return a message for an error of the disk or of a path; None for other errors."""
     number, place = None, None
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes, os.PathLike)):
         number, place = error.errno, os.fsdecode(error.filename)
     elif isinstance(error, OSError) and error.errno in _FULL:
         number = error.errno
-    elif isinstance(error, SafetensorError):  # Rust's words for an error of the system
+    elif isinstance(error, SafetensorError):  # holds the system's words for the error, but not its number
         number = next((one for one in (*_FULL, *_OUT_OF_REACH) if os.strerror(one) in str(error)), None)
     named = f" {place}" if place else ""
     if number in _FULL:

@@ -1,4 +1,4 @@
-"""A parser that says what is wrong in one line and nothing else."""
+"""A parser whose error messages are one line."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from rl_lightning.cli.hints import class_hint, option_hint
 from rl_lightning.cli.yaml_files import read_text, settings_of
 from rl_lightning.errors import UserError
 
-# jsonargparse reports a mistake inside nested classes as a tree of everything that it tried; these lines of it say
-# nothing to a person.
+# jsonargparse reports a mistake inside nested classes as a tree of all types that it tried. These lines of it do not help.
 _NOISE = re.compile(
     r"^Does not validate against|^Subtypes:|^Errors:|Expected a <class 'NoneType'>|^Given value|^Problem with given class_path"
     r"|^Expected type: |^Subclass types expect|^a class path|^a dict with"
 )
 _KEY = re.compile(r'^Parser key "[^"]+"(?: element \d+)?: ?')
-#: Of what an inner parser has said already.
+#: Words of our own messages, by which one of an inner parser is found in jsonargparse's tree.
 _OURS = (" has no option ", " is no class ", " stand under init_args")
-#: What parsers take that is no option of a run.
+#: Arguments of parsers that are no options of a run.
 _FLAGS = ("help", "print_config", "print_shtab")
 _OF_CLASSES = ("class_path", "init_args", "dict_kwargs")
 _UNKNOWN_CLASS = re.compile(
@@ -32,30 +31,30 @@ _UNKNOWN_CLASS = re.compile(
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, with hints from the class that refused, and checks that jsonargparse leaves out."""
+    """Lightning's parser, with suggestions for wrong names and with checks that jsonargparse lacks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: The class whose options this parser reads; None for that of a command.
+        #: The class whose options this parser reads; None for the parser of a command.
         self.described: type | None = None
-        #: The configuration as YAML before interpolations were replaced; None if there were none.
+        #: The configuration as YAML with its interpolations; None if it has none.
         self.written: str | None = None
 
     def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Note which class is read; jsonargparse makes a parser for each that is named."""
+        """Note the class. jsonargparse makes a parser of its own for each class that a configuration names."""
         if nested_key is None:
             self.described = theclass
         return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """Note what is about to have its interpolations replaced: that comes by here first."""
+        """Return the configuration as YAML, and keep it if it has interpolations: jsonargparse dumps before it resolves them."""
         text: str = super().dump(*args, **kwargs)
         if "${" in text:
             self.written = text
         return text
 
     def options(self, section: str = "") -> list[str]:
-        """Return the names that are accepted here, or in a section."""
+        """Return the names that are accepted at the top, or in a section."""
         prefix = f"{section}." if section else ""
         names = [action.dest for action in self._actions if action.dest.startswith(prefix)]
         return [
@@ -63,7 +62,7 @@ class Parser(LightningArgumentParser):
         ]
 
     def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Refuse every name that a class does not know, also of an empty section, which jsonargparse drops."""
+        """Parse the options of a class, and refuse names that it does not have, also empty ones, which jsonargparse would drop."""
         if self.described is not None:
             self._refuse_unknown([name for name in _keys(obj) if not name.startswith("__")])
         return super().parse_object(obj, *args, **kwargs)
@@ -79,10 +78,10 @@ class Parser(LightningArgumentParser):
             self.error(f"Option '{unknown[0]}' is not accepted")
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
-        """Read a YAML file; what is wrong with it is said with its name.
+        """Read a YAML file.
 
         Raises:
-            UserError: naming the file, and the line of what is no YAML.
+            UserError: with the file's name, and the line if the file is not YAML.
         """
         settings = settings_of(read_text(path), str(path))
         try:
@@ -92,13 +91,17 @@ class Parser(LightningArgumentParser):
             raise UserError(f"{path}: {error}") from error
 
     def parse_string(self, content: str, path: Any = "", *args: Any, **kwargs: Any) -> Namespace:
-        """Read a YAML: of a file, which `parse_path` has looked at, or one that stands on the command line."""
+        """Read YAML text: of a file, which `parse_path` has checked, or given on the command line."""
         if not path:
             self._check_sections(settings_of(content, "--config"))
         return super().parse_string(content, path, *args, **kwargs)
 
     def _check_sections(self, settings: Mapping[str, Any]) -> None:
-        """Refuse unknown names at the top and in sections that are no classes of their own, and what is no section."""
+        """Refuse unknown names at the top and in the options of sections such as `trainer`, and sections that are no mapping.
+
+        Raises:
+            UserError: naming the first of them.
+        """
         commands = self._subcommands_action
         reader = self if commands is None else commands.choices["fit"]
         for name, value in settings.items():
@@ -112,7 +115,7 @@ class Parser(LightningArgumentParser):
                     raise UserError(f"{name} has no option {option!r}{option_hint(option, reader, name)}")
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise instead of printing the usage of every option."""
+        """Raise a `UserError` with one line, where jsonargparse prints the usage of every option and exits."""
         raise UserError(explain(message, self))
 
 
@@ -121,18 +124,18 @@ def _keys(settings: Any) -> list[str]:
 
 
 def explain(message: str, parser: Parser) -> str:
-    """Return the one line of a parser's message that names the mistake, with where it is and what was perhaps meant.
+    """Return one line for a message of jsonargparse: where the mistake is, what it is, and a suggestion.
 
     Args:
-        message: jsonargparse's.
-        parser: the one that refused; a class's own, where that is named.
+        message: of jsonargparse, usually a tree of everything that it tried.
+        parser: the parser that refused; that of a class, if the configuration names one there.
     """
     unknown = re.match(r"Option '([\w.+]+)' is not accepted|unrecognized arguments: --([\w.+]+)", message)
     if unknown:
         return _unknown_option(unknown[1] or unknown[2], message, parser)
     file = re.search(r"Invalid content in sub-config file (.+?): ", message)
     if file:
-        settings_of(read_text(file[1]), file[1])  # says what is wrong with it
+        settings_of(read_text(file[1]), file[1])  # raises if the file is not YAML
     key = re.match(r'Parser key "([^"]+)"', message)
     place = key[1] if key else ""
     lines = [_KEY.sub("", line.strip(" -")) for line in message.splitlines()]
@@ -150,7 +153,7 @@ def explain(message: str, parser: Parser) -> str:
 
 
 def _unknown_option(name: str, message: str, parser: Parser) -> str:
-    """Return what to say of an option that a class or a section does not have."""
+    """Return the message for an option that a class or a section does not have."""
     if parser.described is not None:
         return f"{parser.described.__name__} has no option {name!r}{option_hint(name, parser)}"
     section, _, option = name.partition(".")
@@ -164,7 +167,7 @@ def _unknown_class(name: str, reason: str, parser: Parser, place: str) -> str:
 
 
 def _plainly(text: str, message: str) -> str:
-    """Return a message about types in plain words, with what was given."""
+    """Return jsonargparse's message about types in plain words, with the value that was given."""
     text = re.sub(r"Expected a <class '(?:\w+\.)*(\w+)'>", r"expected \1", text)
     text = re.sub(r"Not a valid subclass of (\w+)", r"expected class_path and init_args of a \1, or its options", text)
     given = re.search(r"^\s*Given value: (?!NestedArg)(.*)", message, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What Lightning and others say about things that are as they should be here."""
+"""Silencing of messages by Lightning and others that do not apply to this library."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import transformers
 
 
 def calm() -> None:
-    """Silence what Lightning says about things that are as they should be here."""
+    """Filter warnings that do not apply here, and set the level and format of the log."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # its DataModule keeps its state
-    # Metrics are the same on every rank, but for times, of which rank 0's are shown; and nothing is changed in place.
+    warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # the DataModule saves its state
+    # Metrics are the same on every rank, except times, for which those of rank 0 are logged. Nothing is changed in place.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True")
     warnings.filterwarnings("ignore", ".*returned a view tensor.*")
-    # The reference is in evaluation mode, as it should be.
+    # The reference is frozen and in evaluation mode on purpose.
     warnings.filterwarnings("ignore", ".*module\\(s\\) in eval mode.*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("httpx", "absl"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Says that checkpoints are unpickled without a safeguard; `AtomicCheckpointIO` has one.
+    # A warning that checkpoints are unpickled without a safeguard; `AtomicCheckpointIO` has one.
     logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
         lambda record: "weights_only" not in record.getMessage()
     )
-    # Advertisements and device listings; the run card names the devices.
+    # Advertisements, and lists of devices; the run card names the devices.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not re.search(r"litlogger|litmodels|available: |Loading `train_dataloader`", record.getMessage())
     )
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Lightning 2.6 calls jsonargparse in ways that it means to drop in its next major version.
+    # Lightning 2.6 uses interfaces of jsonargparse that are deprecated.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")

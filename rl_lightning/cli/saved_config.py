@@ -1,4 +1,4 @@
-"""The configuration of a run, written down beside its curves."""
+"""The configuration of a run, saved beside its logs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from rl_lightning.errors import UserError
 
-#: An interpolation relative to where it stands, as jsonargparse makes them of the absolute ones of a YAML.
+#: An interpolation relative to its own place, such as `${..name}`: jsonargparse turns the absolute ones of a YAML into these.
 _RELATIVE = re.compile(r"\$\{(\.+)([^${}]*)\}")
 
 
 class SaveFitConfig(SaveConfigCallback):
-    """Writes down what a run was fitted with, as it was written: `${trainer.default_root_dir}/checkpoints` stays that, so that
-    whoever fits with the file and another `default_root_dir` writes nothing where this run did.
+    """Save the configuration of a fit, with interpolations as they were written.
 
-    Evaluating a run later, with other settings, leaves its configuration alone.
+    `${trainer.default_root_dir}/checkpoints` stays an interpolation. So a fit with the saved file and another
+    `default_root_dir` does not write into the directories of this run. Evaluation saves nothing.
 
     Args:
-        written: the configuration as YAML, by subcommand, before interpolations were replaced; None if there are none.
+        written: the configuration as YAML, by subcommand, with its interpolations; None if it has none.
         *arguments: parser and configuration, from Lightning.
         **options: see `SaveConfigCallback`.
     """
@@ -42,7 +42,7 @@ class SaveFitConfig(SaveConfigCallback):
             UserError: if the file cannot be written: it is a directory, or belongs to another user.
         """
         if stage == "fit":
-            self._directory = trainer.log_dir  # the ranks agree on it, so all must ask
+            self._directory = trainer.log_dir  # a collective: every rank must call it
             place = Path(str(self._directory), self.config_filename)
             if place.exists() and not (place.is_file() and os.access(place, os.W_OK)):
                 raise UserError(
@@ -52,7 +52,7 @@ class SaveFitConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put interpolations back into the file that was saved; only rank 0 gets here."""
+        """Write the file again with its interpolations, on rank 0, where Lightning calls this."""
         assert self._directory is not None
         files, path = get_filesystem(self._directory), f"{self._directory}/{self.config_filename}"
         if self.written is None:
@@ -61,17 +61,21 @@ class SaveFitConfig(SaveConfigCallback):
         else:
             settings = absolute_interpolations(yaml.safe_load(self.written)["fit"])
         if settings.get("ckpt_path") == "last":
-            settings["ckpt_path"] = None  # where a run goes on is no part of what it is
+            settings["ckpt_path"] = None  # the saved file describes the run from its beginning
         with files.open(path, "w", encoding="utf-8") as file:
             yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
 
 
 def absolute_interpolations(node: Any, place: tuple[str, ...] = ()) -> Any:
-    """Return a configuration in which interpolations name keys from its top.
+    """Return a configuration whose relative interpolations are replaced by absolute ones.
 
     Args:
-        node: dictionaries, lists and plain values.
-        place: the keys and list indices that lead to it.
+        node: the configuration, or a part of it: dictionaries, lists and plain values.
+        place: the keys and list indices that lead to the part.
+
+    Example:
+        >>> absolute_interpolations({"trainer": {"dir": "runs", "log": "${.dir}/log"}})
+        {'trainer': {'dir': 'runs', 'log': '${trainer.dir}/log'}}
     """
     if isinstance(node, dict):
         return {name: absolute_interpolations(value, (*place, str(name))) for name, value in node.items()}

@@ -1,4 +1,4 @@
-"""YAML files, read with an eye to what a person may have got wrong in them."""
+"""Reading of YAML files, with messages that name the file and the line of a mistake."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from rl_lightning.errors import UserError
 
 
 def settings_of(text: str, name: str) -> dict[str, Any]:
-    """Return the settings of a YAML.
+    """Parse the text of a YAML file.
 
     Args:
-        text: of it.
-        name: what messages call it.
+        text: the text.
+        name: the file's name in messages.
+
+    Returns:
+        Section → settings.
 
     Raises:
-        UserError: naming, where there is one, the line that is no YAML, names a key twice, or holds no settings.
+        UserError: for a text that is not YAML, names a key twice, is empty, or is not a mapping; with the line, if there is one.
     """
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -31,7 +34,7 @@ def settings_of(text: str, name: str) -> dict[str, Any]:
         settings: dict[str, Any] = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         raise UserError(_said(error, name, text)) from error
-    except yaml.YAMLError as error:  # a character that no YAML holds
+    except yaml.YAMLError as error:  # a character that YAML does not allow
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
     wrong = next((key for key in settings if not isinstance(key, str)), None)
     if wrong is not None:
@@ -40,10 +43,10 @@ def settings_of(text: str, name: str) -> dict[str, Any]:
 
 
 def read_text(path: str | Path) -> str:
-    """Return the text of a file.
+    """Read a UTF-8 file, with or without a byte order mark.
 
     Raises:
-        UserError: if it cannot be read, naming the line that is no UTF-8.
+        UserError: if the file cannot be read, or is not UTF-8; then with the line.
     """
     try:
         contents = Path(path).read_bytes()
@@ -57,7 +60,7 @@ def read_text(path: str | Path) -> str:
 
 
 def _said(error: yaml.MarkedYAMLError, name: str, text: str) -> str:
-    """Return where and what is wrong, in words."""
+    """Return a message for a parser's error: file, line and mistake."""
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     lines = text.splitlines()
@@ -69,7 +72,13 @@ def _said(error: yaml.MarkedYAMLError, name: str, text: str) -> str:
 
 
 def _refuse_twice(node: yaml.Node, name: str, seen: set[int]) -> None:
-    """Refuse a key that stands twice in one place: YAML readers take the last and say nothing."""
+    """Refuse a key that occurs twice in one mapping: YAML parsers would silently use the last one.
+
+    Args:
+        node: the parsed text, or a part of it.
+        name: the file's name in messages.
+        seen: ids of nodes that were checked, since aliases occur several times.
+    """
     if id(node) in seen:
         return
     seen.add(id(node))
