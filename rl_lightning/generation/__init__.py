@@ -1,4 +1,4 @@
-"""Sampling responses from a policy."""
+"""Generators: what samples responses from a policy."""
 
 from rl_lightning.generation.base import Generator, Prompt, Request, Responses, Sampling, Stream
 from rl_lightning.generation.copies import CopyGenerator

@@ -1,4 +1,4 @@
-"""Calls in threads that nothing waits for: neither an exception nor the end of the process."""
+"""Calls in daemon threads, so that a call that hangs holds up neither an exception nor the end of the process."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Value = TypeVar("Value")
 def in_background(
     call: Callable[[int], Value], count: int, threads: int
 ) -> Iterator[Callable[[float], dict[int, Value]]]:
-    """Call a function with 0 to count - 1; what has not begun when the context ends is not called.
+    """Call a function with 0 to count - 1 in threads. When the context ends, no further call begins.
 
-    Unlike those of `concurrent.futures`, its threads are daemons: one that waits for a server does not keep the process.
+    Unlike those of `concurrent.futures`, the threads are daemons: one that waits for a server does not keep the process alive.
 
     Args:
-        call: raises what ends everything.
-        count: of the calls.
+        call: the function.
+        count: number of calls.
         threads: calls at a time.
 
     Yields:
-        A function that waits so many seconds for the next call to end, and returns its value under its number, nothing if none
-        has; it raises what the call raised.
+        A function of a time in seconds: it waits that long for the next call to end, and returns {number: value}, or {} if none
+        has ended. It raises what the call raised.
     """
     numbers, ended = itertools.count(), queue.SimpleQueue[tuple[int, Value | None, BaseException | None]]()
     over = threading.Event()

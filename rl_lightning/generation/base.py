@@ -1,4 +1,4 @@
-"""What a generator is asked for and gives back."""
+"""The interface of generators: a `Request` in, `Responses` out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import StopStrings
 
-#: Names the random numbers of one response: (seed, number of the response in the run). The same stream gives the same
-#: numbers whatever else is in the batch, on whichever rank, before or after a restart.
+#: The name of one response's random numbers: (seed, number of the response in the run). The same stream gives the same numbers
+#: whatever else is in the batch, on any rank, before and after a restart.
 Stream = tuple[int, int]
 
-#: Called with (responses finished, responses in all) while a generator works.
+#: Called with (responses finished, responses in all) while a generator samples.
 Progress = Callable[[int, int], None]
 
-#: Called with (number of a response in the call, its token ids) as soon as it has ended.
+#: Called with (b, token ids of response b) when response b of the request ends.
 Finished = Callable[[int, list[int]], None]
 
 
@@ -47,14 +47,17 @@ class Sampling:
 
     @property
     def truncates(self) -> bool:
-        """Whether some tokens are ruled out."""
+        """Whether top-k or top-p rules tokens out."""
         return self.top_k > 0 or self.top_p < 1
 
     def check(self, training: bool) -> None:
-        """Refuse impossible settings, and in training those under which importance ratios would be wrong.
+        """Refuse settings that cannot be sampled with.
+
+        Args:
+            training: refuse also those under which importance ratios would be wrong: temperature 0, top-k and top-p.
 
         Raises:
-            UserError: naming the setting.
+            UserError: names the setting.
         """
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
@@ -141,15 +144,15 @@ class Request:
 
 @dataclass
 class Responses:
-    """What was sampled, on the device of the model.
+    """Sampled responses, one a row, on the device of the model.
 
     Args:
-        prompt_ids, prompt_mask: (B, P) long and bool, padded left; every prompt is repeated for each of its samples.
+        prompt_ids, prompt_mask: (B, P) long and bool, padded left; a prompt is repeated for each of its responses.
         response_ids: (B, R) long, padded right; exactly the ids that were sampled, the stop token included.
         response_mask: (B, R) bool; True on sampled tokens.
         logprobs: (B, R) float32, nats; of the sampled tokens at the sampling temperature over the whole vocabulary,
-            0 outside the mask. NaN where a sampler cannot say them, which is so in evaluation only.
-        truncated: (B,) bool; reached `max_new_tokens` without a stop token or a stop string.
+            0 outside the mask. NaN where an engine reports none.
+        truncated: (B,) bool; the response reached `max_new_tokens` without a stop token or a stop string.
     """
 
     prompt_ids: Tensor
@@ -161,29 +164,30 @@ class Responses:
 
 
 class Generator(ABC):
-    """Samples responses. Rows come back in the order of the prompts, the samples of a prompt side by side."""
+    """Samples responses to prompts. To write one, implement `generate`."""
 
-    #: Whether it samples a copy of the policy, with kernels or in a precision of its own: then its log-probabilities are not
-    #: quite the trainer's, and algorithms correct for it.
+    #: Whether it samples a copy of the policy, or the policy in another precision. Its log-probabilities then differ from
+    #: those that the trainer computes, and online algorithms correct for the difference.
     samples_from_copy: bool = False
 
     def update(self, model: nn.Module, files: PolicyFiles, version: Hashable) -> None:  # noqa: B027
-        """Take over the weights of a model; nothing to do for a generator that samples the model itself.
+        """Take over the weights of the policy. A generator that samples the model itself has nothing to do here.
 
-        Every rank calls this before `generate`, with the model whole, and as often as the others.
+        All ranks call this together, before `generate`, with the parameters gathered.
 
         Args:
             model: the policy.
-            files: where it came from.
-            version: names the weights: they are those of the last call if this is.
+            files: what the policy was loaded from, and how.
+            version: names the weights. They have not changed if it equals that of the last call.
         """
 
     def metrics(self) -> dict[str, float]:
-        """Return what there is to log of the calls since the last time this was asked, on this rank; see `rl_lightning.measures`."""
+        """Return metrics of this rank's calls since the last time this was called; `rl_lightning.measures` says how they are
+        combined over ranks."""
         return {}
 
     def close(self) -> None:  # noqa: B027
-        """Let go of what `update` has built; a later `update` builds it again."""
+        """Free what `update` has built, such as an engine. A later `update` builds it again."""
 
     @abstractmethod
     def generate(

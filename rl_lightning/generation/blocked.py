@@ -1,4 +1,4 @@
-"""Weights in blocks, as a CPU multiplies them fastest by the few rows of a decoding step."""
+"""Linear layers in oneDNN's blocked format, which a CPU multiplies fastest by the few rows of a decoding step."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: Below this many numbers a weight stays in the processor's caches, and its blocks would gain nothing.
+#: A weight of fewer numbers stays in the processor's caches, where blocks gain nothing.
 _WORTH_IT = 1 << 16
 
-#: Layers that families of models call one after the other on the same states: one product is cheaper than three.
+#: Layers that models call one after the other on the same states: one product of both or all three is cheaper.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @contextlib.contextmanager
 def blocked_weights(model: nn.Module, rows: int) -> Iterator[None]:
-    """Let a model's linear layers multiply by copies of their weights in oneDNN's blocked format, while this lasts.
+    """Inside this context, a model's linear layers multiply by copies of their weights in oneDNN's blocked format.
 
-    A product of 16 rows and a float32 weight in rows takes up to twice as long as one with blocks. The copies take as much
-    memory as the weights and a tenth of a second to make for 100 million numbers; they are gone before gradients come.
-    Anywhere but in float32 on a CPU with oneDNN nothing happens.
+    A product of 16 rows and a float32 weight stored row by row takes up to twice as long as one with a blocked weight. The
+    copies take as much memory as the weights, and 0.1 s to make for 100 million numbers; they are freed at the end. Nothing
+    happens except in float32 on a CPU with oneDNN.
 
     Args:
-        model: its weights must not change meanwhile.
-        rows: about as many as will be multiplied at a time.
+        model: its weights must not change inside the context.
+        rows: about how many rows will be multiplied at a time.
     """
     changed: list[nn.Linear] = []
     try:
@@ -44,7 +44,7 @@ def blocked_weights(model: nn.Module, rows: int) -> Iterator[None]:
 
 
 def _read_together(model: nn.Module) -> list[list[nn.Linear]]:
-    """Return the linear layers that gain, those together that read the same states."""
+    """Return the linear layers that gain from blocks, in lists that read the same states."""
     found: list[list[nn.Linear]] = []
     for parent in model.modules():
         left = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
@@ -63,11 +63,16 @@ def _gains(weight: Tensor) -> bool:
 
 
 class _Product:
-    """x ↦ x Wᵀ + b of several layers at once, which each asks its part of.
+    """x ↦ x Wᵀ + b for one layer, or for several that are multiplied at once:
+
+        q_proj (Q, H), k_proj (K, H), v_proj (K, H)  →  W (Q + K + K, H), kept blocked
+        x (n, 1, H)  →  x Wᵀ (n, 1, Q + K + K)       →  split into the three outputs
+
+    The first layer to be called computes the product; the others find their part of it.
 
     Args:
-        layers: with as many columns each.
-        rows: of x, about.
+        layers: of the same input size H.
+        rows: about how many rows x has.
     """
 
     def __init__(self, layers: Sequence[nn.Linear], rows: int) -> None:
@@ -83,7 +88,7 @@ class _Product:
         self._parts: tuple[Tensor, ...] = ()
 
     def __call__(self, place: int, states: Tensor) -> Tensor:
-        """Return one layer's part of the product; states that another layer has just asked with are not multiplied again."""
+        """Return the output of layer number `place`; the same `states` are not multiplied twice in a row."""
         if states is not self._states:
             whole: Tensor = self._kernels._linear_pointwise(states, self._blocks, self._bias, "none", [], "")
             self._states = states

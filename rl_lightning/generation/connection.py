@@ -1,4 +1,8 @@
-"""JSON over HTTP, with nothing but the standard library."""
+"""JSON over HTTP.
+
+It needs the standard library alone. The HTTP client that comes with huggingface_hub is httpx with its releases 1.x and httpx2
+with 2.x, and both are within the versions of transformers that this package takes.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,17 @@ from typing import Any
 
 from rl_lightning.errors import UserError
 
-#: Seconds before a lost request is sent again; twice as many each time.
+#: Seconds before a lost request is sent again for the first time; doubled each time.
 _PATIENCE_S = 0.5
 
 
 class Refused(Exception):
-    """The server answered that it will not, or could not.
+    """The server answered with an error.
 
     Args:
-        url: what was asked.
-        status: of HTTP.
-        reason: what the server said.
+        url: address of the request.
+        status: HTTP status, not 200.
+        reason: what the server said, on one line.
     """
 
     def __init__(self, url: str, status: int, reason: str) -> None:
@@ -32,12 +36,12 @@ class Refused(Exception):
 
 
 class Connection:
-    """A server that takes and gives JSON; many threads may ask at a time.
+    """A client of a server that speaks JSON. Threads may use it at the same time.
 
     Args:
-        url: its address, without a path.
+        url: address of the server, without a path.
         timeout_s: seconds to wait for an answer.
-        retries: times that a request is sent again when the connection is lost before there is an answer.
+        retries: times that a request is sent again after its connection is lost. A request that timed out is not sent again.
     """
 
     def __init__(self, url: str, timeout_s: float, retries: int) -> None:
@@ -50,11 +54,16 @@ class Connection:
         self._lock = threading.Lock()
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Return what the server answers; None if that is empty.
+        """Send a request; return the answer's JSON, or None if the answer is empty.
+
+        Args:
+            method: of HTTP.
+            path: behind the server's address.
+            body: sent as JSON; nothing is sent if None.
 
         Raises:
-            Refused: if its status is not 200.
-            UserError: if it cannot be reached, takes too long, or does not speak JSON.
+            Refused: if the server answers with an error.
+            UserError: if it cannot be reached, takes too long, or does not answer in JSON.
         """
         for attempt in range(self.retries + 1):
             try:
@@ -92,14 +101,14 @@ class Connection:
             raise UserError(f"{self.url}{path} does not answer in JSON: is it a server of vLLM?") from error
 
     def take_lost(self) -> int:
-        """Return how often a connection was lost since this was last asked."""
+        """Return how many connections were lost since this was last called."""
         with self._lock:
             lost, self._lost = self._lost, 0
         return lost
 
 
 def _said(text: bytes) -> str:
-    """Return the reason in an answer that refuses, on one line."""
+    """Return the message of an error response, in the formats of vLLM and FastAPI, on one line of at most 300 characters."""
     try:
         content = json.loads(text)
     except ValueError:

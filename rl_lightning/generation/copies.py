@@ -1,4 +1,4 @@
-"""Generators that sample a copy of the policy: what they share, whatever engine holds the copy."""
+"""What generators share that sample a copy of the policy in an engine such as vLLM."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rl_lightning.types import pad_left, pad_right
 
 @dataclass(frozen=True)
 class Question:
-    """What an engine is asked for: one response.
+    """One response that an engine is asked for.
 
     Args:
         prompt: token ids.
-        seed: of its random numbers, in [0, 2⁶³).
+        seed: of the engine's random numbers for this response, in [0, 2⁶³).
     """
 
     prompt: list[int]
@@ -33,11 +33,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine gives back.
+    """One response that an engine gives back.
 
     Args:
         ids: sampled token ids, the stop token included.
-        logprobs: as many, nats; None or NaN where the engine did not say.
+        logprobs: one a token, in nats; None or NaN where the engine reports none.
     """
 
     ids: list[int]
@@ -45,13 +45,16 @@ class Answer:
 
 
 class CopyGenerator(Generator):
-    """A generator whose engine holds a copy of the policy, and gets its weights when they have changed.
+    """A generator whose engine holds a copy of the policy, and gets the weights when they have changed.
 
-    Its log-probabilities are those of the engine: kept as `rollout_logprobs`, and corrected for by online algorithms. With
-    top-k or top-p, which evaluation allows, an engine reports them over what is left of the vocabulary; then they are NaN.
+    Its log-probabilities are the engine's. They are kept as `rollout_logprobs`, and online algorithms correct for their
+    difference from the trainer's. With top-k or top-p, which evaluation allows, engines report log-probabilities over the
+    truncated vocabulary; these are replaced by NaN.
 
-    The same stream gives an engine the same random numbers, but not always the same response: logits depend in their last
-    digits on what else is in the batch.
+    The same stream gives an engine the same random numbers, but not always the same response: the last digits of logits
+    depend on what else is in the batch.
+
+    A subclass implements `take_over` and `answers`.
     """
 
     samples_from_copy = True
@@ -62,7 +65,7 @@ class CopyGenerator(Generator):
 
     @abstractmethod
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
-        """Give the engine the weights of a model; start it if it is not running. Every rank calls this.
+        """Give the engine the weights of a model, and start it if it is not running. All ranks call this together.
 
         Raises:
             UserError: on every rank, if that fails on one of them.
@@ -75,7 +78,7 @@ class CopyGenerator(Generator):
         request: Request,
         progress: Progress | None,
     ) -> list[Answer]:
-        """Return an answer to each question, in their order.
+        """Sample an answer to each question; return them in the order of the questions.
 
         Args:
             questions: one a response.
@@ -88,7 +91,7 @@ class CopyGenerator(Generator):
         """See `Generator.update`."""
         if version == self._version:
             return
-        # An update that is cut short leaves an unknown mixture behind.
+        # Until this update is complete the engine holds an unknown mixture of weights.
         self._version = None
         started = time.perf_counter()
         self.take_over(model, files)
@@ -100,7 +103,7 @@ class CopyGenerator(Generator):
         self._version = None
 
     def count(self, name: str, amount: Sum | Seconds) -> None:
-        """Add to a metric."""
+        """Add an amount to the metric `name`, which `metrics` returns and sets back to 0."""
         self._metrics[name] = type(amount)(self._metrics.get(name, 0.0) + amount)
 
     def metrics(self) -> dict[str, float]:
@@ -116,10 +119,10 @@ class CopyGenerator(Generator):
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> Responses:
-        """See `Generator.generate`. The model is that of the last `update`; nothing but its device is asked of it here.
+        """See `Generator.generate`. The engine samples with the weights of the last `update`; of `model` only the device is used.
 
         Raises:
-            UserError: if the engine answers what was not asked for.
+            UserError: for a temperature between 0 and 0.01, or an answer that does not fit the request.
         """
         temperature = request.sampling.temperature
         if 0 < temperature < 0.01:
@@ -136,7 +139,7 @@ class CopyGenerator(Generator):
 
 
 def seeds(streams: Sequence[Stream]) -> list[int]:
-    """Return a seed for each stream, in [0, 2⁶³): a function of the stream's name."""
+    """Return a seed in [0, 2⁶³) for each stream, a hash (Philox) of the stream's name."""
     mask = 2**64 - 1
     keys = [np.array([seed & mask, number & mask], dtype=np.uint64) for seed, number in streams]
     return [int(np.random.Philox(key=key).random_raw()) >> 1 for key in keys]
@@ -149,10 +152,10 @@ def has_ended(answer: Answer, request: Request) -> bool:
 
 
 def check_answer(answer: Answer, request: Request) -> None:
-    """Refuse an answer that no sampling at these settings could give.
+    """Refuse an answer that sampling at the request's settings cannot give.
 
     Raises:
-        UserError: saying what is wrong with it.
+        UserError: says what is wrong with it.
     """
     ids, longest = answer.ids, request.sampling.max_new_tokens
     wrong = None
@@ -173,7 +176,7 @@ def assembled(answers: Sequence[Answer], request: Request, device: torch.device)
 
     Args:
         answers: one a response of the request, in its order.
-        request: what they answer. Where it truncates the vocabulary, engines give other log-probabilities; they become NaN.
+        request: what they answer. If it truncates the vocabulary, log-probabilities become NaN; see `CopyGenerator`.
         device: of the tensors.
     """
     prompt_ids, prompt_mask = pad_left([prompt.input_ids for prompt in request.row_prompts], request.pad_id)

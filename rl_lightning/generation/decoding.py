@@ -1,4 +1,4 @@
-"""A decoding step: the next token of every row that is sampled, read by the model."""
+"""The decoding step: a forward pass over the next token of every row in the slots."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rl_lightning.generation.slots import Slots
 from rl_lightning.models.noise import hooked_by_others
 
-#: Families that are the same here: norms before attention and before the feed-forward layer, rotated queries and keys.
+#: Families whose step is the same: norms before attention and before the feed-forward layer, rotary positions.
 _ALIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 
-#: Reads tokens (rows in use,) that come next in the slots; returns logits (rows in use, V).
+#: Takes the slots and the next token of each of their n rows, (n,) long; returns logits (n, V).
 Step = Callable[[Slots, Tensor], Tensor]
 
 
 def decoding_step(model: Any) -> Step:
-    """Return how a model reads the next token of every row.
+    """Return the decoding step for a model.
 
-    For families like Llama the step is written out here. In transformers' forward a step of few rows is half Python and small
-    operations, as it norms in six, rotates queries and keys in five each, and asks itself at every layer what it may be given.
-    Any other model, and one with hooks or other layers than its family's, is asked through its forward.
+    For families like Llama the step is written out here. In transformers' forward, half the time of a step over few rows is
+    Python and small kernels: a norm takes six operations, a rotation five, and every layer checks its arguments. Any other
+    model, and one with hooks or with layers that are not its family's own, takes its step through its forward.
     """
     return _written_out(model) if _is_plain(model) else _through_forward(model)
 
@@ -62,13 +62,20 @@ def _written_out(model: Any) -> Step:
 
 
 def _projected(attention: Any, states: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries, keys and values, (n, heads, 1, D), the first two rotated."""
+    """Return queries, keys and values, (n, heads, 1, D) each, the first two rotated.
+
+    Args:
+        attention: the layer.
+        states: (n, 1, hidden), after the norm.
+        rotation: see `_rotation`.
+    """
     query, key, value = (
         layer(states).unflatten(-1, (-1, attention.head_dim))
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
     if hasattr(attention, "q_norm"):
         query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
+    # Queries and keys are rotated together, (n, 1, heads + kv_heads, D): x cos + roll(x) sin, half the operations.
     both = torch.cat([query, key], 2)
     cos, sin = rotation
     rotated = torch.addcmul(both * cos, both.roll(attention.head_dim // 2, -1), sin)
@@ -77,7 +84,13 @@ def _projected(attention: Any, states: Tensor, rotation: tuple[Tensor, Tensor]) 
 
 
 def _rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what x and the other half of x are multiplied by: the first half takes its sine off, the second adds it."""
+    """Return the factors of x and of x with its halves exchanged, (n, 1, 1, D) each.
+
+        [x1 cos - x2 sin, x2 cos + x1 sin] = x [cos, cos] + [x2, x1] [-sin, sin]
+
+    Args:
+        cos, sin: (n, 1, D).
+    """
     first, second = sin.chunk(2, -1)
     return cos.unsqueeze(2), torch.cat([-first, second], -1).unsqueeze(2)
 
@@ -87,7 +100,8 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
 
 
 def _is_plain(model: Any) -> bool:
-    """Tell whether nothing has been done to a model that its forward would heed and the step written out would not."""
+    """Tell whether the step written out computes what the model's forward does: a known family with its own layers, of which
+    none has been replaced, patched or hooked."""
     if type(model) not in _ALIKE or model.config._attn_implementation not in ALL_ATTENTION_FUNCTIONS:
         return False
     passed_over = [model, model.model, *model.model.layers]

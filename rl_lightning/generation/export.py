@@ -1,4 +1,4 @@
-"""The directory that a server of vLLM starts from: `python -m rl_lightning.generation.export POLICY DIRECTORY`."""
+"""Command that writes the directory a server of vLLM starts from: `python -m rl_lightning.generation.export POLICY DIRECTORY`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rl_lightning.strategies import full_state_dict
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write a policy and its tokenizer as a server of vLLM starts from them."""
+    """Write a policy and its tokenizer in a form that a server of vLLM can start from, and reload."""
     parser = argparse.ArgumentParser(prog="python -m rl_lightning.generation.export", description=main.__doc__)
     parser.add_argument("policy", help="embedded, a model directory, a .gguf file or a name on the hub")
     parser.add_argument("directory", type=Path)

@@ -1,4 +1,4 @@
-"""Sampling with a causal language model of transformers, in slots."""
+"""Sampling with the policy itself, for causal language models with plain attention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rl_lightning.types import pad_left
 #: Prompt tokens read in one pass.
 _PREFILL_TOKENS = 8192
 
-#: Prompts wait until this share of the slots is free: reading few of them at a time costs nearly as much as reading many.
+#: New prompts are read once this share of the slots is free: a pass over few prompts costs nearly as much as over many.
 _REFILL_AT = 1 / 8
 
 log = logging.getLogger(__name__)
@@ -37,16 +37,16 @@ log = logging.getLogger(__name__)
 class NativeGenerator(Generator):
     """Samples with the policy itself: no copy of the weights, no second set of kernels.
 
-    The prompt of a group is read once and its cache repeated for every sample. A response that has stopped gives its place to
-    the next, so a long one keeps nothing waiting but itself. A model that is not plain causal attention in every layer
-    is sampled by `TransformersGenerator` instead, which is slower.
+    The prompt of a group is read once, and its keys and values are copied for every response. A response that has ended gives
+    its slot to the next one (continuous batching). A model that is not plain causal attention in every layer is sampled by
+    `TransformersGenerator` instead, which is slower.
 
     Args:
-        max_tokens: prompt and response tokens that the cache has room for. Bounds memory, changes no response: as many are
-            sampled side by side as fit.
+        max_tokens: prompt and response tokens that the cache has room for. It bounds memory and changes no response: as many
+            responses are sampled side by side as fit.
         max_rows: responses sampled side by side; no bound but `max_tokens` if null.
-        bf16: multiply in bfloat16, whatever the precision of training. Faster where the processor has instructions for it; the
-            log-probabilities are then those of a copy, and algorithms correct for it.
+        bf16: multiply in bfloat16, whatever the precision of training. It is faster where the processor has instructions for it.
+            The log-probabilities then differ from the trainer's, and online algorithms correct for that.
     """
 
     def __init__(self, max_tokens: int = 65536, max_rows: int | None = None, bf16: bool = False) -> None:
@@ -62,22 +62,22 @@ class NativeGenerator(Generator):
         self._told: set[type] = set()
 
     def metrics(self) -> dict[str, float]:
-        """Return the number of decoding steps, the rows and the cached tokens read in all of them together, and the prompt tokens
-        read before them."""
+        """Return what the last `generate` did: `steps` decoding steps, `rows` tokens read in them, `seen` cached columns that
+        attention read in them, and `prefill_rows` prompt tokens read before them, each as `generation/NAME`."""
         work, self._work = self._work, {}
         return work
 
     def draw(
         self, logits: Tensor, uniform: Tensor, sampling: Sampling, rows: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Draw the next token of some rows; for subclasses that constrain what is sampled.
+        """Draw the next token of some responses. A subclass may override this to constrain what is sampled.
 
         Args:
             logits: (n, V).
             uniform: (n,) in [0, 1).
             sampling: temperature and truncation.
-            rows: (n,) long; the number of each response in this call.
-            columns: (n,) long; the tokens that it has already.
+            rows: (n,) long; which responses of the request these are.
+            columns: (n,) long; how many tokens each of them has already.
 
         Returns:
             tokens (n,) long and their log-probabilities (n,) float32; see `rl_lightning.generation.sampling.draw`.
@@ -95,7 +95,7 @@ class NativeGenerator(Generator):
         """See `Generator.generate`.
 
         Raises:
-            UserError: if not even one response fits into `max_tokens`.
+            UserError: if not even one response fits into `max_tokens`, or logits are not finite.
         """
         capacity, rows = request.longest_row, len(request.streams)
         reason = _unlike_what_slots_hold(model, capacity)
@@ -126,7 +126,7 @@ class NativeGenerator(Generator):
     def _through_transformers(
         self, reason: str, model: nn.Module, request: Request, progress: Progress | None
     ) -> Responses:
-        """Sample a model that slots cannot hold, and say so once."""
+        """Sample a model that slots cannot hold, and warn once for each class of model."""
         if type(model) not in self._told:
             self._told.add(type(model))
             log.warning("%s %s: sampled by its own generate, which is slower", type(model).__name__, reason)
@@ -146,7 +146,16 @@ def _unlike_what_slots_hold(model: Any, capacity: int) -> str | None:
 
 @dataclass
 class _Batch:
-    """All responses of one call, filled in token by token."""
+    """The B responses of one request, filled in token by token; C = max_new_tokens columns.
+
+    Args:
+        ids, logprobs: (B, C); filled up to each response's length.
+        lengths: (B,) long; tokens that each response has so far.
+        stopped: (B,) bool; its last token ended it.
+        uniforms: (B, C) in [0, 1); the token in column c of response b is drawn with number [b, c].
+        stops: (S,) long; ids of stop tokens.
+        strings: stop strings, if there are any.
+    """
 
     ids: Tensor
     logprobs: Tensor
@@ -170,7 +179,15 @@ class _Batch:
         )
 
     def write(self, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> list[bool]:
-        """Store the next token of some rows, and return which of them go on."""
+        """Store the next token of some responses.
+
+        Args:
+            rows: (n,) long; which responses.
+            tokens, logprobs: (n,).
+
+        Returns:
+            For each of the n, whether it goes on.
+        """
         columns = self.lengths[rows]
         self.ids[rows, columns] = tokens
         self.logprobs[rows, columns] = logprobs
@@ -183,7 +200,8 @@ class _Batch:
         return going
 
     def _completed(self, rows: Tensor, strings: StopStrings) -> Tensor:
-        """Return which rows' newest token completes a stop string, (rows,) bool."""
+        """Return whether the newest token of each response completes a stop string, (n,) bool."""
+        # The last `window` tokens of each response, (n, window); those of shorter ones are followed by padding, cut off below.
         first = (self.lengths[rows] - strings.window).clamp(min=0)
         columns = first[:, None] + torch.arange(strings.window, device=rows.device)
         newest = self.ids[rows[:, None], columns.clamp(max=self.ids.shape[1] - 1)].tolist()
@@ -209,13 +227,13 @@ class _Batch:
 
 @dataclass
 class _Prefilled:
-    """Prompts that have been read, and responses to them that wait for a slot.
+    """N prompts that have been read, and responses to them that wait for a slot.
 
     Args:
-        layers: keys and values, (G, heads, P, D) each, layer by layer.
-        mask: (G, P) bool.
-        logits: (G, V) after the last token of each prompt.
-        waiting: (response, prompt among these) in the order in which they are taken in.
+        layers: keys and values, (N, heads, P, D) each, layer by layer.
+        mask: (N, P) bool.
+        logits: (N, V) after the last token of each prompt.
+        waiting: (number of the response in the request, row of its prompt in these tensors), in the order of their turns.
     """
 
     layers: list[tuple[Tensor, Tensor]]
@@ -226,12 +244,19 @@ class _Prefilled:
 
 @dataclass
 class _Run:
-    """Samples every response of one call; who is in which slot is known here.
+    """The decoding loop of one request, with `most` slots.
+
+    Two things alternate until no response is left: prompts are read and the first token of their responses is drawn from the
+    prompt's logits (`_prefill`); or every response in a slot gets its next token (`decoding_step`).
+
+        active   [7, 2, 5]     responses by slot
+        tokens   (3,)          the newest token of each, not read yet
 
     Args:
-        generator: draws.
+        generator: draws the tokens.
         model, request: see `Generator.generate`.
         most: responses side by side.
+        work: counters; see `NativeGenerator.metrics`.
     """
 
     generator: NativeGenerator
@@ -243,7 +268,7 @@ class _Run:
     _prefilled: _Prefilled | None = None
 
     def to_the_end(self, batch: _Batch) -> Iterator[list[int]]:
-        """Sample until every response has ended; yields those that end, step by step."""
+        """Sample until every response has ended; yield, step by step, the numbers of those that have."""
         slots: Slots | None = None
         active: list[int] = []
         tokens = batch.lengths[:0]
@@ -252,12 +277,14 @@ class _Run:
             free = self.most - len(active)
             if not active or (self._is_waiting and free >= max(1, self.most * _REFILL_AT)):
                 part = self._prefill(free)
+                # Responses that get a slot now; each draws its first token from the logits of its own prompt.
                 chosen, part.waiting = part.waiting[:free], part.waiting[free:]
                 self._prefilled = part if part.waiting else None
                 owner = torch.tensor([prompt for _, prompt in chosen], device=batch.ids.device)
                 rows = [row for row, _ in chosen]
                 drawn, going = self._draw(batch, rows, part.logits[owner])
                 slots = slots or Slots(self.most, self.request.longest_row, batch.ids.device, part.layers[0][0].dtype)
+                # A response that ends with its first token takes no slot.
                 keep = torch.tensor(going, device=batch.ids.device)
                 slots.admit(part.layers, part.mask, owner[keep])
                 tokens = torch.cat([tokens, drawn[keep]])
@@ -273,15 +300,18 @@ class _Run:
             tokens, going = self._draw(batch, active, logits)
             yield [row for row, goes_on in zip(active, going, strict=True) if not goes_on]
             if not all(going):
+                # Slots move rows from the end into holes; `active` and `tokens` follow in the same order.
                 order = slots.keep(going)
                 active = [active[row] for row in order]
                 tokens = tokens[torch.tensor(order, dtype=torch.long, device=tokens.device)]
 
     @property
     def _is_waiting(self) -> bool:
+        """Whether a response has no slot yet."""
         return self._prefilled is not None or self._next < len(self.request.prompts)
 
     def _draw(self, batch: _Batch, rows: list[int], logits: Tensor) -> tuple[Tensor, list[bool]]:
+        """Draw and store the next token of n responses from logits (n, V); return the tokens (n,) and which responses go on."""
         index = torch.tensor(rows, device=logits.device)
         columns = batch.lengths[index]
         uniform = batch.uniforms[index, columns]
@@ -289,7 +319,11 @@ class _Run:
         return tokens, batch.write(index, tokens, logprobs)
 
     def _prefill(self, free: int) -> _Prefilled:
-        """Return prompts that have been read: those that are still waited for, or the next ones for so many free slots."""
+        """Return prompts that have been read and have responses without a slot: those of the last call, or the next ones.
+
+        Args:
+            free: free slots; prompts are read until their responses fill them.
+        """
         if self._prefilled is not None:
             return self._prefilled
         first, width, samples = self._next, 0, self.request.group_size
@@ -301,6 +335,7 @@ class _Run:
             self._next += 1
         chosen = [prompt.input_ids for prompt in prompts[first : self._next]]
         device = next(self.model.parameters()).device
+        # (N, P) with P the longest of these prompts; `logits_to_keep` spares the head all columns but the last.
         ids, mask = (part.to(device) for part in pad_left(chosen, self.request.pad_id))
         keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
         cache = DynamicCache(config=self.model.config)

@@ -1,4 +1,4 @@
-"""Room for the keys and values of rows that are sampled side by side: written in place, given on when a row ends."""
+"""A key-value cache of fixed size for responses that are sampled side by side and end at different times."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from transformers.cache_utils import DynamicLayer
 
 
 class Slots:
-    """A cache of fixed size, of which the first rows are in use.
+    """A cache of `count` × `capacity` tokens, of which the first `used` rows are in use.
 
-    Every row has its own beginning and end. A new token is written behind its row's end; a row that leaves gives its slot
-    to the last one, which costs the copy of one row.
+    A row begins with the padding and the prompt that it was admitted with, and grows to the right. Rows differ in length:
+
+        column     0 1 2 3 4 5 6 7
+        row 0      . p p p r r r _        . padding, masked by `_bias`
+        row 1      p p p p r _ _ _        p prompt, r response
+        row 2      . . p _ _ _ _ _        _ not written; the next token goes into the first one
+
+    When row 0 ends, row 2 is copied into its place and `used` falls to 2, so the rows in use stay together and a pass over
+    them is a slice.
 
     Args:
         count: rows, at most.
@@ -27,10 +34,11 @@ class Slots:
         self.count = count
         self.capacity = capacity
         self.used = 0
-        #: What a row's next token sees: 0 there, and the lowest number elsewhere.
+        # (count, 1, 1, capacity), added to attention scores: 0 in columns that a row's next token sees, else the lowest number.
         self._hidden = torch.finfo(dtype).min
         self._bias = torch.full((count, 1, 1, capacity), self._hidden, dtype=dtype, device=device)
-        #: How many tokens of a row came before its next one, and the column that it goes to; the latter on the host too.
+        # Of each row's next token: its position, that is the tokens before it without padding; and its column, which padding
+        # counts for. `_columns` is `_ends` of the rows in use on the host, so that no step waits for the device.
         self._positions = torch.zeros(count, dtype=torch.long, device=device)
         self._ends = torch.zeros(count, dtype=torch.long, device=device)
         self._columns: list[int] = []
@@ -39,16 +47,16 @@ class Slots:
 
     @property
     def seen(self) -> int:
-        """How many columns a pass over the rows in use reads, padding included."""
+        """Cached columns that attention reads in one pass over the rows in use, padding included."""
         return self.used * max(self._columns, default=0)
 
     def admit(self, prompts: Sequence[tuple[Tensor, Tensor]], mask: Tensor, owner: Tensor) -> None:
-        """Take in rows that begin with prompts read elsewhere.
+        """Add n rows behind those in use, each with a copy of the keys and values of its prompt.
 
         Args:
-            prompts: keys and values, (G, heads, P, D) each, layer by layer.
-            mask: (G, P) bool; padded left.
-            owner: (n,) long; the prompt that each new row begins with.
+            prompts: keys and values, (N, heads, P, D) each, layer by layer.
+            mask: (N, P) bool; padded left.
+            owner: (n,) long; the prompt, 0 to N - 1, that each new row begins with.
         """
         if not self.cache.layers:
             self.cache.layers = [_SlotLayer(self, keys, values) for keys, values in prompts]
@@ -65,10 +73,18 @@ class Slots:
         self.used += len(owner)
 
     def keep(self, running: Sequence[bool]) -> list[int]:
-        """Let the other rows go.
+        """Remove the rows that have ended.
+
+            running   [T, F, T, F, T]    rows 1 and 3 have ended, 3 are left
+            holes     [1]                ended rows among the first 3
+            movers    [4]                running rows behind the first 3; as many as there are holes
+            order     [0, 4, 2]          row 4 is copied into row 1
+
+        Args:
+            running: for each row in use, whether it goes on.
 
         Returns:
-            For every row that is left, in its new order, which it was.
+            For each row that is left, in its new order, which row it was.
         """
         left = sum(running)
         holes = [row for row in range(left) if not running[row]]
@@ -89,10 +105,10 @@ class Slots:
         return order
 
     def read(self, tokens: Tensor) -> dict[str, Any]:
-        """Return the arguments of a model's forward that reads the next token of every row in use.
+        """Return the arguments for a forward pass of the model over the next token of every row in use.
 
         Args:
-            tokens: (rows in use,) long.
+            tokens: (used,) long.
         """
         rows = self._rows[: self.used]
         self._bias[rows, 0, 0, self._ends[rows]] = 0
@@ -102,15 +118,23 @@ class Slots:
                 "past_key_values": self.cache, "use_cache": True}  # fmt: skip
 
     def advance(self) -> None:
-        """Move on after a forward pass: every row in use is a token longer."""
+        """Note that a forward pass has made every row in use a token longer."""
         self._positions[: self.used] += 1
         self._ends[: self.used] += 1
         self._columns = [column + 1 for column in self._columns]
 
     def write(self, layer: _SlotLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store one token of every row in use in a layer; return what its attention reads."""
+        """Store the keys and values of one token of every row in use.
+
+        Args:
+            layer: whose they are.
+            keys, values: (used, heads, 1, D).
+
+        Returns:
+            All keys and values that attention reads, (used, heads, columns, D) each.
+        """
         width = max(self._columns) + 1
-        if min(self._columns) + 1 == width:  # all rows are as long: a slice is cheaper to write than scattered places
+        if min(self._columns) + 1 == width:  # all rows are as long: to write a slice is cheaper than to scatter
             place: Any = (slice(self.used), slice(None), slice(width - 1, width))
             layer.keys[place], layer.values[place] = keys, values
         else:
@@ -120,11 +144,11 @@ class Slots:
 
 
 class _SlotLayer(DynamicLayer):
-    """One layer's share of the slots, as transformers knows it.
+    """The keys and values of one layer, (count, heads, capacity, D) each, as a cache layer of transformers.
 
     Args:
-        slots: knows who is where.
-        keys, values: (rows, heads, columns, D) of some prompts, for their shapes.
+        slots: says where each row's next token goes.
+        keys, values: (N, heads, P, D) of some prompts; the model's heads, D, dtype and device are taken from them.
     """
 
     keys: Tensor
@@ -139,5 +163,5 @@ class _SlotLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store the newest token of every row; return all keys and values in use."""
+        """Store the newest token of every row; return all keys and values that attention reads. See `Slots.write`."""
         return self.slots.write(self, key_states, value_states)

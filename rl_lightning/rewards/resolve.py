@@ -1,4 +1,4 @@
-"""Reward functions by their dotted path."""
+"""Importing a reward function by its dotted path."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rl_lightning.errors import UserError
 
 
 def resolve(path: str) -> Callable[..., Any]:
-    """Return the function at a dotted path such as ``my_package.rewards.is_polite``.
+    """Import and return the function at a dotted path such as ``my_package.rewards.is_polite``.
 
     Raises:
-        UserError: if a part of the path doesn't exist, which says which part, and what has a similar name; or if what
-            is there cannot be called.
+        UserError: if a part of the path does not exist (the message names the part, and names that are similar), if an import
+            fails, or if the object at the path is not a function.
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")) or "." not in path:
         example = "rl_lightning.rewards.functions.final_answer"
@@ -39,7 +39,7 @@ def resolve(path: str) -> Callable[..., Any]:
 
 
 def _import_longest(path: str) -> tuple[ModuleType, list[str]]:
-    """Import as much of a path as is modules; return the last module and the remaining parts."""
+    """Import the modules at the beginning of a path; return the last of them and the remaining parts."""
     parts = path.split(".")
     module: ModuleType | None = None
     for end in range(1, len(parts)):

@@ -1,4 +1,4 @@
-"""Scores of responses by several reward functions, each isolated from the run and from the others."""
+"""The rewards of responses, by several reward functions that are isolated from the run and from each other."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from rl_lightning.rewards.signature import BoundReward, bind, bind_batch
 from rl_lightning.rewards.spec import BatchReward, Outcome, RewardLimits, RewardSample, RewardSpec, Scores
 
 _log = logging.getLogger(__name__)
-#: A call with fewer samples says too little about the failing fraction; it is judged by the running total ...
+#: Fewest samples of one call from which the fraction of failures is judged ...
 _FEWEST_IN_CALL = 4
-#: ... once that has this many samples.
+#: ... and fewest samples of all calls together.
 _FEWEST_IN_TOTAL = 64
 _FAILURES = ("raised", "timeout", "died", "nan")
 
 
 class Rewarder:
-    """Scores samples by weighted reward functions that cannot harm the run.
+    """Computes weighted sums of rewards by functions that cannot harm the run.
 
-    Functions run in subprocesses. One that raises, hangs, crashes or returns no number costs that sample only: its
-    reward is NaN, the failure is counted, and the first traceback of each function is logged. When too many
-    samples fail the run stops, because then it is the function that is at fault, not the sample.
+    Functions run in worker processes. If a call raises, hangs, crashes or returns no number, only its sample is affected: the
+    reward is NaN, the failure is counted, and the first traceback of each function is logged. If too many samples fail the
+    run stops, because then the function is at fault, not the sample.
 
     Callables that cannot be sent to another process (lambdas, functions of the main script or a notebook) run in this
-    one: what they raise is isolated too, but one that hangs hangs the run. So do rewards that want all samples at once
-    (:class:`BatchReward`), and what these raise ends the run.
+    process: exceptions are isolated too, but a call that hangs hangs the run. Rewards that take all samples at once
+    (:class:`BatchReward`) run in this process as well, and their exceptions end the run.
 
     Args:
         rewards: specifications of functions, batched rewards, or plain callables with weight 1.
@@ -41,8 +41,8 @@ class Rewarder:
         **changes: single limits by name, such as ``timeout_s=2.0``.
 
     Raises:
-        UserError: for a path that doesn't import, a name used twice, a function that needs arguments which are not
-            there or is given some that it doesn't take, or if all weights are 0.
+        UserError: for a path that cannot be imported, a name used twice, arguments that are missing or that the function does
+            not take, or if all weights are 0.
     """
 
     def __init__(
@@ -80,22 +80,23 @@ class Rewarder:
         self._make_processes()
 
     def start(self) -> None:
-        """Start the workers in the background, so that the first call of ``score`` needn't wait for their imports."""
+        """Start the workers in the background, so that the first call of ``score`` does not wait for their imports."""
         far = [reward.function for reward in self.rewards if not reward.in_process]
         if far:
             self._pool.start(far)
 
     def close(self) -> None:
-        """End the workers; scoring again starts new ones."""
+        """Kill the workers. A later ``score`` starts new ones."""
         self._pool.close()
 
     def check_answers(self, answers: Sequence[Any]) -> list[str | None]:
-        """Return for each gold answer what is wrong with it, or None, by the functions' own ``check_answer``."""
+        """Return for each gold answer what the first function that objects finds wrong with it, or None; see
+        `BoundReward.answer_problem`."""
         problems = ([reward.answer_problem(answer) for reward in self.rewards] for answer in answers)
         return [next(filter(None, found), None) for found in problems]
 
     def ahead(self) -> Ahead:
-        """Return what samples can be given to as they come, to have less left to do when ``score`` is called with all."""
+        """Return a new `Ahead`: samples added to it are scored in the background, before ``score`` is called with all of them."""
         return Ahead(self._outcomes_from_workers)
 
     def score(
@@ -107,9 +108,9 @@ class Rewarder:
         """Return the rewards of the samples.
 
         Args:
-            samples: all of them.
-            ahead: was given some of them already.
-            watch: called now and then while they are waited for; what it raises ends that.
+            samples: all samples.
+            ahead: some of them may have been added to it already.
+            watch: called every 0.1 s while rewards are waited for; if it raises, they are given up.
 
         Raises:
             UserError: if too large a fraction of the samples has no reward, or the workers cannot be started.
@@ -138,14 +139,14 @@ class Rewarder:
             return Scores(total, components, dict(failures))
 
     def _outcomes_from_workers(self, samples: Sequence[RewardSample], given_up: Callable[[], bool]) -> Outcomes:
-        """Call every function that does not run here on every sample, until they are given up."""
+        """Call every function that runs in workers on every sample. Raises soon after `given_up` returns True."""
         far = [reward for reward in self.rewards if not reward.in_process]
         calls = [(reward.function, reward.keywords(sample)) for reward in far for sample in samples]
         done = iter(self._pool.map(calls, given_up) if calls else [])
         return {reward.name: [next(done) for _ in samples] for reward in far}
 
     def _report(self, name: str, outcome: Outcome, failed: int, samples: int) -> None:
-        """Log the first failure of each function; the rest is in the counts."""
+        """Log the first failure of each function. Later ones are counted only."""
         if name not in self._reported:
             self._reported.add(name)
             _log.warning(
@@ -159,6 +160,7 @@ class Rewarder:
     def _stop_if_hopeless(
         self, total: list[float], failures: Counter[str], first_error: tuple[str, Outcome] | None
     ) -> None:
+        """Raise UserError if too many samples have no reward, in this call or in all calls so far."""
         failed, seen = sum(map(math.isnan, total)), len(total)
         self._samples_failed += failed
         self._samples_seen += seen
@@ -202,7 +204,7 @@ def _check_together(rewards: list[BoundReward]) -> None:
 
 
 def _judged(outcome: Outcome) -> Outcome:
-    """Return the outcome with a float as its value; NaN for every failure and for what isn't a finite number."""
+    """Return the outcome with a float as its value: NaN for failures and for values that are not finite numbers."""
     if outcome.kind != "ok":
         return replace(outcome, value=math.nan)
     try:

@@ -1,4 +1,4 @@
-"""Which keyword arguments a reward function gets."""
+"""Binding a reward function to its arguments, with all checks that need no sample."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class BoundReward:
     """A reward function with its weight and arguments, checked against its signature.
 
     Args:
-        name: what its component is called.
-        weight: factor in the sum.
-        function: the dotted path or callable that a worker is sent.
-        here: the same as a callable of this process.
-        takes: those of the sample's arguments that it takes.
+        name: of its component in `Scores` and of its metric.
+        weight: factor in the sum of rewards.
+        function: the dotted path or callable that is sent to workers.
+        here: the same, as a callable of this process.
+        takes: which of `SAMPLE_ARGUMENTS` it takes.
         arguments: its configured arguments.
-        in_process: whether it cannot be sent to a worker.
-        prepare: dotted path and arguments of what workers call once beforehand, if any.
-        batched: whether it is called once with all samples, instead of once for each.
+        in_process: it cannot be sent to a worker, and runs in this process.
+        prepare: dotted path and arguments of a call that each worker makes once beforehand; None if there is none.
+        batched: it is called once with all samples, not once for each.
     """
 
     name: str
@@ -50,17 +50,26 @@ class BoundReward:
     batched: bool = False
 
     def keywords(self, sample: RewardSample) -> dict[str, Any]:
-        """Return the keyword arguments for a sample."""
+        """Return the keyword arguments to call the function with for a sample."""
         return {**{name: getattr(sample, name) for name in self.takes}, **self.arguments}
 
     def call_here(self, samples: Sequence[RewardSample], watch: Callable[[], None] | None = None) -> list[Outcome]:
-        """Call the function in this process; nothing stops it if it hangs. `watch` is called before each sample."""
+        """Call the function on every sample, in this process, where nothing stops it if it hangs.
+
+        Args:
+            samples: what to call it on.
+            watch: called before each sample; it may raise to stop.
+
+        Raises:
+            ValueError: if a batched function returns another number of scores. What a batched function raises is raised too;
+                what another function raises is the outcome of that sample.
+        """
         if not self.batched:
             return [self._call_on(sample, watch) for sample in samples]
         values = list(self.here(samples)) if samples else []
         if len(values) != len(samples):
             raise ValueError(f"Reward {self.name} returned {len(values)} scores for {len(samples)} samples")
-        # What it counted belongs to the batch; any sample may carry it home.
+        # The events that it counted belong to the batch; the first sample's outcome carries them.
         counts = [tally.drain(), *({} for _ in samples[1:])]
         return [Outcome("ok", value, None, count) for value, count in zip(values, counts, strict=False)]
 
@@ -74,7 +83,7 @@ class BoundReward:
         return Outcome("raised" if error else "ok", value, error, tally.drain())
 
     def answer_problem(self, answer: Any) -> str | None:
-        """Return what is wrong with a gold answer, by the function's ``check_answer``, or None."""
+        """Return what the function's ``check_answer`` finds wrong with a gold answer; None if nothing is, or if it has none."""
         check = getattr(self.here, "check_answer", None)
         if check is None:
             return None
@@ -86,7 +95,11 @@ class BoundReward:
 
 
 def bind_batch(reward: BatchReward) -> BoundReward:
-    """Return a batched reward in the form of the others."""
+    """Return a batched reward as a `BoundReward`.
+
+    Raises:
+        UserError: if its weight is not finite.
+    """
     _check_weight(reward.name, reward.weight)
     arguments = dict(reward.arguments)
     return BoundReward(
@@ -97,10 +110,16 @@ def bind_batch(reward: BatchReward) -> BoundReward:
 def bind(
     function: str | Callable[..., Any], weight: float, name: str | None, arguments: Mapping[str, Any]
 ) -> BoundReward:
-    """Check a reward function against its arguments.
+    """Resolve a reward function and check its arguments.
+
+    Args:
+        function: dotted path or callable.
+        weight: factor in the sum of rewards.
+        name: of its metric; from the function if None.
+        arguments: keyword arguments beside those of the sample.
 
     Raises:
-        UserError: in one line, if the function cannot be found or called like this.
+        UserError: in one line, if the function cannot be imported, or called with these arguments.
     """
     here = resolve(function) if isinstance(function, str) else function
     name = name or _name(function)
@@ -133,7 +152,7 @@ def _name(function: str | Callable[..., Any]) -> str:
 
 
 def _check_signature(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the sample's arguments that a function takes, after checking the others."""
+    """Return which of `SAMPLE_ARGUMENTS` a function takes, after checking that it takes `arguments` and needs nothing else."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
@@ -166,13 +185,13 @@ def _check_signature(name: str, function: Callable[..., Any], arguments: Mapping
 
 
 def _accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those arguments that a function takes."""
+    """Return the arguments that a function has parameters for."""
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _travels(function: Callable[..., Any]) -> bool:
-    """Return whether a worker could load the function; its main module is another than ours."""
+    """Return whether a worker can load the function. It cannot if that is of ``__main__``, which is another module there."""
     try:
         return b"__main__" not in pickle.dumps(function)
     except Exception:

@@ -1,4 +1,4 @@
-"""What rewards are asked for, given and return."""
+"""What passes between a run and its rewards: settings, samples, outcomes of single calls, scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RewardSpec:
         function: dotted path, such as ``rl_lightning.rewards.functions.answer_correct``.
         weight: factor in the sum of rewards; 0 makes it a metric only.
         name: what its metric is called; the last part of the path, or ``reward_model``, if null.
-        arguments: further keyword arguments of the function; of a model ``label``, by name or number, if it has several,
+        arguments: further keyword arguments of the function. A model takes ``label`` (by name or number, if it has several),
             ``batch_size`` and ``chat_template``.
         model: a sequence classifier: a directory in Hugging Face format or a name on the hub.
     """
@@ -29,7 +29,7 @@ class RewardSpec:
     model: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a reward that is neither or both."""
+        """Refuse a reward with neither a function nor a model, or with both."""
         if (self.function is None) == (self.model is None):
             raise UserError(
                 f"A reward is a function or a model, not {'neither' if self.model is None else 'both'}: give "
@@ -39,17 +39,17 @@ class RewardSpec:
 
 @dataclass
 class RewardLimits:
-    """What reward functions may use, and how many may fail.
+    """How much time and memory reward functions may take, and how many samples may fail.
 
     Args:
-        timeout_s: longest time for one reward of one sample, in seconds; a function that takes longer is killed. Neither the
-            import of its module nor what it names in `prepare` counts.
-        start_timeout_s: longest time for a worker to start and `prepare`, and for the import of each module, in seconds.
+        timeout_s: longest time for one reward of one sample, in seconds; a function that takes longer is killed. The import of
+            its module and its `prepare` do not count.
+        start_timeout_s: longest time in seconds for a worker to start and run `prepare`, and for the import of each module.
         workers: number of processes that compute rewards.
         max_failed_fraction: the run stops if more than this fraction of the samples, in [0, 1], gets no reward: in one
             call of at least 4 samples, or of all samples so far once there are 64.
-        memory_limit_gb: address space of each worker in units of 2^30 bytes, where the system (`ulimit -v`) does not allow
-            less, or null for no limit of ours: a function that uses a GPU reserves far more than it uses.
+        memory_limit_gb: address space of each worker in units of 2^30 bytes; a lower limit of the system (`ulimit -v`) holds
+            too. Null for no limit: a function that uses a GPU reserves far more address space than memory.
     """
 
     timeout_s: float = 10.0
@@ -61,14 +61,14 @@ class RewardLimits:
 
 @dataclass(frozen=True)
 class RewardSample:
-    """What reward functions see of one sample.
+    """One response, as reward functions see it.
 
     Args:
-        prompt: the prompt as the model saw it.
-        response: what the model wrote.
+        prompt: the text of the prompt as the model saw it.
+        response: the text that the model wrote.
         answer: the gold answer as the data hold it, None if there is none.
         metadata: of the example; picklable.
-        messages: the prompt as chat messages, where a chat template has rendered it: a reward model renders them by its own.
+        messages: the prompt as chat messages, if a chat template rendered it; a reward model renders them by its own template.
     """
 
     prompt: str
@@ -80,15 +80,15 @@ class RewardSample:
 
 @dataclass(frozen=True)
 class BatchReward:
-    """A reward that looks at all samples at once, in this process, such as a reward model.
+    """A reward that takes all samples at once, in the trainer's process, such as a reward model.
 
-    What it raises ends the run, for it is no sample's fault; a sample that it has no score for gets NaN.
+    An exception in it ends the run, for no single sample is at fault. It returns NaN for a sample that it cannot score.
 
     Args:
         name: what its metric is called.
         weight: factor in the sum of rewards; 0 makes it a metric only.
-        function: samples → a score each, in the same order.
-        arguments: what it was made with, for whoever must tell one from another.
+        function: takes the samples; returns one score a sample, in the same order.
+        arguments: the settings that it was made with; part of the key under which its results are cached.
     """
 
     name: str
@@ -126,10 +126,9 @@ class Scores:
     Args:
         total: weighted sum of the rewards; NaN where one with a weight other than 0 failed.
         components: each reward by name, unweighted; NaN where it failed.
-        failures: how many rewards of how many samples ``raised``, hit the ``timeout``, ``died`` with their process or
-            were ``nan`` (also: not a number, infinite). Kinds that didn't occur are absent. What reward functions
-            themselves counted (:mod:`rl_lightning.rewards.tally`), such as ``grader_timeout``, is added; those samples
-            have their reward.
+        failures: number of calls that ``raised``, hit the ``timeout``, ``died`` with their process or returned ``nan`` (also:
+            not a number, infinite). Kinds that did not occur are absent. The events that reward functions counted
+            (:mod:`rl_lightning.rewards.tally`), such as ``grader_timeout``, are added; those calls have a reward.
     """
 
     total: list[float]

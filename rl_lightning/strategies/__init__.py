@@ -1,4 +1,4 @@
-"""What the rest of the house needs to know of how the work is spread."""
+"""Ranks, sharded models and checkpoints, whatever strategy the Trainer has."""
 
 from rl_lightning.strategies.checkpoints import AtomicCheckpointIO, atomic_save, check_origin, load_plain
 from rl_lightning.strategies.fsdp2 import FSDP2Strategy
@@ -8,6 +8,8 @@ from rl_lightning.strategies.parallel import (
     data_parallel_size,
     from_every_rank,
     metrics_of_all_ranks,
+    number_of_ranks,
+    own_rank,
     sum_over_ranks,
 )
 from rl_lightning.strategies.sharding import clip_gradients, full_state_dict, gathered, gradient_norm, place
@@ -27,6 +29,8 @@ __all__ = [
     "gradient_norm",
     "load_plain",
     "metrics_of_all_ranks",
+    "number_of_ranks",
+    "own_rank",
     "place",
     "sum_over_ranks",
 ]

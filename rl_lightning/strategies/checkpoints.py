@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writing and reading checkpoints: replaced in one step, checked for damage, loaded without running code."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from rl_lightning.errors import UserError
 
-#: Bytes; a file that could not be written left less than this free.
+#: With fewer bytes free than this, a write that failed is put down to a full disk.
 _NO_ROOM = 1 << 16
 
 
 def atomic_save(value: Any, path: str | Path) -> None:
-    """Save with `torch.save` such that a crash, a kill or a full disk leaves the file that was there before.
+    """Save with `torch.save`. A crash, a kill or a full disk leaves the file that was there before.
+
+    Args:
+        value: what `torch.save` takes.
+        path: of the file; its directory is made if it is not there.
 
     Raises:
-        UserError: if the disk is full or the place cannot be written to.
+        UserError: if the disk is full or the path cannot be written to.
     """
     path = Path(path)
-    # On the same file system as the target, since only there is the replacement one step.
+    # Beside the target, hence on the same file system: only there is the replacement one step.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,9 +41,9 @@ def atomic_save(value: Any, path: str | Path) -> None:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except (OSError, RuntimeError) as error:
-        # torch's archive writer turns a full disk into a RuntimeError.
+        # torch's archive writer raises a RuntimeError on a full disk ...
         kept = "; the file that was there before is as it was" if path.exists() else ""
-        # Nor does torch's writer always say why it failed.
+        # ... and does not always say why it failed.
         full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < _NO_ROOM
         reason = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}" if full else _reason(error)
         raise UserError(f"cannot write {path}: {reason}{kept}: make room or choose another place") from error
@@ -48,15 +52,15 @@ def atomic_save(value: Any, path: str | Path) -> None:
 
 
 def load_plain(path: str | Path, **options: Any) -> Any:
-    """Load tensors and plain containers with `torch.load`; nothing in the file can run code, and no damage goes unseen.
+    """Load tensors and plain containers with `torch.load`. Damage is found by checksums, and nothing in the file can run code.
 
     Args:
-        path: of a file that `torch.save` wrote.
+        path: of a file that `torch.save` has written.
         **options: of `torch.load`.
 
     Raises:
         UserError: if the file is damaged or holds anything else.
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such file.
     """
     with open_file(path) as file:
         check_records(file, path)
@@ -67,14 +71,14 @@ def load_plain(path: str | Path, **options: Any) -> Any:
 
 
 def check_origin(path: str | Path, goes_on: bool) -> None:
-    """Refuse what a run cannot take as its checkpoint; of a directory of shares only its metadata are looked at here.
+    """Refuse a path that a run cannot take as its checkpoint. Of a directory of shares only the metadata are read here.
 
     Args:
         path: of a file or directory.
-        goes_on: whether training is to go on from it; if not, its weights are enough.
+        goes_on: training is to go on from it, which needs more than weights.
 
     Raises:
-        UserError: if it is damaged, or was saved by something else than a run of Lightning's.
+        UserError: if it is damaged, or was not saved by a Lightning Trainer.
     """
     path = Path(path)
     if path.is_dir():
@@ -102,7 +106,7 @@ def open_file(path: str | Path) -> IO[bytes]:
 
     Raises:
         UserError: for a directory, or a file that this user may not read.
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such file.
     """
     try:
         return Path(path).open("rb")
@@ -113,20 +117,20 @@ def open_file(path: str | Path) -> IO[bytes]:
 
 
 def check_records(file: IO[bytes], path: str | Path) -> None:
-    """Compare all that `torch.save` wrote with the CRC-32 that its archive keeps of each record; `torch.load` does not.
+    """Compare every record of a file that `torch.save` has written with the CRC-32 in its archive. `torch.load` does not.
 
-    A record is read in pieces of 1 MiB, so this takes time (about 1 s a GB) and no memory.
+    It takes about 1 s a GB, and little memory, since a record is read in pieces.
 
     Args:
         file: the checkpoint, open for reading.
-        path: what messages call it.
+        path: of the file, for messages.
 
     Raises:
         UserError: if any record differs from what was written, or the file is no archive.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            # torch takes what is marked as a directory for empty, and loads whatever was in memory.
+            # torch takes a record that is marked as a directory for an empty one, and loads uninitialised memory.
             marked = [record.filename for record in archive.infolist() if record.external_attr]
             if marked:
                 raise zipfile.BadZipFile(f"its record {marked[0]} is none that torch has written")
@@ -145,14 +149,14 @@ def _reason(error: BaseException) -> str:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that replace their predecessor in one step, and are read without running code from them.
+    """Lightning's checkpoint plugin, with `atomic_save` and `load_plain` for local files.
 
-    Lightning's own writer moves the file from the directory for temporary files, which is a copy, that can be cut off,
-    where this is another file system; and it holds the whole checkpoint in memory a second time.
+    Lightning's own plugin writes a temporary file and moves it. Where the directory for temporary files is another file
+    system, that is a copy, which can be cut off. It also holds the whole checkpoint in memory a second time.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save; remote places (`s3://` and the like) are left to Lightning."""
+        """Save with `atomic_save`. Remote paths (`s3://` and the like) are left to Lightning."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
@@ -161,7 +165,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load; `weights_only: false` is refused."""
+        """Load after a check for damage.
+
+        Raises:
+            UserError: if the file is damaged, or for `weights_only: false`.
+        """
         if weights_only is False:
             raise UserError("checkpoints are loaded with weights_only=True: they hold nothing that could run code")
         if "://" in str(path):

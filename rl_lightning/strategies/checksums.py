@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint that is a directory; a checkpoint that is one file has them inside."""
+"""Checksums of a checkpoint that is a directory of shares. A checkpoint that is one file has them inside."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ import logging
 import zlib
 from pathlib import Path
 
-import torch.distributed as dist
-
 from rl_lightning.errors import UserError
-from rl_lightning.strategies.parallel import from_every_rank
+from rl_lightning.strategies.parallel import from_every_rank, number_of_ranks, own_rank
 
 log = logging.getLogger(__name__)
 
-#: The file of a directory that holds the CRC-32 of every other one, by name.
+#: The file that holds the CRC-32 of every other file of its directory, by name.
 CHECKSUMS = "checksums.json"
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # bytes read at a time
 
 
 def write_checksums(directory: Path) -> None:
-    """Write the CRC-32 of every file of a directory into it; every rank must call this, and reads its share of the files."""
+    """Write the CRC-32 of every file of a directory into it. All ranks call this together; each reads its share of the files."""
     sums = from_every_rank({name: _crc(directory / name) for name in _own(_names(directory))})
-    if _rank() == 0:
+    if own_rank() == 0:
         together = {name: value for part in sums for name, value in part.items()}
         (directory / CHECKSUMS).write_text(json.dumps(together, indent=1, sort_keys=True))
 
 
 def check_directory(directory: Path) -> None:
-    """Compare the files of a checkpoint that is a directory with their checksums; every rank must call this.
+    """Compare the files of a checkpoint that is a directory with their checksums. All ranks call this together.
 
     Raises:
         UserError: on every rank, if a file is missing or differs, or the directory is no checkpoint.
@@ -39,7 +37,7 @@ def check_directory(directory: Path) -> None:
 
 
 def _what_differs(directory: Path) -> str | None:
-    """Return what is wrong with this rank's share of the files."""
+    """Return what is wrong with this rank's share of the files; None if nothing is."""
     try:
         present = _names(directory)
         if not {".metadata", "meta.pt"} <= set(present):
@@ -65,12 +63,8 @@ def _names(directory: Path) -> list[str]:
 
 
 def _own(names: list[str]) -> list[str]:
-    """Return this rank's share."""
-    return names[_rank() :: dist.get_world_size() if dist.is_initialized() else 1]
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Return this rank's share of some names."""
+    return names[own_rank() :: number_of_ranks()]
 
 
 def _crc(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism: Lightning's `ModelParallelStrategy`, set up for what the algorithms do."""
+"""Fully sharded data parallelism (FSDP2): Lightning's `ModelParallelStrategy`, set up for the algorithms."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from rl_lightning.strategies.sharding import whole
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Every rank holds its share of each parameter, gradient and optimizer state, of policy, reference and critic alike.
+    """Every rank holds a share of each parameter, gradient and optimizer state, of policy, reference and critic alike.
 
-    Layers are gathered as the forward and backward passes come to them, and the whole policy once for each rollout (see
-    `rl_lightning.strategies.gathered`), so it must fit on one device beside the shares.
+    A layer is gathered when the forward or backward pass reaches it. For sampling the whole policy is gathered, once a rollout
+    (see `rl_lightning.strategies.gathered`), so it must fit on one device beside the shares.
 
-    A checkpoint is one file by default, the same as without sharding: a run can go on with another number of devices or
-    another strategy, from the end of an epoch. With `save_distributed_checkpoint` it is a directory that every rank writes
-    its share to, at once: faster for large models, and only for as many ranks.
+    A checkpoint is one file by default, the same as without sharding. From the end of an epoch a run can go on from it with
+    another number of devices or another strategy. With `save_distributed_checkpoint` it is a directory to which all ranks
+    write their shares at the same time: faster for large models, but it can be loaded by the same number of ranks only.
 
     Args:
-        save_distributed_checkpoint: whether a checkpoint is a directory of shares.
-        gather_dtype: parameters are gathered, and layers computed, in this precision, and gradients reduced in float32; in
-            that of the parameters if null. `bfloat16` halves what is sent, beside `precision: bf16-mixed`.
+        save_distributed_checkpoint: write checkpoints as directories of shares.
+        gather_dtype: precision in which parameters are gathered and layers computed; gradients are reduced in float32. The
+            parameters' own if null. Beside `precision: bf16-mixed`, `bfloat16` halves the bytes that are sent.
         **options: process_group_backend, timeout: see `ModelParallelStrategy`.
     """
 
@@ -45,7 +45,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         **options: Any,
     ) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
-        #: What `fully_shard` is called with.
+        #: Further options of torch's `fully_shard`; read by `rl_lightning.strategies.place`.
         self.shard_options: dict[str, Any] = {}
         if gather_dtype is not None:
             dtype = getattr(torch, gather_dtype)
@@ -58,10 +58,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
-        """Set up, once everything that trains is known to be sharded: what is not would drift apart from rank to rank.
+        """Set up, after a check that all trainable parameters are sharded. Others would differ from rank to rank after a step.
 
         Raises:
-            UserError: naming a parameter that `configure_model` did not give to `place`.
+            UserError: names a parameter that `configure_model` did not give to `place`.
         """
         assert self.model is not None
         for name, parameter in self.model.named_parameters():
@@ -75,20 +75,20 @@ class FSDP2Strategy(ModelParallelStrategy):
     # -------------------------------------------------------------- checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the weights: this rank's share, or all of them on rank 0 and nothing elsewhere."""
+        """Return the weights: this rank's share of them, or, for a checkpoint in one file, all on rank 0 and none elsewhere."""
         if self._save_distributed_checkpoint:
             return super().lightning_module_state_dict()
         assert self.model is not None
         return self._whole_on_rank_zero(self.model.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the optimizer's state, in the same way."""
+        """Return the optimizer's state: this rank's share of it, or all on rank 0 and none elsewhere."""
         if self._save_distributed_checkpoint:
             return super().optimizer_state(optimizer)
         return self._whole_on_rank_zero(optimizer.state_dict())
 
     def _whole_on_rank_zero(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Put shares together one by one, so that no device holds more than one whole tensor."""
+        """Gather tensor by tensor, so that no device holds more than one whole tensor at a time."""
 
         def gather(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
@@ -100,7 +100,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return result if self.is_global_zero else {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Save; a directory of shares takes the place of its predecessor only once it is whole."""
+        """Save. A directory of shares is written under another name, and replaces its predecessor once it is complete."""
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
@@ -118,10 +118,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         self.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a file, or a directory of shares, into the sharded model and optimizers; return what else is in it.
+        """Load a file, or a directory of shares, into the sharded model and optimizers; return the rest of its contents.
 
         Raises:
-            UserError: if it is damaged, or no checkpoint of this model.
+            UserError: if it is damaged, or not a checkpoint of this model.
         """
         path = Path(self.broadcast(checkpoint_path))
         if weights_only is False:
@@ -140,14 +140,14 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def _shared(value: Any, like: Any) -> Any:
-    """Return a whole tensor as another one is spread over the ranks, if it is."""
+    """Return this rank's share of a whole tensor, sharded like `like`; the tensor itself if `like` is not sharded."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     return distribute_tensor(value.to(like.device, like.dtype), like.device_mesh, like.placements)
 
 
 def _shared_state(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Return an optimizer's saved state with its moments spread as their parameters are."""
+    """Return an optimizer's saved state, its moments sharded like their parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = {
         number: {
@@ -170,7 +170,7 @@ def _remove(path: Path) -> None:
 
 
 def _replace(path: Path, finished: Path) -> None:
-    """Move a directory to where another one is; the other is there, or whole under another name, at any time."""
+    """Put a directory in the place of another. At any moment one of the two is complete, under `path` or `.NAME.previous`."""
     previous = path.with_name(f".{path.name}.previous")
     _remove(previous)
     if path.exists():

@@ -1,4 +1,4 @@
-"""Data-parallel ranks: each holds a share of every optimizer batch."""
+"""Data-parallel ranks, each with a share of every optimizer batch, and what they tell each other."""
 
 from __future__ import annotations
 
@@ -15,17 +15,27 @@ from rl_lightning.measures import merged
 
 
 def data_parallel_size(trainer: Trainer) -> int:
-    """Return the number of ranks that an optimizer batch is split over."""
+    """Return the number of ranks that every optimizer batch is split over."""
     return trainer.world_size
 
 
 def data_parallel_rank(trainer: Trainer) -> int:
-    """Return which share of every optimizer batch this process works on, from 0."""
+    """Return which share of every optimizer batch this process works on, counted from 0."""
     return trainer.global_rank * data_parallel_size(trainer) // trainer.world_size
 
 
+def own_rank() -> int:
+    """Return the rank of this process; 0 if it is the only one. For code that has no Trainer."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def number_of_ranks() -> int:
+    """Return how many ranks there are; 1 without distributed training. For code that has no Trainer."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
-    """Return the sum of a tensor over ranks; every rank must call it."""
+    """Return the elementwise sum of a tensor over ranks, on the tensor's device. All ranks call this together."""
     if data_parallel_size(trainer) == 1:
         return value
     total: Any = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
@@ -33,26 +43,34 @@ def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
 
 
 def from_every_rank(value: Any) -> list[Any]:
-    """Return a picklable value of every rank, by rank; every rank must call it."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    """Return the values that the ranks give, by rank. All ranks call this together.
+
+    Args:
+        value: this rank's; picklable.
+    """
+    if number_of_ranks() == 1:
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
+    values: list[Any] = [None] * number_of_ranks()
     dist.all_gather_object(values, value)
     return values
 
 
 def metrics_of_all_ranks(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return metrics of all ranks as plain numbers, given each rank's own; every rank must call it. See `merged`."""
+    """Return each rank's metrics combined into one number a name, as `rl_lightning.measures.merged` says. All ranks call this
+    together."""
     whole = merged(from_every_rank(merged([metrics])), side_by_side=True)
     return {name: float(value) for name, value in whole.items()}
 
 
-#: How often a rank looks for the sign of another, in seconds.
+#: Seconds between two looks for another rank's sign.
 _LOOK_EVERY_S = 0.5
 
 
 class StopSign:
-    """A sign that any rank can put up for all others to see, whatever they are doing; every rank must make as many."""
+    """A flag in the store of the process group: one rank sets it, and the others see it without a collective call.
+
+    Every rank must make the same number of signs, for they are numbered in order.
+    """
 
     _numbers = itertools.count()
 
@@ -62,7 +80,11 @@ class StopSign:
         self._looked = time.monotonic()
 
     def is_up(self, put_up: bool) -> bool:
-        """Return whether the sign is up, after putting it up if that is wanted. Asked often, it looks now and then only."""
+        """Return whether a rank has put the sign up. The store is asked at most every 0.5 s.
+
+        Args:
+            put_up: put it up.
+        """
         if put_up:
             self._store.set(self._key, "")
             return True

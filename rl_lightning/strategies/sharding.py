@@ -1,7 +1,7 @@
-"""Models whose parameters are spread over ranks: what to shard, and how to have them whole for a while.
+"""Models whose parameters are sharded over ranks: what to shard, and how to gather it.
 
-Algorithms call `place` on each model they load, `gathered` around what is no training step, and `full_state_dict` to export.
-Under strategies that do not shard all three leave everything as it is.
+Algorithms call `place` on each model that they load, `gathered` around sampling, and `full_state_dict` to export. Under
+strategies that do not shard, the first two change nothing.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from rl_lightning.models.families import decoder_layers
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-#: What `FSDPStrategy` puts between the names of a layer and of its parameters.
+#: What `FSDPStrategy` inserts into parameter names, behind the name of a wrapped layer.
 _WRAPPED = "_fsdp_wrapped_module"
 
 
 def place(model: ModelT, trainer: Trainer | None) -> ModelT:
-    """Spread a loaded model over the ranks if the trainer's strategy wants that; the same object, in place.
+    """Shard a loaded model over the ranks, in place, if the Trainer's strategy shards; return it.
 
-    Each decoder layer becomes a unit that is gathered, used and let go; the rest of the model is one more.
+    Each decoder layer is a unit that is gathered, used and freed; the rest of the model is one more unit.
 
     Args:
-        model: all of it on every rank.
+        model: with all weights, on every rank.
         trainer: None for a model that is used without one.
 
     Raises:
-        UserError: for tensor parallelism, which the algorithms do not know.
+        UserError: for tensor parallelism, which is not supported.
     """
     strategy = None if trainer is None else trainer.strategy
     if isinstance(strategy, FSDPStrategy):
-        # It wraps the whole module later, by one policy for all of its models.
+        # Lightning wraps the LightningModule later, by one policy for all models in it.
         classes = {type(layer) for layer in decoder_layers(model)}
         policy = strategy.kwargs.setdefault("auto_wrap_policy", _WrapLayers(classes))
         if isinstance(policy, _WrapLayers):
@@ -56,28 +56,36 @@ def place(model: ModelT, trainer: Trainer | None) -> ModelT:
         mesh = strategy.device_mesh["data_parallel"]
         for layer in decoder_layers(model):
             shard_module(layer, mesh=mesh, **options)
-        # Everything that a forward pass begins and ends with is needed again at once in the backward pass.
+        # Embedding, last norm and head stay gathered: the backward pass, which follows at once, begins with the head.
         shard_module(model, mesh=mesh, **{**options, "reshard_after_forward": False})
     return model
 
 
 class _WrapLayers:
-    """A wrap policy of torch that knows more classes with every model that is loaded."""
+    """A policy for `FSDPStrategy` that wraps decoder layers; every model that is loaded adds its class of layers.
+
+    Args:
+        classes: of the layers to wrap.
+    """
 
     def __init__(self, classes: set[type[nn.Module]]) -> None:
         self.classes = classes
 
     def __call__(self, module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-        """Tell whether to look inside a module, or, if not `recurse`, whether to wrap it."""
+        """Tell torch whether to look inside a module (`recurse`), or whether to wrap it (not `recurse`)."""
         return recurse or isinstance(module, tuple(self.classes))
 
 
 @contextlib.contextmanager
 def gathered(trainer: Trainer, *models: nn.Module) -> Iterator[None]:
-    """Have models whole on every rank inside this; every rank must enter it, but may do there what it likes.
+    """Inside this context, every rank holds all parameters of the models.
 
-    Sampling one token at a time would else gather every layer for every token, and ranks whose longest responses
-    differ would wait for each other forever. Nothing may be trained inside. It may be entered twice.
+    Without it, sampling would gather every layer for every token, and ranks whose longest responses differ in length would wait
+    for each other for ever. All ranks enter it together; inside, each may do what it likes but train. It may be nested.
+
+    Args:
+        trainer: says how models are sharded.
+        *models: to gather; under Lightning's `FSDPStrategy` the whole LightningModule is, whatever these are.
     """
     strategy = trainer.strategy
     with contextlib.ExitStack() as stack:
@@ -106,7 +114,7 @@ def _flag(module: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unwrapped(model: nn.Module) -> Iterator[None]:
-    """Take the wrappers of `FSDPStrategy` away, which gather and let go in each forward pass, even of what is whole."""
+    """Remove the wrappers of `FSDPStrategy`, which gather and free in each forward pass, even what is gathered already."""
     wrapped = [
         (parent, name, child)
         for parent in model.modules()
@@ -137,23 +145,23 @@ def _unsharded(model: FSDPModule) -> Iterator[None]:
 
 
 def whole(value: Any) -> Any:
-    """Return a tensor of which this rank may hold a part as a plain one; anything else as it is. Every rank must call it."""
+    """Return a sharded tensor gathered, and any other value as it is. All ranks call this together."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def full_state_dict(model: nn.Module, trainer: Trainer | None = None) -> dict[str, Tensor]:
-    """Return all weights of a model, whole, on the CPU; every rank must call it, and every rank gets them.
+    """Return all weights of a model, gathered, as copies on the CPU of every rank. All ranks call this together.
 
     Args:
         model: one that was given to `place`.
-        trainer: needed for models under Lightning's `FSDPStrategy`, which do not know that they are sharded.
+        trainer: needed under Lightning's `FSDPStrategy`, whose parameters do not show that they are sharded.
     """
     with gathered(trainer) if trainer is not None else contextlib.nullcontext():
         return {name: whole(value.detach()).cpu().clone() for name, value in _named_tensors(model)}
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield what a state dictionary holds; `state_dict` itself does more under `FSDPStrategy`, and in other names."""
+    """Yield the entries of a state dictionary. Under `FSDPStrategy`, `state_dict` itself would rename and gather them."""
     for prefix, module in model.named_modules(remove_duplicate=False):
         path = "".join(f"{part}." for part in prefix.split(".") if part not in ("", _WRAPPED))
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -164,17 +172,17 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def gradient_norm(trainer: Trainer, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the norm of the gradients of all parameters together, the same on every rank; every rank must call it."""
+    """Return the 2-norm of all gradients together, a scalar, the same on every rank. All ranks call this together."""
     model: Any = trainer.strategy.model
     if isinstance(model, FullyShardedDataParallel):
-        # The only way to the norm over ranks is to clip by it; by infinity nothing changes.
+        # The norm over ranks comes from clipping alone; clipping at infinity changes nothing.
         return model.clip_grad_norm_(float("inf"))
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     return whole(torch.nn.utils.get_total_norm(grads))
 
 
 def clip_gradients(trainer: Trainer, max_norm: float) -> bool:
-    """Clip by norm where Lightning cannot, under `FSDPStrategy`; tell whether that was so."""
+    """Clip gradients by their 2-norm under `FSDPStrategy`, where Lightning cannot; return whether they were clipped here."""
     model: Any = trainer.strategy.model
     if not isinstance(model, FullyShardedDataParallel):
         return False

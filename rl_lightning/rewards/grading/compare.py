@@ -1,4 +1,4 @@
-"""Whether two normalized answers mean the same, part by part."""
+"""Comparing two normalized answers, part by part."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from rl_lightning.rewards.grading.wording import plain, said, with_point
 
 Layer = Literal["extract", "exact", "rational", "structure", "symbolic", "none"]
 Found = tuple[bool | None, Layer]
-#: Kind of comparison, gold and response as expressions or pairs of sides → whether they are equal, None if nobody can tell.
+#: Takes a kind of comparison, and gold and response as expressions or pairs of sides; returns whether they are equal, None if
+#: that is unknown.
 Symbolic = Callable[[str, tuple[str, ...], tuple[str, ...]], bool | None]
 
 _MOST_NESTING = 8
@@ -42,7 +43,7 @@ _UNDECIDED: Found = (None, "none")
 
 @dataclass(frozen=True)
 class Rules:
-    """What the caller decides; see :func:`~rl_lightning.rewards.grading.is_equivalent`."""
+    """Options of a comparison; see :func:`~rl_lightning.rewards.grading.is_equivalent`."""
 
     percent: Percent = "hundredth"
     rtol: float = 0.0
@@ -51,13 +52,23 @@ class Rules:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Compares answers by text, number and structure, and what is left by `symbolic`, if that is given."""
+    """Compares answers by text, number and structure, and what these cannot compare by `symbolic`, if that is given.
+
+    Args:
+        rules: options.
+        symbolic: compares expressions and relations by their values.
+    """
 
     rules: Rules
     symbolic: Symbolic | None = None
 
     def answers(self, gold: str, response: str, nesting: int = 0) -> Found:
-        """Return whether two texts mean the same, None if that cannot be told, and the layer that decided."""
+        """Return whether two texts are equal, None if that is unknown, and the layer that decided.
+
+        Args:
+            gold, response: normalized texts.
+            nesting: how deep in the parts of answers these are.
+        """
         if self.same_text(gold, response):
             return True, "exact"
         if nesting > _MOST_NESTING:
@@ -85,12 +96,12 @@ class Comparison:
         return (self.symbolic("expression", (gold,), (response,)), "symbolic") if self.symbolic else _UNDECIDED
 
     def same_text(self, first: str, second: str) -> bool:
-        """Return whether two texts differ at most in spaces."""
+        """Return whether two texts are equal up to spaces, and up to case if the rules ignore it."""
         first, second = tighten(first), tighten(second)
         return first == second or (self.rules.ignore_case and first.casefold() == second.casefold())
 
     def same_number(self, expected: Quantity, given: Quantity, gold: str) -> bool:
-        """Return whether two quantities are equal; a unit that only one has is ignored."""
+        """Return whether two quantities are equal. A unit that only one of them has is ignored."""
         if None not in (expected.unit, given.unit) and expected.unit != given.unit:
             return False
         rounded = not gold.lstrip("+-").replace(",", "").isdigit()
@@ -115,24 +126,24 @@ class Comparison:
         return None
 
     def _sentences(self, gold: str, response: str, nesting: int) -> Found | None:
-        """Read ``The largest n is 34`` as ``34`` where the other is no sentence."""
+        """Read ``The largest n is 34`` as ``34`` if the other answer is no sentence."""
         first, second = said(gold), said(response)
         if (first is None) == (second is None):
             return None
         return self.answers(first or gold, second or response, nesting + 1)
 
     def _labels(self, gold: str, response: str, nesting: int) -> Found | None:
-        """Read ``x = 3`` as ``3``, unless both name a variable, and not the same."""
+        """Read ``x = 3`` as ``3``, unless both answers name a variable and the names differ."""
         labels = parse_label(gold), parse_label(response)
         if not any(labels) or (labels[0] and labels[1] and labels[0][0] != labels[1][0]):
             return None
-        # An equation such as y = 2x is more than its right side where the other is an equation too.
+        # If the other answer is an equation too, y = 2x is compared as an equation, not by its right side.
         if (labels[0] is None and parse_relation(gold)) or (labels[1] is None and parse_relation(response)):
             return None
         return self.answers(labels[0][1] if labels[0] else gold, labels[1][1] if labels[1] else response, nesting + 1)
 
     def _signs(self, gold: str, response: str, nesting: int) -> Found | None:
-        r"""Read ``1 \pm 2`` as a set of two."""
+        r"""Read ``1 \pm 2`` as a set of two values."""
         if "\\pm" not in gold and "\\pm" not in response and "\\mp" not in gold and "\\mp" not in response:
             return None
         sets = []
@@ -145,7 +156,7 @@ class Comparison:
     def _relations(self, gold: str, response: str, nesting: int) -> Found | None:
         relations = parse_relation(gold), parse_relation(response)
         if relations[0] and relations[1]:
-            # `x \in [0,1]` is the set where the other is an inequality.
+            # `x \in [0,1]` is compared as a set if the other answer is an inequality.
             member = [relation.operators == [r"\in"] for relation in relations if relation]
             if member[0] != member[1]:
                 sets = [
@@ -167,12 +178,12 @@ class Comparison:
         return False, "structure"
 
     def _same_relation(self, gold: Relation, response: Relation, nesting: int) -> Found:
-        """Compare side by side; a single equation or inequality also as a whole."""
+        """Compare two relations side by side, and single equations or inequalities also as a whole."""
         if gold.operators != response.operators:
             return False, "structure"
         single = len(gold.operators) == 1
         sides = [*gold.sides, *response.sides]
-        # Both may be true, or false, and say different things.
+        # Relations between numbers are only true or false, so their sides must be the same.
         numbers = all(not any(map(str.isalpha, re.sub(r"\\[A-Za-z]+", "", side))) for side in sides)
         within = Comparison(self.rules) if numbers else self
         orders = (
@@ -193,7 +204,7 @@ class Comparison:
         return self.symbolic(kind, tuple(gold.sides), tuple(response.sides)), "symbolic"
 
     def _collections(self, gold: str, response: str, nesting: int) -> Found | None:
-        """Compare matrices, tuples, intervals, sets, lists and unions; a number is none of these."""
+        """Compare matrices, tuples, intervals, sets, lists and unions. A text that is a number is none of these."""
         parsed = [
             None if parse_quantity(text) else parse_matrix(text) or parse_collection(text) for text in (gold, response)
         ]
@@ -205,11 +216,11 @@ class Comparison:
         if isinstance(first, Collection) and isinstance(second, Collection):
             return self.items(first, second, nesting + 1), "structure"
         collection, other = (first, response) if first else (second, gold)
-        # `3(1,2)` is an expression that nobody reads here, `1, 234` no way to write 1,234.
+        # `3(1,2)` is an expression that is not read here; `1, 234` is not 1,234.
         return None if isinstance(collection, Collection) and split_unit(other)[1] else (False, "structure")
 
     def items(self, gold: Collection, response: Collection, nesting: int) -> bool | None:
-        """Compare item by item; None if some pair of items can only be told apart symbolically."""
+        """Return whether two collections have equal items, in order if that of the gold answer matters; None if that is unknown."""
         gold, response = _union(gold), _union(response)
         brackets = {gold.brackets, response.brackets}
         if brackets == {"", "{}"} and (_named(gold) or _named(response)):
@@ -228,7 +239,7 @@ class Comparison:
         return self.unordered(gold.items, response.items, nesting)
 
     def unordered(self, gold: Sequence[str], response: Sequence[str], nesting: int = 1) -> bool | None:
-        """Return whether each item of one equals some item of the other."""
+        """Return whether each item of either equals some item of the other; None if that is unknown."""
         if len(gold) * len(response) > _MOST_PAIRS:
             return None
         table = [[self.answers(first, second, nesting)[0] for second in response] for first in gold]
@@ -248,7 +259,7 @@ class Comparison:
         return _all([self.answers(first, second, nesting)[0] for row in cells for first, second in row])
 
     def _units(self, gold: str, response: str, nesting: int) -> Found | None:
-        """Take off units: one side's alone is ignored, two must be the same."""
+        """Compare without units. A unit on one side only is ignored; two units must be the same."""
         (first, unit), (second, other) = split_unit(gold), split_unit(response)
         if unit is None and other is None:
             return None
@@ -262,7 +273,11 @@ class Comparison:
 
 
 def is_worked_out(gold: str, response: str) -> bool:
-    """Return whether a response leaves no more work than the gold answer: for a number, none; for a constant, no new functions."""
+    """Return whether a response is worked out as far as the gold answer.
+
+    If the gold answer is a number, the response must be finished (see `Expression`). If it is another constant, the response may
+    have no other functions than it. With variables in it, any response is.
+    """
     expected, given = read_expression(gold), read_expression(response)
     if expected is None or given is None or expected.variables:
         return True
@@ -270,7 +285,7 @@ def is_worked_out(gold: str, response: str) -> bool:
 
 
 def _is_solved(relation: Relation) -> bool:
-    r"""Return whether a relation says what one variable is: what must be solved to say the same, as ``2x+3 < 5``, is no answer."""
+    r"""Return whether a relation is solved for one variable. Then ``2x+3 < 5``, which must still be solved, is no answer."""
     for name, value in (relation.sides, relation.sides[::-1]):
         expression = read_expression(tighten(value))
         if is_name(name) and expression is not None and not expression.variables:
@@ -291,13 +306,13 @@ def _union(collection: Collection) -> Collection:
 
 
 def _named(collection: Collection) -> bool:
-    """Return whether a list says by name what its items are, as in ``x=1, y=2``: the order means nothing then."""
+    """Return whether a list names its items, as in ``x=1, y=2``, so that their order does not matter."""
     labels = [parse_label(item) for item in collection.items]
     return not collection.brackets and all(labels) and len({label[0] for label in labels if label}) == len(labels)
 
 
 def _solutions(collection: Collection) -> bool:
-    """Return whether a bare list holds solutions, ``x=1, y=2`` or ``(1,2), (2,1)``, whose order means nothing."""
+    """Return whether a bare list holds solutions, as ``x=1, y=2`` or ``(1,2), (2,1)``, whose order does not matter."""
     if collection.brackets:
         return False
     return all(map(parse_label, collection.items)) or all(
@@ -312,7 +327,7 @@ def _named_in_order(gold: Collection, response: Collection) -> bool:
 
 
 def _multiplied(matrix: Matrix) -> list[list[Fraction]] | None:
-    """Return the entries of a matrix of numbers, times the number before it, or None."""
+    """Return the entries of a matrix of numbers, multiplied by the factor before it; None if an entry is no number."""
     factor = parse_quantity(matrix.factor or "1")
     rows = [[parse_quantity(cell) for cell in row] for row in matrix.rows]
     if factor is None:

@@ -1,4 +1,4 @@
-"""Does a response give the right answer?"""
+"""The verdict on a response: whether it gives the gold answer."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _MOST_CANDIDATES = 16
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of grading; true if the response is correct.
+    """The result of grading. Its truth value is `correct`.
 
     Args:
-        correct: whether the response gives the right answer.
+        correct: whether the response gives the gold answer.
         layer: the layer that decided; ``none`` if no layer could compare the two, which counts as incorrect.
-        extracted: the answer found in the response, normalized.
-        reason: ``equal``; ``different``; ``not_comparable``; of the symbolic layer ``timeout``, ``refused``, and ``died`` if
-            its process was ended from outside, so that nobody knows; or why there is no answer: ``no_marker``,
-            ``unclosed``, ``unfinished_thought``, ``empty``, ``ambiguous``, ``too_long``; or ``bad_gold``.
+        extracted: the answer found in the response, normalized; None if there is none.
+        reason: ``equal``, ``different`` or ``not_comparable``; from the symbolic layer ``timeout``, ``refused``, or ``died`` if
+            its process was killed from outside; without an answer ``no_marker``, ``unclosed``, ``unfinished_thought``,
+            ``empty``, ``ambiguous`` or ``too_long``; ``bad_gold`` if the gold answer cannot be one.
         elapsed_s: time that grading took, in seconds.
     """
 
@@ -62,42 +62,42 @@ def is_equivalent(
 ) -> Verdict:
     r"""Return whether a response gives the gold answer.
 
-    Layers, cheap ones first; the first that can tell decides, so no layer overturns an exact match:
+    There are five layers, cheap ones first. The first layer that can compare the two decides:
 
-    1. ``extract`` the answer from the end of the response; none, an empty or an ambiguous one is incorrect;
-    2. ``exact``: the same text after Unicode, LaTeX wrapping and spaces are normalized;
-    3. ``rational``: the same exact number, in any notation (0.5, .50, 1/2, ``\frac12``, 50%); a unit that one side alone
-       has is ignored, two different ones are never equal;
+    1. ``extract``: find the answer at the end of the response; no answer, an empty or an ambiguous one is incorrect;
+    2. ``exact``: the same text, once Unicode, LaTeX wrapping and spaces are normalized;
+    3. ``rational``: the same exact number in any notation (0.5, .50, 1/2, ``\frac12``, 50%). A unit on one side only is
+       ignored; numbers with different units are never equal;
     4. ``structure``: choice letters (``B``, ``(B)``); tuples, intervals, bare lists and matrices in order; sets and unions in
        any order; relations side by side;
     5. ``symbolic``: the same values at several points, to 40 digits, in a process that is killed when it takes too long.
-       Where the gold answer is a number, the response must be one that is worked out: at most a fraction, a root or a power
-       of numbers, or a multiple of a constant.
+       If the gold answer is a number, the response must be worked out: at most a fraction, a root or a power of numbers, or a
+       multiple of a constant.
 
-    Nothing that the model wrote is ever evaluated as code. Verdicts are kept, so that the same answer costs once.
+    Nothing that the model wrote is evaluated as code. Verdicts are cached.
 
     Args:
-        answer: the gold answer, see :func:`~rl_lightning.rewards.grading.gold.gold_answers`; check it once with
-            :func:`check_answer`. Here a bad one makes every response incorrect.
+        answer: the gold answer, see :func:`~rl_lightning.rewards.grading.gold.gold_answers`. Check it beforehand with
+            :func:`check_answer`; here a bad one makes every response incorrect.
         response: what the model wrote, of any length.
-        prompt: what it was asked; where it ends by opening a thought, the answer comes after the end of that.
+        prompt: what the model was asked. If it ends by opening a thought, the answer comes after the end of that thought.
         extract: where the answer is, see :func:`~rl_lightning.rewards.grading.extract.find_answers`.
-        multiple: several different marked answers are incorrect (``reject``: hedging doesn't pay), or the ``last``
-            one counts. Several boxes that are together the parts of the gold answer are right.
-        percent: ``hundredth``: 50% equals 0.5 and not 50; ``unit``: 50% equals 50 and not 0.5; ``either``: where one side
-            alone has the sign, 50% equals both.
-        rtol: relative tolerance of numbers, a fraction of the gold number. A gold number written as an integer stays
-            exact: it was counted, not rounded.
+        multiple: with ``reject``, several different marked answers are incorrect, so that hedging does not pay; with ``last``,
+            the last one counts. Several boxes that together are the parts of the gold answer are correct.
+        percent: with ``hundredth``, 50% equals 0.5 and not 50; with ``unit``, 50% equals 50 and not 0.5; with ``either``, 50%
+            equals both if one side only has the sign.
+        rtol: relative tolerance of numbers, as a fraction of the gold number. A gold number that is written as an integer is
+            compared exactly.
         ignore_case: whether ``a`` equals ``A``.
         symbolic: whether to use the last layer.
-        timeout_s: longest time for one comparison of the symbolic layer, in seconds; beyond it the response is incorrect.
-        thoughts: pairs of the texts that open and end a thought.
+        timeout_s: longest time for one comparison of the symbolic layer, in seconds; after it the response is incorrect.
+        thoughts: pairs of texts that open and end a thought.
 
     Raises:
         ValueError: if an option has an unknown value.
 
-    Source: layers of our own. Unlike in verl's ``math_dapo`` nothing is cut out of the middle of an answer, so ``1=2=5``
-    isn't 5 and ``1 2`` isn't 12.
+    Source: our own. Unlike verl's ``math_dapo`` it removes nothing from the middle of an answer, so ``1=2=5`` is not 5 and
+    ``1 2`` is not 12.
 
     Example:
         >>> bool(is_equivalent(answer="1/2", response=r"It follows that \boxed{0.50}."))
@@ -120,13 +120,17 @@ def is_equivalent(
 
 
 def check_answer(answer: Any) -> None:
-    """Raise ValueError if a gold answer is one that no response could equal, or that every empty response would."""
+    """Check a gold answer before training.
+
+    Raises:
+        ValueError: if it is missing or empty, or no response could equal it.
+    """
     for text in gold_answers(answer):
         _checked(text)
 
 
 def check_options(*, multiple: str = "reject", percent: str = "hundredth", rtol: float = 0.0) -> None:
-    """Raise ValueError if an option of :func:`is_equivalent` has a value that it doesn't know."""
+    """Raise ValueError if an option of :func:`is_equivalent` has an unknown value."""
     if multiple not in ("reject", "last"):
         raise ValueError(f"multiple must be reject or last, not {multiple!r}")
     if percent not in ("hundredth", "unit", "either"):
@@ -142,7 +146,11 @@ def extract_answer(
     prompt: str = "",
     thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> str | None:
-    """Return the answer that a response marks, as written but for surrounding space; None if there is no clear one."""
+    """Return the answer that a response marks, without surrounding spaces; None if there is none, or several different ones.
+
+    Args:
+        response, extract, multiple, prompt, thoughts: see :func:`is_equivalent`.
+    """
     check_options(multiple=multiple)
     candidates = [candidate.strip() for candidate in find_answers(response, extract, prompt, thoughts).candidates]
     if not candidates or not candidates[-1] or (multiple == "reject" and len(set(candidates)) > 1):
@@ -152,10 +160,10 @@ def extract_answer(
 
 @lru_cache(maxsize=8192)
 def _checked(answer: str) -> str:
-    """Return what a gold text marks as its answer, normalized.
+    """Return the answer that a gold text marks, normalized.
 
     Raises:
-        ValueError: if it is no answer.
+        ValueError: if it cannot be an answer; see `_gold_problem`.
     """
     marked = marked_in_gold(answer)
     gold = normalize(marked[: MOST_CHARACTERS + 1])
@@ -185,7 +193,7 @@ def _gold_problem(answer: str, gold: str) -> str | None:
 def _best(
     golds: list[str], candidates: Sequence[str], problem: str, multiple: str, rules: Rules, limit: float | None
 ) -> Verdict:
-    """Return the verdict of the first gold answer that the response gives, or else that of the first one."""
+    """Return the verdict for the first gold answer that the response gives; if it gives none, that for the first one."""
     different = list(dict.fromkeys(reversed(candidates)))
     if not different:
         return Verdict(False, "extract", None, problem)
@@ -207,7 +215,7 @@ def _best(
 
 @lru_cache(maxsize=8192)
 def _judge(gold: str, given: tuple[str, ...], rules: Rules, limit: float | None) -> Verdict:
-    """Compare what a response marks, the last first, with one gold answer."""
+    """Compare the answers that a response marks, the last one first, with one gold answer."""
     last, *others = given
     if others and not all(_compare(last, other, rules, limit)[0] for other in others):
         parts = parse_collection(gold)
@@ -229,7 +237,7 @@ def _judge(gold: str, given: tuple[str, ...], rules: Rules, limit: float | None)
 
 
 def _compare(gold: str, response: str, rules: Rules, limit: float | None) -> tuple[bool, Layer, str]:
-    """Compare two normalized answers, symbolically only where nothing else can tell; return the layer and the reason too."""
+    """Compare two normalized answers, symbolically only if no other layer can; return also the layer and the reason."""
     correct, layer = Comparison(rules).answers(gold, response)
     if correct is not None:
         return correct, layer, "equal" if correct else "different"

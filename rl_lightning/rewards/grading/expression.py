@@ -1,4 +1,4 @@
-r"""Expressions such as ``\frac{\sqrt{3}}{2}x``, read into a tree without evaluating anything."""
+r"""Parsing expressions such as ``\frac{\sqrt{3}}{2}x`` into trees, without evaluating anything."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 
 @dataclass(frozen=True)
 class Expression:
-    """A tree and what is known of it.
+    """A parsed expression.
 
     Args:
         tree: see :data:`Tree`.
-        variables: names in it that stand for no known number.
-        functions: operators in it beyond sums, products, quotients, powers and roots.
-        finished: whether it is a number that nobody would work out further: a fraction, a root or a power of such numbers,
-            or a multiple of a constant.
+        variables: the names in it that are not constants.
+        functions: the operators in it other than sums, products, quotients, powers and roots.
+        finished: whether it is a number that is worked out: a fraction, a root or a power of such numbers, or a multiple of a
+            constant.
     """
 
     tree: Tree
@@ -47,12 +47,12 @@ class Expression:
 
 
 class _Unreadable(Exception):
-    """The text is no expression, or could be read in two ways."""
+    """The text is no expression, or has two readings."""
 
 
 @lru_cache(maxsize=4096)
 def read_expression(text: str) -> Expression | None:
-    """Return the expression that a normalized text denotes, or None: words are not products of their letters."""
+    """Return the expression that a normalized text denotes; None if it is none. A word is not a product of its letters."""
     if len(text) > _MOST_CHARACTERS or sum(map(str.isdigit, text)) > _MOST_DIGITS:
         return None
     letters = text.replace(" ", "")
@@ -90,7 +90,7 @@ def _finished(tree: Tree) -> bool:
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
-    """Return pairs of kind and text."""
+    """Return the tokens of a text, as pairs of a kind (``number``, ``letter``, ``command``, ``symbol``) and a text."""
     found: list[tuple[str, str]] = []
     at = 0
     while at < len(text):
@@ -99,7 +99,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
             raise _Unreadable
         number, command, letters, symbol = token.groups()
         if number is not None:
-            # `1 2` is no number, and what `x2` means nobody knows.
+            # `1 2` is no number, and `x2` has no clear meaning.
             indexed = found[-2:-1] == [("symbol", "_")]
             if found and found[-1][0] in ("number", "letter") and not indexed:
                 raise _Unreadable
@@ -121,14 +121,14 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 class _Reader:
-    """A recursive-descent reader; every method raises `_Unreadable` where the text doesn't fit."""
+    """A recursive-descent parser of expressions. Every method raises `_Unreadable` if the text does not match."""
 
     def __init__(self, text: str) -> None:
         self.tokens = [*_tokens(text), ("end", "")]
         self.at = 0
         self.nesting = 0
         self.bars = 0
-        self.in_function = 0  # where a degree sign is a factor
+        self.in_function = 0  # above 0, a degree sign is a factor of π/180
 
     def whole(self) -> Tree:
         tree = self.sum()
@@ -140,7 +140,7 @@ class _Reader:
         return self.tokens[self.at]
 
     def take(self, kind: str, *texts: str) -> str | None:
-        """Take the next token if it is one of these; any of the kind if no texts are given."""
+        """Return the next token and go past it, if it is of this kind and one of these texts (any, if none are given)."""
         if self.next[0] == kind and (not texts or self.next[1] in texts):
             self.at += 1
             return self.tokens[self.at - 1][1]
@@ -178,7 +178,7 @@ class _Reader:
                 divisor = self.signed_power()
                 tree, divided = ("/", tree, divisor), divisor[0] != "number"
             elif self.starts_factor():
-                # `a/bc` is read in two ways, `3/4 x` hardly.
+                # `a/bc` has two readings; `3/4 x` has one.
                 if divided:
                     raise _Unreadable
                 tree = self.beside(tree)
@@ -189,7 +189,7 @@ class _Reader:
         return ("-", self.power()) if self.take("symbol", "-") else self.power()
 
     def beside(self, tree: Tree) -> Tree:
-        """Read a factor that stands beside another: a product, or a mixed number."""
+        """Read a factor that follows another without an operator: a product, or a mixed number."""
         factor = self.power()
         proper = (
             factor[0] == "/" and all(part[0] == "number" for part in factor[1:]) and 0 < factor[1][1] < factor[2][1]
@@ -241,7 +241,7 @@ class _Reader:
         return tree
 
     def name(self, name: str) -> Tree:
-        """Read what belongs to a name: its index and its primes."""
+        """Read the index and the primes of a name."""
         if self.take("symbol", "_"):
             name += f"_{self.index()}"
         while self.take("symbol", "'"):
@@ -257,13 +257,13 @@ class _Reader:
         return "".join(parts)
 
     def argument(self) -> Tree:
-        r"""Read what a command or a power applies to: braces, or a single symbol as in ``\frac12``."""
+        r"""Read the argument of a command or a power: braces, or a single symbol as in ``\frac12``."""
         if self.take("symbol", "{"):
             return self.enclosed("}")
         kind, text = self.next
         if kind == "number" and len(text) > 1 and self.tokens[self.at - 1][0] == "command":
             if not (text.isdigit() and len(text) == 2):
-                raise _Unreadable  # who writes \sqrt12 may mean 12 or 1
+                raise _Unreadable  # \sqrt12 may mean the root of 12 or of 1
             self.tokens[self.at : self.at + 1] = [("number", text[0]), ("number", text[1])]
         sign = self.take("symbol", "-") if self.tokens[self.at - 1] == ("symbol", "^") else None
         tree = self.factor()
@@ -314,7 +314,7 @@ class _Reader:
         return tree if exponent is None else ("^", tree, exponent)
 
     def operand(self) -> Tree:
-        r"""Read what a function is of: parentheses, or the factors up to the next sign, function or parenthesis."""
+        r"""Read the argument of a function: parentheses, or the factors up to the next sign, function or parenthesis."""
         if self.next[1] in ("(", "[", "|"):
             return self.factor()
         if self.take("symbol", "{"):

@@ -1,4 +1,4 @@
-"""Finding the final answer in a response."""
+"""Finding the answer that a response marks as its final one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rl_lightning.thoughts import DEFAULT_THOUGHTS, Thoughts, after_thought
 Marker = Literal["boxed", "answer_tag", "hash_line", "answer_line", "hash", "last_number", "whole"]
 Extract = Marker | Sequence[Marker]
 
-#: The first marker that occurs in a response decides; a response without any is taken as a bare answer.
+#: The first marker that occurs in a response decides. A response without any is an answer as a whole.
 DEFAULT_MARKERS: tuple[Marker, ...] = ("boxed", "answer_tag", "hash_line", "answer_line", "whole")
 
-# Texts that tokenizers leave at the end of a decoded response.
+# Special tokens that may be left at the end of a decoded response.
 _END_TOKENS = (
     "<|im_end|>",
     "<|endoftext|>",
@@ -30,9 +30,9 @@ _END_TOKENS = (
 )
 _MOST_END_TOKENS = 20_000
 _MOST_MARKED = 500  # answers in a response
-_MOST_MENTIONS = 5000  # of the word
+_MOST_MENTIONS = 5000  # of the word `answer`
 _MOST_BRACES = 20
-_LONGEST = 4097  # characters of a candidate; one that is longer is cut off there, and too long for the grader anyway
+_LONGEST = 4097  # characters of a candidate; a longer one is cut off here, and is too long for the grader anyway
 _BOX = re.compile(r"\\(?:boxed|fbox)(?: ?\{|(?: (?P<spaced>-?\d{1,64}|[A-Za-z])|(?P<digit>\d))(?!\w| ?[.,]?\d))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASH_LINE = re.compile(r"(?:^|\s)####(?!#)([^\n#]*)$")
@@ -58,13 +58,12 @@ _NUMBER_WINDOW = 4096  # characters from the end in which the last number is loo
 
 @dataclass(frozen=True)
 class Extraction:
-    """What was found.
+    """The marked texts of a response.
 
     Args:
-        candidates: the marked texts in the order of the response; empty if there is no usable one.
-        problem: why there is none: ``no_marker``, ``unclosed``, ``unfinished_thought``, or ``ambiguous`` where there are
-            hundreds.
-        marker: the marker that decided.
+        candidates: the texts, in the order of the response; empty if there is no usable one.
+        problem: why there is none: ``no_marker``, ``unclosed``, ``unfinished_thought``, or ``ambiguous`` if there are hundreds.
+        marker: the marker that decided; None if none did.
     """
 
     candidates: list[str]
@@ -78,7 +77,7 @@ def find_answers(
     r"""Return the texts that a response marks as its answer, in time linear in its length.
 
     Args:
-        response: the whole response; what follows its last thought counts, and nothing if that was never ended.
+        response: the whole response. Only the text after its last thought is read; there is none if that thought has no end.
         extract: one marker, or several in order of preference; the first that occurs decides, the others are ignored.
 
             - ``boxed``: ``\boxed{...}`` or ``\fbox{...}``, braces matched, or a number or letter without (``\boxed 5``);
@@ -89,8 +88,8 @@ def find_answers(
             - ``hash``: everything after ``#`` (or ``####``), as in ``12;8#8``;
             - ``last_number``: the last number of the text, whatever it stands for;
             - ``whole``: the whole text.
-        prompt: what was asked; it may open a thought at its end.
-        thoughts: pairs of the texts that open and end a thought.
+        prompt: what the model was asked; it may open a thought at its end.
+        thoughts: pairs of texts that open and end a thought.
 
     Raises:
         ValueError: if a marker is unknown.
@@ -112,10 +111,10 @@ def find_answers(
 
 
 def markers_of(extract: Extract) -> tuple[Marker, ...]:
-    """Return the markers of the ``extract`` option, checked.
+    """Return the markers that the ``extract`` option names.
 
     Raises:
-        ValueError: if there is none, or one is unknown.
+        ValueError: if it names none, or an unknown one.
     """
     markers: Sequence[Marker] = (extract,) if isinstance(extract, str) else extract
     unknown = [marker for marker in markers if marker not in _FINDERS]
@@ -159,7 +158,7 @@ def _boxed(text: str) -> list[str] | None:
 
 
 def _closing(text: str, start: int) -> int | None:
-    """Return where the brace that was opened before `start` is closed, None if not within the longest answer."""
+    """Return where the brace that opens before `start` closes; None if that is not within the longest answer."""
     depth = 1
     for part in _BRACE.finditer(text, start, start + _LONGEST):
         depth += (part.group() == "{") - (part.group() == "}")
@@ -169,7 +168,7 @@ def _closing(text: str, start: int) -> int | None:
 
 
 def _without_braces(text: str) -> str:
-    """Take off braces around all that is in a box: there they only group."""
+    """Remove braces around the whole content of a box, where they only group."""
     for _ in range(_MOST_BRACES):
         inner = text.strip()
         if not inner.startswith("{") or _closing(inner, 1) != len(inner) - 1 or "," in inner:
@@ -184,7 +183,7 @@ def _answer_tag(text: str) -> list[str] | None:
         return []
     if opened > _MOST_MARKED:
         return [""] * opened
-    # Each part starts inside a tag; one without an end is cut off or nested, and so not to be trusted.
+    # Each part begins inside a tag. One without an end is cut off or nested, so no answer is clear.
     parts = [part.partition("</answer>") for part in text.split("<answer>")[1:]]
     return None if any(not closed for _, closed, _ in parts) else [inside for inside, _, _ in parts]
 
@@ -200,7 +199,7 @@ def _answer_line(text: str) -> list[str] | None:
     matches = [match for match in mentions if match["bare"] is None or _starts_line(text, match.start())]
     if len(matches) > _MOST_MARKED or len(mentions) == _MOST_MENTIONS:
         return [""] * (_MOST_MARKED + 1)
-    # `the answer is even` on the way counts only where nothing says `Answer:`.
+    # `the answer is even`, written on the way, counts only if there is no `Answer:`.
     found: dict[str, list[str]] = {"marked": [], "title": [], "bare": [], "says": []}
     for match, end in zip(matches, [*(following.start() for following in matches[1:]), len(text)], strict=False):
         rest = text[match.end() : min(end, match.end() + 2 * _LONGEST)]
@@ -216,7 +215,7 @@ def _starts_line(text: str, at: int) -> bool:
 
 
 def _answer_in(rest: str, sentence: bool) -> str:
-    """Return the answer at the beginning of a text."""
+    """Return the answer at the beginning of a text: a displayed formula, or a line; of a sentence, what comes before its end."""
     block = _MATH_BLOCK.match(rest)
     if block:
         return block[1] if block[1] is not None else block[2]

@@ -1,4 +1,4 @@
-"""What a gold answer says, in whatever form data sets hold it."""
+"""Reading gold answers, in the forms in which data sets hold them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 
 from rl_lightning.rewards.grading.extract import find_answers
 
-#: Keys under which data sets keep the answer of a dict, the first that is there decides.
+#: Keys under which a dict may hold the answer; the first that is there decides.
 ANSWER_KEYS = ("ground_truth", "answer", "final_answer", "gold", "target", "solution", "value", "label", "text")
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 _TRUTH = {True: ("True", "Yes"), False: ("False", "No")}
@@ -18,13 +18,14 @@ _MOST_NESTING = 4
 
 
 def gold_answers(answer: Any, nesting: int = 0) -> list[str]:
-    """Return the texts of a gold answer, any of which is right, as written; see :func:`marked_in_gold`.
+    """Return the texts of a gold answer, as they are written; a response is right if it gives any of them.
 
     Args:
         answer: text, a number, a truth value, a dict with one of :data:`ANSWER_KEYS`, or a list of alternatives.
+        nesting: how deep in dicts and lists this is.
 
     Raises:
-        ValueError: if there is none, or it is of another kind.
+        ValueError: if there is no answer, or it is of another type.
     """
     if nesting > _MOST_NESTING:
         raise ValueError("it is nested too deeply")
@@ -51,9 +52,9 @@ def gold_answers(answer: Any, nesting: int = 0) -> list[str]:
 
 
 def marked_in_gold(answer: str) -> str:
-    r"""Return what a gold text marks as its answer, as a response would: ``\boxed{14}``, ``#### 14``; all of it if nothing is.
+    r"""Return the answer that a gold text marks, as a response would, by ``\boxed{14}`` or ``#### 14``; all of the text if none.
 
-    Several different boxes are the parts of one list.
+    Several different boxes are joined to one list.
     """
     found = list(dict.fromkeys(find_answers(_ANNOTATION.sub("", answer)).candidates))
     return ", ".join(found) if found else answer

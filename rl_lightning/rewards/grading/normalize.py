@@ -1,4 +1,4 @@
-"""One spelling for texts that mean the same: Unicode, LaTeX wrapping, spaces."""
+"""Normalizing answers: one spelling of Unicode characters, LaTeX commands, wrapping and spaces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SYMBOLS = {
     **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "ℝ": r"\mathbb{R}", "…": "..."},
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
-# What a command stands for; the spaces around a name keep it apart from letters.
+# LaTeX command → what it stands for; the space behind a name keeps it apart from letters.
 _MEANS = {
     # LaTeX that only changes how things look.
     **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "limits", "middle", "!", "phantom", "strut"), ""),
@@ -94,9 +94,9 @@ _LONE = re.compile(r"([\^_])\{(\w)\}(?!\d)")
 
 @lru_cache(maxsize=4096)
 def _canonical_character(character: str) -> str:
-    """Return what a character stands for.
+    """Return the plain characters for a character.
 
-    NFKC alone would read ``5²`` as 52, ``1½`` as 11/2 and ``5①`` as 51, and leaves Arabic digits alone.
+    NFKC alone would read ``5²`` as 52, ``1½`` as 11/2 and ``5①`` as 51, and would keep Arabic digits.
     """
     if character in _SYMBOLS:
         return _SYMBOLS[character]
@@ -128,9 +128,9 @@ def canonical_characters(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    r"""Return an answer without what doesn't belong to it: ``$\text{ 5}$.`` is ``5``.
+    r"""Return an answer in one spelling, without wrapping: ``$\text{ 5}$.`` becomes ``5``.
 
-    Digits are joined only where LaTeX groups them: ``1{,}234``, ``1,\!234`` and ``1\,234`` are 1234; ``1 2`` stays apart.
+    Digits are joined only where LaTeX groups them: ``1{,}234``, ``1,\!234`` and ``1\,234`` are 1234, but ``1 2`` is not 12.
     """
     text = _GROUPED.sub(lambda run: re.sub(r"\D", "", run.group()), text)
     text = canonical_characters(text)
@@ -174,7 +174,8 @@ def _commas(text: str) -> str:
 
 
 def tighten(text: str) -> str:
-    r"""Return a normalized text without what changes nothing, for comparing letter by letter: ``\frac 12`` is ``\frac{1}{2}``."""
+    r"""Return a normalized text without optional spaces and with all braces, to compare letter by letter: ``\frac 12`` becomes
+    ``\frac{1}{2}``."""
     text = _SPACED.sub(lambda found: found[1] or "", text).strip()
     text = _BARE_ARGUMENT.sub(_braced, text)
     return _LONE.sub(r"\1\2", text)
@@ -187,12 +188,12 @@ def _braced(found: re.Match[str]) -> str:
 
 
 def _meaning(command: re.Match[str]) -> str:
-    """Return what a command stands for, a name of letters with a space behind it where a letter would follow."""
+    """Return what a LaTeX command stands for; the command itself if it is not in the table."""
     return _MEANS.get(command[1], command[0])
 
 
 def _unwrapped(text: str) -> str:
-    """Take all wrapping off."""
+    """Remove all layers of wrapping around a whole text."""
     for _ in range(_MOST_WRAPPINGS):
         unwrapped = _unwrap(text)
         if unwrapped == text:
@@ -202,8 +203,8 @@ def _unwrapped(text: str) -> str:
 
 
 def _unwrap(text: str) -> str:
-    """Take one layer of wrapping off."""
-    # `5 \text{ cm}` keeps its unit: only what wraps everything is taken off here.
+    """Remove one layer of wrapping around a whole text, such as ``$...$``, or a full stop at its end."""
+    # Only what wraps the whole text: `5 \text{ cm}` keeps its unit.
     whole = _ENVELOPE.fullmatch(text)
     if whole:
         return whole.group(1).strip()

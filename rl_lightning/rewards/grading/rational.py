@@ -1,7 +1,7 @@
-r"""Numbers, read exactly without evaluating anything: ``1,234``, ``-.5``, ``1 1/2``, ``\frac{1}{2}``, ``10^3``, ``5%``.
+r"""Reading numbers exactly, as fractions: ``1,234``, ``-.5``, ``1 1/2``, ``\frac{1}{2}``, ``10^3``, ``5%``.
 
-Only notations of *one number* are read. ``3+4`` is not: a policy must not be paid for repeating the question. A
-fraction or a power of numbers counts as a notation.
+Only notations of *one* number are read, and a fraction or a power of numbers is one. ``3+4`` is not: a policy must not be
+rewarded for repeating the question.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TIMES_TEN = re.compile(r" *(?:\\times|\\cdot|×|·|\*) *(?=10 *\^)")
 
 
 class Quantity(NamedTuple):
-    """An exact number and its unit, if it was written with one."""
+    """An exact number and its unit; None if it was written without one."""
 
     value: Fraction
     unit: str | None = None
@@ -38,11 +38,11 @@ class Quantity(NamedTuple):
 
 @lru_cache(maxsize=2048)
 def parse_quantity(text: str, percent: Percent = "hundredth") -> Quantity | None:
-    """Return the number that a normalized text denotes, with its unit, or None if it is not a number.
+    """Return the number that a normalized text denotes, with its unit; None if it is not a number.
 
     Args:
         text: as :func:`~rl_lightning.rewards.grading.normalize.normalize` returns it.
-        percent: ``hundredth``: ``50%`` is the number 1/2. Else it is 50, with a unit that may be left out.
+        percent: with ``hundredth``, ``50%`` is the number 1/2; otherwise it is 50 with the unit ``%``.
     """
     if len(text) > MOST_CHARACTERS or sum(map(str.isdigit, text)) > MOST_DIGITS:
         return None
@@ -60,7 +60,7 @@ def parse_quantity(text: str, percent: Percent = "hundredth") -> Quantity | None
 
 
 def divides_by_zero(text: str) -> bool:
-    """Return whether a normalized text is a number but for a division by zero, such as ``1/0``."""
+    """Return whether a normalized text is written like a number but divides by zero, such as ``1/0``."""
     if len(text) > MOST_CHARACTERS:
         return False
     try:
@@ -71,7 +71,7 @@ def divides_by_zero(text: str) -> bool:
 
 
 def _power(base: Fraction, exponent: int) -> Fraction | None:
-    """Return base^exponent, or None if that is undefined or too long to be an answer."""
+    """Return base^exponent; None if it is undefined, or longer than answers are."""
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if (base == 0 and exponent == 0) or bits * abs(exponent) > _MOST_POWER_BITS:
         return None
@@ -84,10 +84,8 @@ _DIGIT = re.compile(r" *(\d)")
 
 
 class _Reader:
-    """A recursive-descent reader of one number; every method returns None where the text doesn't fit.
-
-    Raises ZeroDivisionError where it divides by zero.
-    """
+    """A recursive-descent parser of one number. Every method returns None if the text does not match, and raises
+    ZeroDivisionError for a division by zero."""
 
     def __init__(self, text: str) -> None:
         self.text = text.strip()
@@ -126,7 +124,7 @@ class _Reader:
         return -value if value is not None and negative else value
 
     def magnitude(self) -> Fraction | None:
-        """Mixed number, quotient, number times a power of ten, or a single factor."""
+        """Read a mixed number, a quotient, a number times a power of ten, or a single factor."""
         start = self.at
         value = self.factor()
         if value is None:
@@ -143,7 +141,7 @@ class _Reader:
         return value
 
     def mixed(self, whole: Fraction) -> Fraction | None:
-        """Read the fraction part of a mixed number, which is below one and follows a space or is a LaTeX fraction."""
+        """Read the fraction of a mixed number, which is below 1, and follows a space or is a LaTeX fraction."""
         start = self.at
         spaced = self.text[start : start + 1] == " "
         self.skip_spaces()
@@ -160,7 +158,7 @@ class _Reader:
         return whole + part
 
     def factor(self) -> Fraction | None:
-        """A decimal, a LaTeX fraction or a number in parentheses, perhaps raised to an integer power."""
+        """Read a decimal, a LaTeX fraction or a number in parentheses, perhaps raised to an integer power."""
         self.skip_spaces()
         if self.text.startswith("\\", self.at):
             base = self.latex_fraction()
@@ -174,7 +172,7 @@ class _Reader:
         return base
 
     def decimal(self) -> Fraction | None:
-        # `(1,234)` is a pair.
+        # In parentheses a comma separates: `(1,234)` is a pair.
         found = self.match(_PLAIN_DECIMAL if self.parentheses else _DECIMAL)
         if not found:
             return None
@@ -188,7 +186,7 @@ class _Reader:
         return None if scale is None else value * scale
 
     def repeating(self, digits: str) -> Fraction | int:
-        r"""Read what repeats without end behind some decimals, as in ``0.1\overline{6}`` and ``0.(3)``."""
+        r"""Read the period of a repeating decimal, as in ``0.1\overline{6}`` and ``0.(3)``; 0 if there is none."""
         found = self.match(_REPEATING) if "." in digits else None
         if not found:
             return 0
@@ -210,7 +208,7 @@ class _Reader:
         return None if numerator is None or denominator is None else numerator / denominator
 
     def argument(self) -> Fraction | None:
-        r"""An argument of \frac: braces, or a single digit as in ``\frac12``."""
+        r"""Read an argument of ``\frac``: braces, or a single digit as in ``\frac12``."""
         if self.take("{"):
             return self.enclosed("}")
         found = self.match(_DIGIT)

@@ -1,4 +1,4 @@
-"""What answers are made of: choice letters, tuples, intervals, sets, lists, matrices, relations, numbers of other bases."""
+"""Parsing the structure of answers: choice letters, tuples, intervals, sets, lists, matrices, relations, other bases, times."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Collection(NamedTuple):
 
     @property
     def ordered(self) -> bool:
-        """Whether the order of the items means something."""
+        """Whether the order of the items matters."""
         return self.brackets not in ("{}", "u")
 
 
@@ -65,8 +65,8 @@ class Matrix(NamedTuple):
 
     Args:
         kind: ``matrix``, ``determinant``, or ``cases`` for values by case.
-        factor: what stands before it.
-        rows: of cells.
+        factor: the text before it; empty if there is none.
+        rows: the texts of the cells.
     """
 
     kind: str
@@ -75,7 +75,7 @@ class Matrix(NamedTuple):
 
 
 class Relation(NamedTuple):
-    """Sides and what stands between them, such as ``0 < x < 1``."""
+    """The sides of a relation such as ``0 < x < 1``, and the operators between them."""
 
     sides: list[str]
     operators: list[str]
@@ -90,9 +90,9 @@ def choice_letter(text: str) -> str | None:
 
 
 def parse_collection(text: str) -> Collection | None:
-    """Return the items of a tuple, interval, set, list or union, or None if the text is none of these.
+    """Return the items of a tuple, interval, set, list or union; None if the text is none of these.
 
-    Commas separate here even where digits could be groups of thousands: ``(1,234)`` has two items.
+    A comma always separates here, also between digits that could be groups of thousands: ``(1,234)`` has two items.
     """
     parts = _split(text, _CUP)
     if parts is not None and len(parts[0]) > 1:
@@ -108,7 +108,7 @@ def parse_collection(text: str) -> Collection | None:
 
 
 def parse_matrix(text: str) -> Matrix | Collection | None:
-    r"""Return the rows of a matrix, or None; the rows of a system such as ``\begin{cases}`` are a bare list."""
+    r"""Return the rows of a matrix, or those of a system such as ``\begin{cases}`` as a bare list; None for anything else."""
     transposed = _TUPLE_TRANSPOSED.fullmatch(text)
     if transposed:
         entries = parse_collection(transposed[1] or transposed[2])
@@ -139,7 +139,7 @@ def parse_matrix(text: str) -> Matrix | Collection | None:
 
 @lru_cache(maxsize=2048)
 def parse_relation(text: str) -> Relation | None:
-    """Return the sides of an equation, inequality or chain of them, smaller sides first, or None."""
+    """Return the sides of an equation, an inequality or a chain of them, with ``<`` and not ``>``; None for anything else."""
     parts = _split(text, _RELATION)
     if parts is None or len(parts[0]) < 2 or not all(parts[0]) or len(parts[0]) > 8:
         return None
@@ -210,7 +210,7 @@ def parse_clock(text: str) -> tuple[int, int, str | None] | None:
 
 
 def both_signs(text: str) -> list[str]:
-    r"""Return what a text with ``\pm`` and ``\mp`` stands for: two texts; one without these only itself."""
+    r"""Return the two texts that a text with ``\pm`` and ``\mp`` stands for; only the text itself if it has neither."""
     if not re.search(r"\\[pm][pm](?![A-Za-z])", text):
         return [text]
     upper = re.sub(r"\\mp(?![A-Za-z]) ?", "-", re.sub(r"\\pm(?![A-Za-z]) ?", "+", text))
@@ -234,10 +234,10 @@ def _strip_brackets(text: str) -> tuple[str, str]:
 
 
 def _split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]] | None:
-    """Split at the separators outside brackets; None if the brackets don't match or are too deep.
+    """Split a text at the separators that are outside all brackets.
 
     Returns:
-        The parts, and what stands between them.
+        The parts, and the separators between them; None if brackets do not match or are nested too deeply.
     """
     parts, between, start, depth = [], [], 0, 0
     for found in re.finditer(f"{separator.pattern}|{_BRACKET.pattern}", text):

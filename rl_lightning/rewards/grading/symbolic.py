@@ -1,4 +1,4 @@
-r"""Equality of expressions such as ``2\sqrt{3}`` and ``\sqrt{12}``, in a process of its own that can be killed."""
+r"""Comparing expressions such as ``2\sqrt{3}`` and ``\sqrt{12}`` by their values, in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from rl_lightning.rewards.pool import WorkerPool
 Result = Literal["equal", "different", "timeout", "refused"]
 
 _BACKEND = "rl_lightning.rewards.grading.symbolic_backend"
-_PATIENCE = 10.0  # of the clock on the wall with the process's own
+_PATIENCE = 10.0  # wall-clock time of a comparison over its limit of CPU time, before the process is killed
 _MOST_COMPARISONS = 64  # for one verdict
 
 
 class ProcessDied(RuntimeError):
-    """The process that compares was ended from outside, so nobody knows whether the answers are equal."""
+    """The process that compares was killed from outside, so it is unknown whether the answers are equal."""
 
 
 class Symbolic:
     """Compares the expressions of one verdict.
 
     Args:
-        timeout_s: longest time for one comparison, in seconds of the process's own time.
+        timeout_s: longest time for one comparison, in seconds of CPU time.
 
     Attributes:
-        reason: why the answers are not equal, the gravest so far: ``timeout``, ``refused`` or ``different``.
+        reason: why the answers are not equal; of several reasons ``timeout`` before ``refused`` before ``different``.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -39,13 +39,17 @@ class Symbolic:
         self.comparisons = 0
 
     def __call__(self, kind: str, gold: tuple[str, ...], response: tuple[str, ...]) -> bool | None:
-        """Return whether two expressions, or the sides of two relations, mean the same.
+        """Return whether two expressions, or two relations, are equal.
+
+        Args:
+            kind: ``expression``, ``equation`` or ``inequality``.
+            gold, response: an expression, or the two sides of a relation, as normalized texts.
 
         Raises:
-            ProcessDied: if the process was ended from outside.
+            ProcessDied: if the process was killed from outside.
         """
         self.comparisons += 1
-        # What took too long once would again.
+        # After a timeout the other comparisons of this verdict would take too long as well.
         tired = self.comparisons > _MOST_COMPARISONS or self.reason == "timeout"
         result = "refused" if tired else compare(kind, gold, response, self.timeout_s)
         if result in ("timeout", "refused") and self.reason != "timeout":
@@ -60,13 +64,18 @@ def require_backend() -> None:
 
 
 def compare(kind: str, gold: tuple[str, ...], response: tuple[str, ...], timeout_s: float) -> Result:
-    """Compare two expressions, or the sides of two relations, as normalized texts.
+    """Compare two expressions, or two relations.
+
+    Args:
+        kind: ``expression``, ``equation`` or ``inequality``.
+        gold, response: an expression, or the two sides of a relation, as normalized texts.
+        timeout_s: longest time, in seconds of CPU time.
 
     Returns:
-        ``refused``: they are too long, not read as expressions, or have no values to compare.
+        How they compare; ``refused`` if they are too long, cannot be read as expressions, or have no values to compare.
 
     Raises:
-        ProcessDied: if the process was ended from outside.
+        ProcessDied: if the process was killed from outside.
     """
     gold, response = tuple(map(tighten, gold)), tuple(map(tighten, response))
     read = [[read_expression(text) for text in texts] for texts in (gold, response)]
@@ -89,7 +98,7 @@ def compare(kind: str, gold: tuple[str, ...], response: tuple[str, ...], timeout
 
 
 def start(timeout_s: float) -> None:
-    """Start the process ahead of the first comparison, and wait until it is ready."""
+    """Start the process before the first comparison, and wait until it is ready."""
     require_backend()
     _pool(timeout_s).map([("time.sleep", {})])
 

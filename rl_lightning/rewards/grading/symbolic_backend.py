@@ -1,4 +1,4 @@
-"""What the symbolic worker runs: expressions evaluated at a few points, to many digits."""
+"""The code of the symbolic process: expressions are evaluated at a few points, to many digits."""
 
 from __future__ import annotations
 
@@ -20,17 +20,22 @@ _POINTS = 6
 
 
 class _NoValue(ArithmeticError):
-    """The expression has no value here, or one too large to compare."""
+    """The expression has no value at this point, or one that is too large to compare."""
 
 
 class _OutOfTime(BaseException):
-    """Raised by the alarm; not an Exception, so that nothing on the way swallows it."""
+    """Raised by the timer. It is not an Exception, so that no ``except`` in between catches it."""
 
 
 def result(
     kind: Kind, gold: tuple[str, ...], response: tuple[str, ...], limit_s: float
 ) -> Literal["equal", "different", "refused", "timeout"]:
-    """Return how a comparison ended that may take `limit_s` seconds of this process's own time: a busy machine changes no verdict."""
+    """Return how a comparison ended.
+
+    Args:
+        kind, gold, response: see `equal`.
+        limit_s: longest time, in seconds of CPU time, so that a busy machine changes no verdict.
+    """
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise _OutOfTime
@@ -48,19 +53,19 @@ def result(
 
 
 def prepare() -> None:
-    """Evaluate something, so that what is made once is made before the first comparison."""
+    """Evaluate an expression, so that mpmath's one-time work is done before the first comparison."""
     equal("expression", ("\\sin 1",), ("\\cos 1",))
 
 
 def equal(kind: Kind, gold: tuple[str, ...], response: tuple[str, ...]) -> bool | None:
-    """Return whether two expressions, or two relations of their left and right sides, mean the same.
+    """Return whether two expressions, or two relations, are equal.
 
-    They are evaluated at points fixed by the names of the variables. Two that agree to 40 digits at all of them, and have
-    a value at two at least, are the same; the left sides less the right ones of two equations must be proportional, those
-    of two inequalities with a positive factor.
+    They are evaluated at points that the names of the variables determine. Two expressions are equal if they agree to 40 digits
+    at all points where both have a value, and there are at least two such points. Two equations are equal if their
+    differences, left side less right side, are proportional; two inequalities, if they are so by a positive factor.
 
     Args:
-        kind: of the comparison.
+        kind: of both.
         gold, response: an expression, or the two sides of a relation.
 
     Returns:
@@ -82,7 +87,7 @@ def equal(kind: Kind, gold: tuple[str, ...], response: tuple[str, ...]) -> bool 
 
 
 def _proportional(values: list[Any], positive: bool) -> bool:
-    """Return whether the differences of sides are everywhere in one proportion, and no constants."""
+    """Return whether the differences of the sides are proportional at all points, and not constant."""
     pairs = [(first - second, third - fourth) for first, second, third, fourth in values]
     if any(abs(one) < _ZERO or abs(other) < _ZERO for one, other in pairs):
         return False
@@ -98,7 +103,7 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _values(sides: list[Expression], names: list[str], imaginary: bool) -> Iterator[tuple[Any, ...]]:
-    """Yield the values of all sides at each point where all have one, a real one unless numbers are imaginary."""
+    """Yield the values of all sides at each point where all of them have one; a real one unless `imaginary`."""
     for number in range(_POINTS if names else 1):
         point = {name: _coordinate(name, number) for name in names}
         try:
@@ -114,7 +119,7 @@ def _values(sides: list[Expression], names: list[str], imaginary: bool) -> Itera
 
 
 def _coordinate(name: str, number: int) -> Any:
-    """Return the value of a variable at a point: positive at the first ones, of either sign at the others."""
+    """Return the value of a variable at a point: positive at the first three points, of either sign at the others."""
     digest = zlib.crc32(f"{name} {number}".encode())
     size = mpf(digest % 9973 + 1000) / 4987 + mp.sqrt(2) / 7
     return -size if number >= 3 and (digest >> 16) % 2 else size

@@ -1,4 +1,4 @@
-r"""Sums of terms written in another order or notation, such as ``0.5x + 1`` and ``1 + \frac{x}{2}``; nothing is worked out."""
+r"""Comparing sums whose terms stand in another order or notation, such as ``0.5x + 1`` and ``1 + \frac{x}{2}``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from fractions import Fraction
 from rl_lightning.rewards.grading.expression import Tree, read_expression
 from rl_lightning.rewards.grading.normalize import tighten
 
-#: A factor and the powers of what it is a factor of.
+#: A term: its coefficient, and pairs of a factor and its power.
 _Term = tuple[Fraction, frozenset[tuple[Tree, int]]]
 _LARGEST_POWER = 1000
 
 
 def same_terms(gold: str, response: str) -> bool:
-    """Return whether two normalized texts are sums of the same terms, of which one at least has more than a number in it."""
+    """Return whether two normalized texts are sums of the same terms, at least one of which is not just a number.
+
+    Numbers are not worked out: ``2 + 3`` is not ``5``.
+    """
     read = [read_expression(tighten(text)) for text in (gold, response)]
     sums = [_terms(one.tree) if one else None for one in read]
     return sums[0] is not None and sums[0] == sums[1] and any(powers for _, powers in sums[0])

@@ -44,7 +44,7 @@ _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 
 def split_currency(text: str) -> tuple[str, str | None]:
-    """Take a currency sign off the beginning or the end of a text."""
+    """Return a text without a currency sign at its beginning or end, and the currency; None if there is no sign."""
     found = _CURRENCY.match(text)
     if found:
         return found[1] + text[found.end() :], _CURRENCIES[found[2][-1]]
@@ -54,11 +54,11 @@ def split_currency(text: str) -> tuple[str, str | None]:
 
 @lru_cache(maxsize=4096)
 def split_unit(text: str) -> tuple[str, str | None]:
-    r"""Take the unit off a normalized text.
+    r"""Split a normalized text into a value and a unit.
 
     Returns:
-        The rest and the unit in one spelling, such as ``m s^-2``; None for a text without one. A letter that touches its
-        number, as in ``5m``, may be a variable and stays.
+        The text without its unit, and the unit in one spelling, such as ``m s^-2``; None if it has none. A letter that touches
+        its number, as in ``5m``, may be a variable and stays in the text.
     """
     text, unit = split_currency(text)
     if unit is not None:
@@ -83,20 +83,25 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
 
 def split_scale(text: str) -> tuple[str, Fraction]:
-    """Take a word such as ``million`` off the end of a text, and return what it stands for."""
+    """Return a text without a word such as ``million`` at its end, and the number that the word stands for; 1 without one."""
     found = _SCALE.search(text)
     return (text[: found.start()], Fraction(_SCALES[found[1]])) if found and found.start() else (text, Fraction(1))
 
 
 def letter_unit(text: str) -> tuple[str, str | None]:
-    """Take off a unit of one letter that touches its number, such as the ``m`` of ``5m``."""
+    """Return a text without a unit of one letter that touches its number, as in ``5m``, and that unit; None without one."""
     unit = _UNITS.get(text[-1:])
     touches = len(text) > 1 and text[-1].isalpha() and text[-2].isdigit()
     return (text[:-1], unit) if touches and unit is not None else (text, None)
 
 
 def _read(text: str, touching: bool) -> str | None:
-    """Return the unit that a whole text stands for, in one spelling, or None."""
+    """Return the unit that a whole text denotes, in one spelling; None if it is no unit.
+
+    Args:
+        text: such as ``\\text{ square miles per hour}``.
+        touching: it follows its number without a space.
+    """
     written = text.startswith("\\text{")
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("(", "").replace(")", "").strip()
     powers: Counter[str] = Counter()

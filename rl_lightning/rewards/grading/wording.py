@@ -1,4 +1,4 @@
-r"""Answers in other words: sentences around a value, ``\frac{1}{3} \approx 0.33``, sets written by their condition."""
+r"""Answers in other words: sentences around a value, ``\frac{1}{3} \approx 0.33``, sets given by a condition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ALL_NUMBERS = {r"\mathbb{R}": r"(-\infty,\infty)"}
 
 
 def said(text: str) -> str | None:
-    """Return the value that a normalized sentence gives, as in ``The largest n is 34``, or None if it is no such sentence."""
+    """Return the value that a normalized sentence such as ``The largest n is 34`` gives; None if it is no such sentence."""
     if len(text) > _LONGEST_SENTENCE:
         return None
     rest = _PREDICATE.sub("", text)
@@ -42,10 +42,10 @@ def said(text: str) -> str | None:
 
 
 def plain(text: str) -> str:
-    r"""Return a normalized answer in the form that others are compared with.
+    r"""Return a normalized answer in a plainer form, for comparison.
 
-    The condition of ``\{x \mid x > 2\}`` is what it says; the name in ``x = 1, 2`` is that of all values. Of ``a \approx b`` the answer is `a`, unless that only names
-    something or is a number that `b` does not round.
+    ``\{x \mid x > 2\}`` becomes ``x > 2``, and ``x = 1, 2`` becomes ``x = 1, x = 2``. ``a \approx b`` becomes ``a``, or
+    ``a = b`` if ``a`` is only a name; it stays as it is if ``a`` is a number that does not round to ``b``.
     """
     if text in _ALL_NUMBERS:
         return _ALL_NUMBERS[text]
@@ -65,7 +65,8 @@ def plain(text: str) -> str:
 
 
 def _rounds(exact: str, rounded: str) -> bool:
-    """Return whether a decimal is a number to within one of its last place; true where one of them is no number."""
+    """Return whether a decimal rounds a number, to within one unit of its last place. True if `exact` is no number, and False
+    if `rounded` is none."""
     value, decimal = parse_quantity(exact), parse_quantity(rounded)
     if decimal is None:
         return False
@@ -74,7 +75,7 @@ def _rounds(exact: str, rounded: str) -> bool:
 
 
 def with_point(text: str, other: str) -> str:
-    """Return a number with a decimal comma, such as ``1,22``, with a point, where the other answer has one."""
+    """Return a number with a decimal comma, such as ``1,22``, with a point instead if the other answer has a decimal point."""
     comma = _DECIMAL_COMMA.fullmatch(text)
     if comma and _DECIMAL_POINT.fullmatch(other) and parse_quantity(text) is None:
         return text.replace(",", ".")
