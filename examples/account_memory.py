@@ -28,7 +28,7 @@ CONFIGS = ("sft", "rft", "dpo", "ppo", "grpo", "dapo", "reward_model")
 LENGTH = '[{"function": "rl_lightning.rewards.functions.response_length", "weight": 1.0, "arguments": {}}]'
 SMALL = {
     "RolloutDataModule": ["--data.prompts_per_rollout=4", "--data.group_size=2", "--data.minibatch_size=8"],
-    "RewardDataModule": ["--data.max_prompts=16", "--data.samples_per_prompt=4", "--data.batch_size=2"],
+    "RewardDataModule": ["--data.max_prompts=16", "--data.group_size=4", "--data.batch_size=2"],
     "DemonstrationDataModule": ["--data.batch_size=2"],
 }
 

@@ -94,8 +94,8 @@ class Recipe:
             return [*size, f"--trainer.callbacks+={budget}", f"--trainer.callbacks.answers={answers}", *self.extra]
         epochs = OmegaConf.load(ROOT / self.config).trainer.max_epochs
         steps = [f"--trainer.val_check_interval={epochs / points:g}"]
-        if "samples_per_prompt" in data:
-            return [*steps, f"--data.max_prompts={answers // data.samples_per_prompt}", *self.extra]
+        if "group_size" in data:
+            return [*steps, f"--data.max_prompts={answers // data.group_size}", *self.extra]
         return [*steps, f"--data.prompts.train_size={answers}", *self.extra]
 
     @property

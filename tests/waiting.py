@@ -21,7 +21,7 @@ class Wait(Callback):
                 here()
 
         if self.moment == "generation":
-            trainer.datamodule.on_generation_progress = progress
+            trainer.datamodule.watch.on_progress = progress
 
     def on_before_backward(self, trainer, pl_module, loss):
         if self.moment == "backward" and trainer.current_epoch == 1:

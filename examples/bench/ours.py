@@ -78,7 +78,7 @@ def overlay_for(work: Work, base: dict[str, Any]) -> dict[str, Any]:
         data |= {"sampling": {"max_new_tokens": work.new_tokens}, "rewards": [{"function": work.reward}]}
         data |= {"generator": {"class_path": "examples.bench.forced_native.ForcedLengths"}}
     if work.kind == "pairs":
-        data |= {"origin": "files", "max_prompts": None, "samples_per_prompt": None, "pairs": None}
+        data |= {"origin": "files", "max_prompts": None, "group_size": None, "pairs": None}
         model |= {"length_normalize": False, "beta": 0.1}
     if work.algorithm == "grpo":
         model |= {"kl_coef": 0.0}

@@ -86,7 +86,7 @@ class Work:
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the rows, as many as the steps need."""
-        from rl_lightning.data.loader import permutation
+        from rl_lightning.data.steps import permutation
 
         count = self.steps * (self.batch or self.prompts)
         if self.kind == "sums":

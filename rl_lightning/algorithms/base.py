@@ -22,7 +22,7 @@ from rl_lightning.functional import Reduction
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
 from rl_lightning.shapes import require
 from rl_lightning.strategies import clip_gradients, data_parallel_size, gradient_norm, place, sum_over_ranks
-from rl_lightning.types import Microbatch, Rows
+from rl_lightning.types import Microbatch, PreferenceBatch, Rows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -221,8 +221,11 @@ class ObjectiveModule(TrainedState):
             )
 
     def observe(self, values: Mapping[str, Tensor | float], batch: Rows) -> None:
-        """Record values of tokens, (B, R), or single numbers; their mean over the tokens of the optimizer step is logged under the
-        given names.
+        """Record values of a microbatch. Their mean over the tokens (pairs) of the optimizer step is logged under the given names.
+
+        Args:
+            values: name → one number a response token, (B, R); one a preference pair, (B/2,); or one number.
+            batch: the microbatch.
 
         Raises:
             UserError: for another shape.
@@ -230,6 +233,9 @@ class ObjectiveModule(TrainedState):
         mask = batch.response_mask
         for name, value in values.items():
             table = torch.as_tensor(value, device=mask.device)
+            if isinstance(batch, PreferenceBatch) and table.shape == (len(batch) // 2,):
+                self.observations.add({name: table}, torch.ones_like(table, dtype=torch.bool))
+                continue
             table = table.expand(mask.shape) if table.numel() == 1 and table.dim() < 2 else table
             if table.shape != mask.shape:
                 raise UserError(
@@ -237,11 +243,6 @@ class ObjectiveModule(TrainedState):
                     f"{tuple(mask.shape)}, one number a response token, or be one number"
                 )
             self.observations.add({name: table}, mask)
-
-    def observe_pairs(self, values: Mapping[str, Tensor]) -> None:
-        """Record values of shape (B/2,), one a pair; their mean over the pairs of the optimizer step is logged."""
-        for name, value in values.items():
-            self.observations.add({name: value}, torch.ones_like(value, dtype=torch.bool))
 
     def require_mean_over_pairs(self) -> None:
         """Refuse any reduction but the one under which the loss is the mean over pairs; see `PreferenceBatch.per_token`."""

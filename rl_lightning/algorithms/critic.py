@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from rl_lightning.algorithms.online import OnlineModule
+from rl_lightning.algorithms.policy import Outputs
 from rl_lightning.errors import UserError
 from rl_lightning.functional import value_loss
-from rl_lightning.models import Critic, CriticFiles, Reading, head_for, read_responses
+from rl_lightning.models import Critic, CriticFiles, head_for, read_responses
 from rl_lightning.types import Microbatch
 
 _CRITIC = "critic."
@@ -112,20 +113,31 @@ class CriticModule(OnlineModule):
 
     # ------------------------------------------------------------------ training
 
-    def auxiliary(self, batch: Microbatch, outputs: Reading) -> Tensor | float:
-        """Return what is maximised besides the objective: the entropy, and −c_1 times the value loss."""
-        return super().auxiliary(batch, outputs) - self.weighted_value_loss(batch, outputs.hidden)
+    def outputs(self, batch: Microbatch) -> Outputs:  # type: ignore[override]
+        """Run the policy and the critic over a microbatch. While only the critic learns, it reads hidden states without gradient."""
+        outputs = super().outputs(batch)
+        hidden = outputs.hidden
+        if hidden is not None and self.is_warming_up:
+            hidden = hidden.detach()
+        return outputs._replace(values=self.values(batch, hidden)[:, :-1])
 
-    def weighted_value_loss(self, batch: Microbatch, hidden: Tensor | None) -> Tensor:
-        """Return c_1 ½ (V − R̂)² per token, clipped where that is wanted, and observe it."""
-        assert batch.returns is not None
+    def auxiliary(self, batch: Microbatch, outputs: Outputs) -> Tensor | float:
+        """Return what is maximised besides the objective, (B, R): the entropy, and −c_1 times the value loss."""
+        loss, _ = self.value_losses(batch, outputs)
+        return super().auxiliary(batch, outputs) - self.value_coef * loss
+
+    def value_losses(self, batch: Microbatch, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """Return ½ (V − R̂)² of every token, clipped where that is wanted, and where the clip holds it, (B, R) each."""
+        assert batch.returns is not None and outputs.values is not None
         # What stands in the padding may be NaN; it must not get into the gradient.
-        values = torch.where(batch.response_mask, self.values(batch, hidden)[:, :-1], 0)
-        loss, clipped = value_loss(values, batch.returns, batch.values, self.value_clip)
-        self.observe({"value/loss": loss}, batch)
-        if self.value_clip is not None:
-            self.observe({"value/clip_fraction": clipped.float()}, batch)
-        return self.value_coef * loss
+        values = torch.where(batch.response_mask, outputs.values, 0)
+        return value_loss(values, batch.returns, batch.values, self.value_clip)
+
+    def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
+        """Return what is logged of the tokens of a microbatch, (B, R)."""
+        loss, clipped = self.value_losses(batch, outputs)
+        fraction = {} if self.value_clip is None else {"value/clip_fraction": clipped.float()}
+        return super().observed(batch, outputs) | {"value/loss": loss} | fraction
 
     @property
     def is_warming_up(self) -> bool:
@@ -137,10 +149,11 @@ class CriticModule(OnlineModule):
         if not self.is_warming_up:
             return super().loss(batch)
         outputs = self.outputs(batch)
-        hidden = None if outputs.hidden is None else outputs.hidden.detach()
+        with torch.no_grad():
+            self.observe(self.observed(batch, outputs), batch)
         # The policy stays in the graph, at weight 0: several ranks wait for a gradient of each parameter.
         objective = 0 * self.objective(batch, outputs.logprobs)
-        return self.weigh(batch, objective, -self.weighted_value_loss(batch, hidden))
+        return self.weigh(batch, objective, -self.value_coef * self.value_losses(batch, outputs)[0])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave the policy out of a step of the critic's warm-up, so that not even weight decay moves it."""

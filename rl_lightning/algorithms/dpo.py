@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl_lightning.algorithms.policy import PolicyModule
+from rl_lightning.algorithms.policy import Outputs, PolicyModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import dpo_objective
 from rl_lightning.models import PolicyFiles
@@ -75,22 +75,25 @@ class DPO(PolicyModule):
         """Return log σ(β m⁺ − β m⁻) on every token of both responses of a pair."""
         if not isinstance(batch, PreferenceBatch) or batch.ref_logprobs is None:
             raise UserError("DPO needs preference pairs with log-probabilities of the reference: use RewardDataModule")
-        measured = self._per_response(logprobs, batch)
-        reference = self._per_response(batch.ref_logprobs, batch)
-        margins = measured - reference
+        margins = self._per_response(logprobs, batch) - self._per_response(batch.ref_logprobs, batch)
         chosen, rejected = batch.chosen(margins), batch.rejected(margins)
-        difference = (self.beta * (chosen - rejected)).detach()
-        self.observe_pairs(
-            {
-                "dpo/margin": difference,
-                "dpo/accuracy": (difference > 0).float(),
-                "dpo/chosen_reward": self.beta * chosen.detach(),
-                "dpo/rejected_reward": self.beta * rejected.detach(),
-                "policy/chosen_logprob": batch.chosen(measured).detach(),
-                "policy/rejected_logprob": batch.rejected(measured).detach(),
-            }
-        )
         return batch.per_token(dpo_objective(chosen, rejected, self.beta, self.label_smoothing))
+
+    def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
+        """Return what is logged of the pairs, (B/2,), besides the entropy of the tokens."""
+        assert isinstance(batch, PreferenceBatch) and batch.ref_logprobs is not None
+        measured = self._per_response(outputs.logprobs, batch)
+        margins = measured - self._per_response(batch.ref_logprobs, batch)
+        chosen, rejected = batch.chosen(margins), batch.rejected(margins)
+        difference = self.beta * (chosen - rejected)
+        return super().observed(batch, outputs) | {
+            "dpo/margin": difference,
+            "dpo/accuracy": (difference > 0).float(),
+            "dpo/chosen_reward": self.beta * chosen,
+            "dpo/rejected_reward": self.beta * rejected,
+            "policy/chosen_logprob": batch.chosen(measured),
+            "policy/rejected_logprob": batch.rejected(measured),
+        }
 
     def _per_response(self, logprobs: Tensor, batch: Microbatch) -> Tensor:
         """Return the sum of each response's log-probabilities, or their mean, (B,) nats."""

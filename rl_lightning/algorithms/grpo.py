@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rl_lightning.algorithms.online import OnlineModule, clip_bounds
+from rl_lightning.algorithms.policy import vanishes_with_advantage
 from rl_lightning.types import Microbatch
 
 
@@ -38,7 +39,9 @@ class GRPO(OnlineModule):
 
     formula = "J = E 1/G Σ_i 1/|y_i| Σ_t [ min(ρA, clip(ρ, 1−ε, 1+ε)A) − β(π_ref/π_θ − log π_ref/π_θ − 1) ]"
     needs: ClassVar = {"advantages": "rl_lightning.callbacks.GroupNormalize"}
-    proportional_to_advantages = True
+
+    clip_low: float
+    clip_high: float
 
     def __init__(
         self, kl_coef: float = 0.04, clip_low: float = 0.2, clip_high: float | None = None, **online_options: Any
@@ -46,6 +49,7 @@ class GRPO(OnlineModule):
         super().__init__(kl_coef=kl_coef, **online_options)
         self.clip_low, self.clip_high = clip_bounds(clip_low, clip_high)
 
+    @vanishes_with_advantage
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return S_ε(π_θ/π_old, A) − β D(π_ref/π_θ), the divergence where it acts in the loss."""
         return self.surrogate(batch, logprobs, self.clip_low, self.clip_high) - self.divergence(batch, logprobs)

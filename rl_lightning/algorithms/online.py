@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from rl_lightning.algorithms.correction import SamplerCorrection
-from rl_lightning.algorithms.policy import PolicyModule
+from rl_lightning.algorithms.policy import Outputs, PolicyModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import (
     KLEstimator,
@@ -47,6 +47,9 @@ class OnlineModule(PolicyModule):
     """
 
     learns_from = "rollouts"
+    #: Bounds of the ratio, ε_low and ε_high, for an objective that clips it; what the clip does is then logged.
+    clip_low: float | None = None
+    clip_high: float | None = None
 
     def __init__(
         self,
@@ -175,62 +178,66 @@ class OnlineModule(PolicyModule):
     def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
         outputs = self.outputs(batch)
-        objective = self.objective(self.corrected(batch, outputs.logprobs), outputs.logprobs)
+        batch = self.corrected(batch, outputs.logprobs)
+        objective = self.objective(batch, outputs.logprobs)
+        with torch.no_grad():
+            self.observe(self.observed(batch, outputs), batch)
         return self.weigh(batch, objective, self.auxiliary(batch, outputs))
+
+    def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
+        """Return what is logged of the tokens of a microbatch: how far the policy is from the one that sampled, from the sampler
+        and from the reference, and what the clip does, where the algorithm has bounds. All are (B, R)."""
+        logprobs, seen = outputs.logprobs, super().observed(batch, outputs)
+        old = old_logprobs(batch, logprobs)
+        ratio = probability_ratio(logprobs, old)
+        seen |= {
+            "policy/ratio_mean": ratio,
+            "policy/ratio_square": ratio.square(),
+            "policy/approx_kl": kl_k3(old, logprobs),
+        }
+        if batch.rollout_logprobs is not None:
+            seen |= self.sampler_correction.weights(old, batch.rollout_logprobs, batch.response_mask)[1]
+        if self.clip_low is not None and self.clip_high is not None and batch.advantages is not None:
+            seen |= {
+                "policy/clip_fraction_high": ((batch.advantages > 0) & (ratio > 1 + self.clip_high)).float(),
+                "policy/clip_fraction_low": ((batch.advantages < 0) & (ratio < 1 - self.clip_low)).float(),
+            }
+        if self.kl_coef and self.kl_in == "loss":
+            assert batch.ref_logprobs is not None
+            seen |= {"kl/k3": kl_k3(logprobs, batch.ref_logprobs), "kl/k1": kl_k1(logprobs, batch.ref_logprobs)}
+        return seen
 
     def corrected(self, batch: Microbatch, logprobs: Tensor) -> Microbatch:
         """Return a microbatch with its advantages weighed by how much likelier the trainer's policy found each token than the
-        sampler that drew it, and observe how far the two are apart; the same batch where they are one."""
-        if batch.rollout_logprobs is None:
+        sampler that drew it; the same batch where the two are one."""
+        if batch.rollout_logprobs is None or batch.advantages is None or self.sampler_correction.kind == "none":
             return batch
         policy = old_logprobs(batch, logprobs)
-        weights, seen = self.sampler_correction.weights(policy, batch.rollout_logprobs, batch.response_mask)
-        self.observe(seen, batch)
-        if self.sampler_correction.kind == "none" or batch.advantages is None:
-            return batch
+        weights, _ = self.sampler_correction.weights(policy, batch.rollout_logprobs, batch.response_mask)
         # An unbounded weight may be infinite, and 0 · ∞ is no number.
         weighed = torch.where(batch.advantages == 0, 0, batch.advantages * weights.to(batch.advantages))
         return replace(batch, advantages=weighed)
 
     def ratio(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
-        """Return ρ = π_θ/π_old per token, and observe how far it is from 1."""
-        ratio = probability_ratio(logprobs, old_logprobs(batch, logprobs))
-        self.observe(
-            {
-                "policy/ratio_mean": ratio,
-                "policy/ratio_square": ratio.square(),
-                "policy/approx_kl": kl_k3(old_logprobs(batch, logprobs), logprobs),
-            },
-            batch,
-        )
-        return ratio
+        """Return ρ = π_θ/π_old of every response token, (B, R)."""
+        return probability_ratio(logprobs, old_logprobs(batch, logprobs))
 
     def surrogate(
         self, batch: Microbatch, logprobs: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
     ) -> Tensor:
-        """Return S_ε(ρ, A) per token and observe what the clip does.
+        """Return S_ε(ρ, A) of every response token, (B, R).
 
         The one policy-gradient core of PPO, GRPO and DAPO; see `rl_lightning.functional.clipped_surrogate`.
         """
         assert batch.advantages is not None
-        ratio = self.ratio(batch, logprobs)
-        self.observe(
-            {
-                "policy/clip_fraction_high": ((batch.advantages > 0) & (ratio > 1 + clip_high)).float(),
-                "policy/clip_fraction_low": ((batch.advantages < 0) & (ratio < 1 - clip_low)).float(),
-            },
-            batch,
-        )
-        return clipped_surrogate(ratio, batch.advantages, clip_low, clip_high, dual_clip)
+        return clipped_surrogate(self.ratio(batch, logprobs), batch.advantages, clip_low, clip_high, dual_clip)
 
     def divergence(self, batch: Microbatch, logprobs: Tensor) -> Tensor | float:
-        """Return β times the estimated divergence from the reference per token, in nats, and observe k1 and k3; 0 if it does
-        not act in the loss."""
+        """Return β times the estimated divergence from the reference of every response token, (B, R) in nats; 0 if it does not act
+        in the loss."""
         if not self.kl_coef or self.kl_in != "loss":
             return 0.0
         assert batch.ref_logprobs is not None
-        k1, k3 = kl_k1(logprobs, batch.ref_logprobs), kl_k3(logprobs, batch.ref_logprobs)
-        self.observe({"kl/k3": k3, "kl/k1": k1}, batch)
         log_ratio = logprobs - old_logprobs(batch, logprobs)
         return self.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, log_ratio)
 

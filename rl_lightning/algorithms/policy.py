@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,36 @@ from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.base import ObjectiveModule
 from rl_lightning.algorithms.metrics import sampling_metrics
-from rl_lightning.models import Reading, read_responses
+from rl_lightning.models import read_responses
 from rl_lightning.strategies import gathered
 from rl_lightning.types import Microbatch, Rollout, Rows
 
-#: What the loss of a policy is made of. Whoever overrides one of these may read more than the advantages.
-_MAKES_THE_LOSS = (
-    "training_step", "loss", "weigh", "objective", "auxiliary", "outputs", "corrected", "ratio", "surrogate", "divergence",
-)  # fmt: skip
+MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+
+
+def vanishes_with_advantage(objective: MethodT) -> MethodT:
+    """Mark an `objective` that is proportional to the advantages, but for a divergence in it.
+
+    A response whose advantages are all 0 then has no gradient, and where a rollout serves a single update it is not computed.
+    """
+    objective.vanishes_with_advantage = True  # type: ignore[attr-defined]
+    return objective
+
+
+class Outputs(NamedTuple):
+    """What a forward pass says of the response tokens of a microbatch, (B, R) each.
+
+    Args:
+        logprobs: log π_θ, nats, with gradient.
+        entropy: of the token distributions, nats; with gradient only where it is trained on.
+        hidden: (B, R + 1, D); the last hidden states, if the algorithm reads them.
+        values: V before each token, if the algorithm has a critic.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    hidden: Tensor | None = None
+    values: Tensor | None = None
 
 
 class PolicyModule(ObjectiveModule):
@@ -36,9 +58,6 @@ class PolicyModule(ObjectiveModule):
     entropy_coef: float = 0.0
     #: Whether `auxiliary` reads the policy's hidden states.
     reads_hidden: bool = False
-    #: Whether `objective` is proportional to the advantages, but for a divergence. A class that overrides it, or anything
-    #: else that the loss is made of, must say so itself: what it inherits is not taken for its own.
-    proportional_to_advantages: ClassVar[bool] = False
 
     def __init__(self, policy: str = "embedded", **options: Any) -> None:
         super().__init__(policy, **options)
@@ -66,29 +85,49 @@ class PolicyModule(ObjectiveModule):
         """
         raise TypeError(f"{type(self).__name__} must define objective(batch, logprobs)")
 
-    def auxiliary(self, batch: Microbatch, outputs: Reading) -> Tensor | float:
+    def auxiliary(self, batch: Microbatch, outputs: Outputs) -> Tensor | float:
         """Return what is maximised besides the objective, (B, R): the entropy, if it has a weight."""
         return self.entropy_coef * outputs.entropy if self.entropy_coef else 0.0
 
-    def outputs(self, batch: Rows) -> Reading:
-        """Run the policy over a microbatch, and observe its entropy, which has a gradient only where it is trained on."""
-        reading = read_responses(
-            self.policy, batch, entropy="gradient" if self.entropy_coef else "value", hidden=self.reads_hidden
-        )
-        self.observe({"policy/entropy": reading.entropy}, batch)
-        return reading
+    def outputs(self, batch: Rows) -> Outputs:
+        """Run the policy over a microbatch."""
+        entropy: Literal["gradient", "value"] = "gradient" if self.entropy_coef else "value"
+        return Outputs(*read_responses(self.policy, batch, entropy=entropy, hidden=self.reads_hidden))
+
+    def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
+        """Return what is logged of the tokens of a microbatch: name → (B, R), or (B/2,) for pairs. See `observe`."""
+        return {"policy/entropy": outputs.entropy}
 
     @property
     def learns_from_zero_advantages(self) -> bool:
-        """Whether a response may have a gradient though all of its advantages are 0; if not, it need not be computed."""
+        """Whether a response may have a gradient though all of its advantages are 0; if not, it need not be computed.
+
+        It has none if the `objective` is marked by `vanishes_with_advantage`. The mark is not inherited by a subclass that
+        overrides anything else but `__init__`: it may have changed what the loss is made of. Override `objective` and set
+        the mark again there.
+        """
         lines = type(self).__mro__
+        below = lines[: next(place for place, line in enumerate(lines) if "objective" in vars(line))]
+        changed = any(
+            isinstance(value, property) or (callable(value) and name != "__init__")
+            for line in below
+            for name, value in vars(line).items()
+        )
+        return changed or not getattr(self.objective, "vanishes_with_advantage", False) or self.entropy_coef != 0
 
-        def defined(name: str) -> int:
-            return next((place for place, line in enumerate(lines) if name in vars(line)), len(lines))
+    # ---------------------------------------------------------------- rollouts
 
-        says = defined("proportional_to_advantages")
-        overridden = any(defined(name) < says for name in _MAKES_THE_LOSS)
-        return overridden or not self.proportional_to_advantages or self.entropy_coef != 0
+    def score(self, batch: Microbatch, single_update: bool) -> dict[str, Tensor]:
+        """Return what must be known of a rollout before the policy changes: names of `Rollout` fields → (B, R) or (B,).
+
+        Args:
+            batch: rows of the rollout, as one forward pass.
+            single_update: the rollout serves one optimizer step.
+        """
+        return {}
+
+    def on_rollout_scored(self, rollout: Rollout) -> None:
+        """Fill in what follows from the scores of a rollout, before callbacks make advantages."""
 
     def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
         """Return the log-probabilities of the response tokens, at the sampling temperature.
@@ -105,7 +144,10 @@ class PolicyModule(ObjectiveModule):
     def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
         outputs = self.outputs(batch)
-        return self.weigh(batch, self.objective(batch, outputs.logprobs), self.auxiliary(batch, outputs))
+        objective = self.objective(batch, outputs.logprobs)
+        with torch.no_grad():
+            self.observe(self.observed(batch, outputs), batch)
+        return self.weigh(batch, objective, self.auxiliary(batch, outputs))
 
     # ---------------------------------------------------------------- evaluation
 

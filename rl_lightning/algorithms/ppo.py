@@ -63,6 +63,9 @@ class PPO(CriticModule):
     formula = "J = E 1/|y| Σ_t min(ρA, clip(ρ, 1−ε, 1+ε)A),  A = GAE of r − β log π_old/π_ref"
     fills = ("advantages", "returns")
 
+    clip_low: float
+    clip_high: float
+
     def __init__(
         self,
         clip_low: float = 0.2,

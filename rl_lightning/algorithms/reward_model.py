@@ -90,12 +90,13 @@ class RewardModel(ObjectiveModule):
             raise UserError("RewardModel needs preference pairs: use RewardDataModule")
         scores = self.scores(batch)
         chosen, rejected = batch.chosen(scores).detach(), batch.rejected(scores).detach()
-        self.observe_pairs(
+        self.observe(
             {
                 "reward_model/accuracy": (chosen > rejected).float(),
                 "reward_model/margin": chosen - rejected,
                 "reward_model/reward_mean": (chosen + rejected) / 2,
-            }
+            },
+            batch,
         )
         objective = self.objective(batch, scores)
         require(f"what {type(self).__name__}.objective returns", objective, chosen.shape, "one number a pair")

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rl_lightning.algorithms.policy import PolicyModule
+from rl_lightning.algorithms.policy import PolicyModule, vanishes_with_advantage
 from rl_lightning.errors import UserError
-from rl_lightning.types import Microbatch, Rollout
+from rl_lightning.types import Microbatch
 
 
 class RFT(PolicyModule):
@@ -38,20 +38,13 @@ class RFT(PolicyModule):
     formula = "J = E[ 𝕀(x, y) · 1/|y| Σ_t log π_θ(y_t | x, y_<t) ]"
 
     needs = {"advantages": "rl_lightning.callbacks.RejectionSampling"}  # noqa: RUF012
-    proportional_to_advantages = True
 
     def __init__(self, online: bool = False, **policy_options: Any) -> None:
         super().__init__(**policy_options)
         self.online = online
         self.learns_from = "rollouts" if online else "samples"
 
-    def score(self, batch: Microbatch, single_update: bool) -> dict[str, Tensor]:
-        """Return nothing: there is no ratio and no reference."""
-        return {}
-
-    def on_rollout_scored(self, rollout: Rollout) -> None:
-        """Leave the rewards as they are."""
-
+    @vanishes_with_advantage
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return 𝕀 log π_θ(y_t | x, y_<t)."""
         if batch.advantages is None:

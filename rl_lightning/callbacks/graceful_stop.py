@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rl_lightning.errors import UserError
-from rl_lightning.hooks import StopCallback
+from rl_lightning.hooks import StopCallback, Watch
 from rl_lightning.strategies import StopSign, sum_over_ranks
 
 log = logging.getLogger(__name__)
@@ -75,11 +75,11 @@ class GracefulStop(StopCallback):
     # ---------------------------------------------------------------- listening
 
     def listen(self, trainer: Trainer) -> None:
-        """Install the signal handlers, and set the DataModule's stop hooks."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data.on_boundary = lambda together: self._check(trainer, together)
-        data.agreed = lambda: self._agreed(trainer)
-        data.abandonable = lambda alone: self._abandonable(trainer, alone)
+        """Install the signal handlers, and put the stop hooks into the DataModule's watch."""
+        watch: Watch = trainer.datamodule.watch  # type: ignore[attr-defined]
+        watch.on_boundary = lambda together: self._check(trainer, together)
+        watch.agreed = lambda: self._agreed(trainer)
+        watch.abandonable = lambda alone: self._abandonable(trainer, alone)
         if not self._before and threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 

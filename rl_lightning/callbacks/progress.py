@@ -8,6 +8,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm.auto import tqdm
 
+from rl_lightning.hooks import Watch
+
 
 class RolloutProgressBar(TQDMProgressBar):
     """Lightning's progress bar, with "Rollout" in place of "Epoch", and a second bar while responses are sampled.
@@ -26,8 +28,8 @@ class RolloutProgressBar(TQDMProgressBar):
         """Set the DataModule's hook for the progress of sampling."""
         super().setup(trainer, pl_module, stage)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if self.generation_bar and self.is_enabled and hasattr(data, "on_generation_progress"):
-            data.on_generation_progress = self._generated
+        if self.generation_bar and self.is_enabled and isinstance(getattr(data, "watch", None), Watch):
+            data.watch.on_progress = self._generated
 
     def _generated(self, done: int, total: int) -> None:
         if self._bar is None:

@@ -34,6 +34,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "lr_warmup_steps": ("optimizer.warmup_steps", "warmup_steps"),
     "num_warmup_steps": ("optimizer.warmup_steps", "warmup_steps"),
     # sizes
+    "samples_per_prompt": ("group_size",),
     "num_generations": ("group_size", "samples_per_prompt"),
     "rollout_n": ("group_size", "samples_per_prompt"),
     "n": ("group_size", "samples_per_prompt"),

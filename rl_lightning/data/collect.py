@@ -1,228 +1,221 @@
-"""Filling a rollout with the groups that callbacks keep: chunk after chunk, the same on every number of ranks."""
+"""One rollout, from prompts to advantages."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rl_lightning.data.loader import permutation, spread
+from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.sampler import SampledPolicy, Sampler
+from rl_lightning.data.stages import Stages
+from rl_lightning.data.steps import Layout, StepSizes, permutation
+from rl_lightning.data.supply import Filling, Supply
 from rl_lightning.errors import UserError
-from rl_lightning.hooks import Refill, RolloutCallback
-from rl_lightning.measures import merged
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank
+from rl_lightning.functional import known_or, masked_mean, masked_variance
+from rl_lightning.functional.masking import Total, alone
+from rl_lightning.generation import Sampling
+from rl_lightning.hooks import PolicyLearner, Refill
+from rl_lightning.measures import Seconds
+from rl_lightning.shapes import require
+from rl_lightning.strategies import metrics_of_all_ranks
 from rl_lightning.types import Rollout
-
-if TYPE_CHECKING:
-    from rl_lightning.data.rollout import RolloutDataModule
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Supply:
-    """Where sampling is over the whole run; every rank has the same.
-
-    Args:
-        cursor: prompts sampled so far, over all ranks; names prompts and random streams.
-        surplus: kept groups that no rollout had room for, in the order of their prompts, on the CPU.
-    """
-
-    cursor: int = 0
-    surplus: Rollout | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain tensors, numbers and strings."""
-        return {"cursor": self.cursor, "surplus": None if self.surplus is None else self.surplus.state_dict()}
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> Supply:
-        """Undo `state_dict`."""
-        surplus = state["surplus"]
-        return cls(state["cursor"], None if surplus is None else Rollout.from_state_dict(surplus))
-
-
-@dataclass
-class Tally:
-    """What was sampled for a rollout, in groups over all ranks."""
-
-    chunks: int = 0
-    prompts: int = 0
-    kept: int = 0
-    all_right: int = 0
-    all_wrong: int = 0
-
-    def metrics(self) -> dict[str, float]:
-        """Return what the loggers see of it."""
-        kept = {"rollout/kept_fraction": self.kept / self.prompts} if self.prompts else {}
-        return {"rollout/chunks": float(self.chunks), **kept}
-
-
-@dataclass
-class Filled:
-    """A rollout that was filled up.
-
-    Args:
-        rollout: this rank's rows in the order of the first epoch, on the CPU.
-        sampled: everything that this rank sampled for it, dropped groups included; None if the surplus was enough.
-        stale: groups of the whole rollout, over all ranks, that waited since an earlier one.
-        supply: what the next rollout begins with.
-        tally: what all ranks sampled.
-        stop: the rollout could not be filled, and the run should end.
-    """
-
-    rollout: Rollout
-    sampled: Rollout | None
-    stale: int
-    supply: Supply
-    tally: Tally
-    stop: bool = False
-
-    def metrics(self, groups: int) -> dict[str, float]:
-        """Return what the loggers see of it, for a rollout of so many groups."""
-        waiting = 0 if self.supply.surplus is None else len(self.supply.surplus.group_ids.unique())
-        own = {"rollout/surplus": float(waiting), "rollout/stale_fraction": self.stale / groups}
-        return self.tally.metrics() | own
-
-
 @dataclass
 class Collector:
-    """Samples chunks of prompts until a rollout is full.
+    """Makes one rollout after another.
 
     Args:
-        data: samples; its sizes and ranks.
-        number: of the rollout in the run.
-        refill: how far to go.
+        layout: the groups of a rollout.
+        sizes: how its optimizer steps are cut into microbatches.
+        sampler: asks for responses and rewards.
+        policy: returns what is sampled, once the strategy has placed it.
+        module: the algorithm.
+        stages: the rollout callbacks.
+        prompts: all training prompts.
+        sampling: how responses are sampled.
+        refill: how far to go when callbacks drop groups; None where no callback can.
+        supply: where sampling is over the whole run.
     """
 
-    data: RolloutDataModule
-    number: int
-    refill: Refill
-    tally: Tally = field(default_factory=Tally)
-    _kept: list[Rollout] = field(default_factory=list)
-    _own: list[Rollout] = field(default_factory=list)
-    _dropped: list[Rollout] = field(default_factory=list)
+    layout: Layout
+    sizes: StepSizes
+    sampler: Sampler
+    policy: Callable[[], SampledPolicy]
+    module: PolicyLearner
+    stages: Stages
+    prompts: Sequence[EncodedPrompt]
+    sampling: Sampling
+    refill: Refill | None
+    supply: Supply
 
-    def fill(self, supply: Supply) -> Filled:
-        """Return the next rollout: the surplus, then as many chunks as it takes."""
-        size, cursor = self.data.group_size, supply.cursor
-        wanted = self.data.prompts_per_rollout * size
-        chunk = self.refill.prompts_per_chunk or self.data.prompts_per_rollout
-        if supply.surplus is not None:
-            self._kept.append(supply.surplus)
-        while sum(map(len, self._kept)) < wanted and not self._is_exhausted():
-            self._sample(cursor, chunk)
-            cursor += chunk
-        kept = self._join(self._kept) if self._kept else None
-        full = kept is not None and len(kept) >= wanted
-        if full:
-            assert kept is not None
-            rollout, rest = kept.select(torch.arange(wanted)), kept.select(torch.arange(wanted, len(kept)))
-        else:
-            rollout, rest = self._exhausted(kept, wanted), None
-        surplus = replace(rest, metrics={}) if rest and self.refill.surplus == "keep" else None
-        assert rollout.sampled_in is not None
-        stale = int((rollout.sampled_in < self.number).sum()) // size
-        return Filled(
-            rollout=self._deal(rollout),
-            sampled=self._join(self._own) if self._own else None,
-            stale=stale,
-            supply=Supply(cursor, surplus),
-            tally=self.tally,
-            stop=not full and self.refill.on_exhaustion == "stop",
-        )
+    def collect(self, number: int) -> Rollout:
+        """Return this rank's rows of rollout `number`, in the order of the first epoch, ready to be trained on.
 
-    def _is_exhausted(self) -> bool:
-        """Tell whether to give up: often enough, or every prompt that there is had its chance."""
-        return self.tally.chunks >= self.refill.max_chunks or self.tally.prompts >= self.data.train_prompts
+        `rollout/*` metrics of reward, length and correctness are over everything that was sampled for the rollout, dropped or
+        not; times are sums over chunks. Rewards are those before the divergence. `rollout/answers` counts all responses
+        that were sampled in the run so far.
+        """
+        filling = Filling(self.layout, number, self.supply, self.refill, len(self.prompts), self.pad_id)
+        while filling.needs_more():
+            part = self.respond(filling.numbers())  # 1 prompts, 2 responses, 3 rewards
+            self.stages.rewards(part)  # 4 callbacks change rewards
+            filling.add(part, self.stages.keep(part, self.layout.group_size))  # 5 callbacks drop groups
+        filled = filling.end()
+        if filled.shortage is not None:
+            self._run_short(filled.shortage)
 
-    def _sample(self, cursor: int, chunk: int) -> None:
-        """Sample and judge a chunk, and take its kept groups from every rank, in the order of their prompts."""
-        assert self.data.trainer is not None
-        rank, share = data_parallel_rank(self.data.trainer), chunk // data_parallel_size(self.data.trainer)
-        part = self.data.sample(range(cursor + rank * share, cursor + (rank + 1) * share))
-        part = self.data.reward(part)
-        keep = self.data.keep(part).cpu()
-        part = replace(part, sampled_in=torch.full_like(part.group_ids, self.number)).to("cpu")
-        scored, correct = (votes.view(-1, self.data.group_size)[:, 0] for votes in part.votes())
-        self._own.append(part)
-        self._dropped.append(part.select((~keep).nonzero()[:, 0]))
-        right, wrong = (scored > 0) & (correct == scored), (scored > 0) & (correct == 0)
-        counts = {"all_right": int(right.sum()), "all_wrong": int(wrong.sum())}
-        chosen = part.select(keep.nonzero()[:, 0])
-        self.tally.chunks += 1
-        self.tally.prompts += chunk
-        for state, theirs in self._everywhere((chosen.state_dict(), counts)):
-            rollout = Rollout.from_state_dict(state)
-            self._kept.append(rollout)
-            self.tally.kept += len(rollout) // self.data.group_size
-            self.tally.all_right += theirs["all_right"]
-            self.tally.all_wrong += theirs["all_wrong"]
+        rollout = filled.rollout.to(self.module.device)
+        rollout.metrics = filled.metrics | self.report(filled.sampled)
+        rollout = self.score(rollout, number, filled.stale)  # 6 the policy, the reference and the critic look at it
+        self.module.on_rollout_scored(rollout)  # 7 advantages, by the algorithm
+        self.stages.advantages(rollout)  # or by callbacks
 
-    def _exhausted(self, kept: Rollout | None, wanted: int) -> Rollout:
-        """Warn, and return what is kept, filled up to the size of a rollout with dropped groups that count nowhere."""
-        size, data = self.data.group_size, self.data
-        missing = wanted - (0 if kept is None else len(kept))
-        there = wanted // size - missing // size
-        policy = self.refill.on_exhaustion
-        then = {"smaller": f"training on {there} of {wanted // size} groups", "skip": "skipping the rollout"}
-        assert data.trainer is not None
-        if data.trainer.is_global_zero:
-            log.warning(
-                "rollout %d cannot be filled: of %d prompts in %d chunk(s) the samples of %d were all right and of %d all wrong, "
-                "%d groups were kept: %s",
-                self.number, self.tally.prompts, self.tally.chunks, self.tally.all_right, self.tally.all_wrong,
-                self.tally.kept, then.get(policy, "stopping the run"),
-            )  # fmt: skip
-        spare = self._join(self._dropped)
-        states = self._everywhere(spare.select(torch.arange(min(missing, len(spare)))).state_dict())
-        fillers = self._join([Rollout.from_state_dict(state) for state in states]).select(torch.arange(missing))
-        whole = self._join([*([kept] if kept is not None else []), blank(fillers)])
-        return whole if policy == "smaller" else blank(whole)
+        rollout.metrics["rollout/answers"] = float(filled.supply.cursor * self.layout.group_size)
+        rollout = replace(rollout, metrics=metrics_of_all_ranks(rollout.metrics))
+        self.stages.end(rollout)
+        rollout.metrics.update(metrics_of_all_ranks(rollout.metrics))
+        self.supply = filled.supply
+        return rollout
 
-    def _deal(self, whole: Rollout) -> Rollout:
-        """Return this rank's rows in the order of the first epoch: an equal share of every optimizer step."""
-        data = self.data
-        order = permutation(data.prompts_per_rollout, data.seed, self.number, 0)
-        order = spread(order, groups_that_count(whole, data.group_size), data.steps_per_epoch)
-        return whole.select(data.rows_of_groups(data.dealt(order)))
+    @property
+    def pad_id(self) -> int:
+        """The token id that rows are filled up with."""
+        pad_id: int = self.module.policy_files.tokenizer.pad_token_id
+        return pad_id
 
-    def _everywhere(self, value: Any) -> list[Any]:
-        """Return a value of every data-parallel rank, by rank."""
-        assert self.data.trainer is not None
-        values = from_every_rank(value)
-        return values[:: len(values) // data_parallel_size(self.data.trainer)]
+    def respond(self, numbers: Sequence[int]) -> Rollout:
+        """Return the scored responses to some prompts, group by group.
 
-    def _join(self, parts: Sequence[Rollout]) -> Rollout:
-        """Stack rollouts; their metrics are those of all of them."""
-        joined = Rollout.concatenate(parts, self.data.module.policy_files.tokenizer.pad_token_id)
-        return replace(joined, metrics=merged([part.metrics for part in parts]))
+        The run goes through all prompts in a random order, then through all in another one, and so on.
 
+        Args:
+            numbers: of the prompts over the whole run. Rows come in this order, whatever order is best for sampling.
+        """
+        total, ascending = len(self.prompts), sorted(numbers)
+        orders = {turn: permutation(total, self.sampler.seed, turn) for turn in {number // total for number in numbers}}
+        prompts = [self.prompts[int(orders[number // total][number % total])] for number in ascending]
+        with self.sampler.watch.agreed():
+            part = self.sampler.respond(
+                self.policy(), "train", prompts, ascending, self.layout.group_size, self.sampling
+            )
+        place = {number: place for place, number in enumerate(ascending)}
+        return part.select(self.layout.rows(torch.tensor([place[number] for number in numbers])))
 
-def blank(rollout: Rollout) -> Rollout:
-    """Return rows that count nowhere: in no numerator, no denominator and no mean of rewards, like rows whose reward failed."""
-    nothing = torch.full_like(rollout.rewards, torch.nan)
-    mask = torch.zeros_like(rollout.response_mask)
-    return replace(rollout, response_mask=mask, raw_rewards=nothing, rewards=nothing.clone())
+    def report(self, sampled: Rollout | None) -> dict[str, float]:
+        """Return what the loggers see of everything that was sampled; nothing if nothing was."""
+        return {} if sampled is None else sampled.metrics | rollout_metrics(sampled, self.module.total)
+
+    def score(self, rollout: Rollout, number: int, stale: int) -> Rollout:
+        """Let the algorithm look at a rollout in the microbatches of its first epoch, so that the same kernels run on the same
+        shapes in training, and the first ratio is 1 to the last bit.
+
+        Args:
+            rollout: in the order of the first epoch.
+            number: of the rollout.
+            stale: its groups that waited since an earlier one, over all ranks. Theirs is another old policy than the present one.
+        """
+        started = time.perf_counter()
+        # All ranks do the same passes, whether their own rows are stale or not.
+        single_update = self.layout.epochs * self.layout.steps == 1 and not stale
+        profile = self.sampler.profile("[rl_lightning]score")
+        with profile, self.module.rollout_mode():
+            parts = [
+                (rows, self.module.score(rollout.microbatch(rows), single_update=single_update))
+                for rows in self._first_epoch(rollout)
+            ]
+        rollout = replace(rollout, **joined_scores(rollout, parts, type(self.module).__name__))
+        rollout.metrics["time/score_s"] = Seconds(time.perf_counter() - started)
+        return replace(rollout, old_logprobs=logprobs_when_sampled(rollout, number)) if stale else rollout
+
+    def _first_epoch(self, rollout: Rollout) -> Iterator[Tensor]:
+        """Yield the rows of the microbatches of a rollout's first epoch; the run may be stopped between two."""
+        for step in torch.arange(len(rollout)).split(self.sizes.minibatch):
+            for part in step.split(self.sizes.cut(rollout, step)):
+                self.sampler.watch.on_boundary(False)
+                yield part
+
+    def _run_short(self, shortage: str) -> None:
+        trainer = self.stages.trainer
+        if trainer.is_global_zero:
+            log.warning("%s", shortage)
+        if self.refill is not None and self.refill.on_exhaustion == "stop":
+            trainer.should_stop = True
 
 
-def groups_that_count(rollout: Rollout, group_size: int) -> Tensor:
-    """Return which groups have a token that counts, (groups,) bool, for rows that stand group by group."""
-    return rollout.response_mask.any(1).view(-1, group_size).any(1)
+def joined_scores(
+    rollout: Rollout, parts: Sequence[tuple[Tensor, dict[str, Tensor]]], algorithm: str
+) -> dict[str, Any]:
+    """Return what an algorithm said of some rows as fields of the whole rollout: names → (B, R) or (B,).
 
-
-def find_refill(callbacks: Sequence[RolloutCallback]) -> Refill | None:
-    """Return how to fill up rollouts; None if no callback can drop a group, so that nobody needs to ask.
+    Args:
+        rollout: B rows of R response columns.
+        parts: the rows (b,) of each forward pass, and names → (b, r) or (b,) of these rows. r ≤ R: a pass has no columns
+            that are padding in all of its rows.
+        algorithm: its name, for messages.
 
     Raises:
-        UserError: if callbacks want different things.
+        UserError: for another name or shape.
     """
-    refills = {callback.refill for callback in callbacks if callback.refill is not None}
-    if len(refills) > 1:
-        raise UserError("several callbacks say how to fill up a rollout, in different ways: keep one DynamicSampling")
-    drops = any(type(callback).keep_groups is not RolloutCallback.keep_groups for callback in callbacks)
-    return next(iter(refills), Refill()) if drops else None
+    known = {item.name for item in fields(Rollout)}
+    scored: dict[str, Any] = {}
+    for rows, part in parts:
+        width = int(rollout.response_attention[rows].any(0).sum())
+        for name, value in part.items():
+            what = f"what {algorithm}.score returns as {name!r}"
+            if name not in known:
+                raise UserError(f"{what} has no place in a rollout: a Rollout has no field of that name")
+            if isinstance(value, Tensor) and value.dim() == 1:
+                require(what, value, (len(rows),), "one number a response")
+                scored.setdefault(name, value.new_zeros(len(rollout)))[rows] = value
+            else:
+                require(what, value, (len(rows), width), "one number a response token")
+                scored.setdefault(name, value.new_zeros(rollout.response_mask.shape))[rows, :width] = value
+    return scored
+
+
+def logprobs_when_sampled(rollout: Rollout, number: int) -> Tensor:
+    """Return log π_old, (B, R), for rollout `number` in which groups waited since an earlier one.
+
+    Theirs is of the policy that sampled them, as the sampler reported it: the present one is not what they came from. A token
+    for which it reported none has the present policy's.
+    """
+    assert rollout.sampled_in is not None and rollout.old_logprobs is not None
+    waited = (rollout.sampled_in < number).unsqueeze(1) & rollout.response_attention
+    return torch.where(waited, known_or(rollout.rollout_logprobs, rollout.old_logprobs), rollout.old_logprobs)
+
+
+def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:
+    """Return what the loggers see of responses: reward, correctness, length, truncation.
+
+    Args:
+        rollout: this rank's rows.
+        total: adds sums up over ranks, for the metrics of all rows.
+    """
+    scored, everything = rollout.scored, torch.ones_like(rollout.scored)
+    votes, correct = rollout.votes()
+    count = total(scored.sum().to(rollout.rewards))
+    values = {
+        "rollout/reward_mean": masked_mean(rollout.rewards, scored, total),
+        "rollout/reward_std": (
+            masked_variance(rollout.rewards, scored, total) * count / (count - 1).clamp(min=1)
+        ).sqrt(),
+        "rollout/correct_fraction": masked_mean(rollout.correct.float(), scored, total),
+        "rollout/length_mean": masked_mean(rollout.lengths.float(), everything, total),
+        "rollout/truncated_fraction": masked_mean(rollout.truncated.float(), everything, total),
+        "rollout/all_right_fraction": masked_mean((correct == votes).float(), votes > 0, total),
+        "rollout/all_wrong_fraction": masked_mean((correct == 0).float(), votes > 0, total),
+    }
+    values |= {
+        f"reward/{name}": masked_mean(component, ~component.isnan(), total)
+        for name, component in rollout.reward_components.items()
+    }
+    return {name: float(value) for name, value in values.items()}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
 
+from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.sampler import SampledPolicy, Sampler
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Sealed
-
-if TYPE_CHECKING:
-    from rl_lightning.data.sampling import SamplingDataModule
 
 
 @dataclass
@@ -82,26 +80,36 @@ class EvaluationLoader:
 
     An answer's random stream is named by its prompt, so evaluation disturbs no training and two evaluations of one
     policy agree, whatever the batch size.
+
+    Args:
+        trainer: knows the ranks.
+        source: gives answers. Lightning takes a loader's `sampler` for something else.
+        policy: returns what is sampled, once the strategy has placed it.
+        split: of the prompts.
+        prompts: all of the split, on every rank.
+        evaluation: how many answers, and how many prompts at a time.
+        sampling: how.
     """
 
-    data: SamplingDataModule
+    trainer: Trainer
+    source: Sampler
+    policy: Callable[[], SampledPolicy]
     split: Split
+    prompts: Sequence[EncodedPrompt]
+    evaluation: Evaluation
+    sampling: Sampling
     _batches: list[list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        assert self.data.trainer is not None
-        prompts = len(self.data._encoded.get(self.split, ()))
-        self._batches = batches_of_rank(self.data.trainer, prompts, self.data.evaluation.prompts_per_batch)
+        self._batches = batches_of_rank(self.trainer, len(self.prompts), self.evaluation.prompts_per_batch)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Sealed]:
-        evaluation = self.data.evaluation
-        samples = evaluation.samples_per_prompt
         for chosen in self._batches:
-            streams = [s for position in chosen for s in self.data.streams(self.split, position * samples, samples)]
-            prompts = [self.data._encoded[self.split][position] for position in chosen]
-            with self.data.agreed():
-                rollout = self.data.respond(prompts, chosen, streams, evaluation.sampling(self.data.sampling))
+            prompts = [self.prompts[position] for position in chosen]
+            size = self.evaluation.samples_per_prompt
+            with self.source.watch.agreed():
+                rollout = self.source.respond(self.policy(), self.split, prompts, chosen, size, self.sampling)
             yield Sealed(rollout)

@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.data.sources.base import Example
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.text import Messages, TextFormat, has_lone_surrogate
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +28,7 @@ class EncodedPrompt:
         text: what was tokenised: the prompt, with the chat template applied if there is one.
         messages: what the chat template rendered, a system prompt included; None without a template.
         written: the tokens of the example's response and of its rejected one, as far as they are to be learnt from.
+        index: number of the prompt among those of its split.
     """
 
     example: Example
@@ -36,6 +36,7 @@ class EncodedPrompt:
     text: str
     messages: Messages | None = None
     written: tuple[list[int], ...] = ()
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def encode_prompts(
     _report(examples, found, on_bad, unread or Problems(), called)
     encoded = [prompt for prompt, problems in zip(made, found, strict=True) if not problems]
     _warn_of_unknown(encoded, tokenizer)
-    return encoded
+    return [replace(prompt, index=index) for index, prompt in enumerate(encoded)]
 
 
 def text_format(

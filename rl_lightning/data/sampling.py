@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
 
+from rl_lightning.data.epochs import Epoch, EpochLoader
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
-from rl_lightning.data.loader import Epoch, EpochLoader
 from rl_lightning.data.prompts import AddWritten, EncodedPrompt, encode_prompts, text_format
 from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
-from rl_lightning.data.responses import reward_sample, scored, unscored
 from rl_lightning.data.reward_models import with_models
+from rl_lightning.data.sampler import SampledPolicy, Sampler
 from rl_lightning.data.sources import ChainSum, ExampleSource
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
-from rl_lightning.generation import Generator, NativeGenerator, Request, Sampling, Stream
-from rl_lightning.generation.base import Progress
-from rl_lightning.hooks import StopCallback
-from rl_lightning.measures import Seconds, Sum
+from rl_lightning.generation import Generator, NativeGenerator, Sampling
+from rl_lightning.hooks import Learner, PolicyLearner, StopCallback, Watch
 from rl_lightning.models import PolicyFiles
-from rl_lightning.rewards import Ahead, Rewarder, RewardLimits, RewardSpec
+from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.text import TextFormat
-from rl_lightning.types import Rollout, Rows, Sealed
-
-log = logging.getLogger(__name__)
-
-#: Streams of random numbers for different ends must not meet: the split shifts the seed.
-_SEED_OF: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+from rl_lightning.types import Rows, Sealed
 
 
 @dataclass
@@ -82,6 +71,7 @@ class SamplingDataModule(pl.LightningDataModule):
     """
 
     serves: ClassVar[tuple[str, ...]] = ()
+    sampler: Sampler
 
     def __init__(
         self,
@@ -112,15 +102,7 @@ class SamplingDataModule(pl.LightningDataModule):
             raise UserError(f"seed must be at least 0, not {self.seed}")
         self._encoded: dict[Split, list[EncodedPrompt]] = {}
         self._digests: dict[str, str] | None = None
-        #: Told how many responses are finished; a progress bar puts itself here.
-        self.on_generation_progress: Callable[[int, int], None] | None = None
-        #: Stop hook. Raise from it to end the run in good order. Called with True before every epoch and optimizer step, where
-        #: all ranks are, and with False in the course of sampling.
-        self.on_boundary: Callable[[bool], None] = lambda together: None
-        #: What is done inside this context is done by every rank, as often, and ended by a stop on all ranks or on none.
-        self.agreed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-        #: A stop may raise anywhere inside this context: a reward may hang there. With True on one rank alone only.
-        self.abandonable: Callable[[bool], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+        self.watch = Watch()
 
     # The loader of training data, and where it is; subclasses say what an epoch is.
 
@@ -158,7 +140,7 @@ class SamplingDataModule(pl.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there.
+        """Go on where a checkpoint was made.
 
         Raises:
             UserError: if this run's data are others.
@@ -184,11 +166,11 @@ class SamplingDataModule(pl.LightningDataModule):
             )
 
     @property
-    def module(self) -> Any:
-        """The algorithm that this data serves."""
+    def module(self) -> Learner:
+        """The algorithm that these data serve."""
         if self.trainer is None:
             raise UserError(f"{type(self).__name__} needs a Trainer: pass it to trainer.fit(module, datamodule=...)")
-        return self.trainer.lightning_module
+        return cast(Learner, self.trainer.lightning_module)
 
     # ------------------------------------------------------------------ set-up
 
@@ -204,6 +186,8 @@ class SamplingDataModule(pl.LightningDataModule):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StopCallback):
                 callback.listen(self.trainer)
+        profile = self.trainer.profiler.profile  # type: ignore[attr-defined]
+        self.sampler = Sampler(self.generator, self.rewarder, self.correct_threshold, self.seed, self.watch, profile)
         self.evaluation.sampling(self.sampling).check(training=False)
         self._check_stop_ids()
         if self.rewarder is not None:
@@ -310,111 +294,39 @@ class SamplingDataModule(pl.LightningDataModule):
             "responses": f"{self.text_format}; sampling stops at {self.ends(self.module.policy_files, self.sampling)}",
         }
 
-    # --------------------------------------------------------------- responses
-
-    def respond(
-        self,
-        prompts: Sequence[EncodedPrompt],
-        index: Sequence[int],
-        streams: Sequence[Stream],
-        sampling: Sampling,
-        sampler: tuple[nn.Module, PolicyFiles] | None = None,
-        progress: Progress | None = None,
-    ) -> Rollout:
-        """Sample responses to the prompts and score them.
-
-        Args:
-            prompts: one a group.
-            index: the number of each prompt in its split.
-            streams: random streams, len(prompts) × samples, the samples of a prompt side by side.
-            sampling: how.
-            sampler: the frozen model to sample, on its device, and its files; the policy that is trained if None.
-            progress: told how many responses are finished, instead of the progress bar.
-
-        Returns:
-            A rollout on the policy's device, its metrics holding what generation and rewards cost.
-        """
-        assert self.rewarder is not None and self.trainer is not None
-        started = time.perf_counter()
-        model, files = sampler or (self.module.policy, self.module.policy_files)
-        ends = self.ends(files, sampling)
-        request = Request(
-            prompts,
-            len(streams) // len(prompts),
-            streams,
-            sampling,
-            ends.ids,
-            ends.strings,
-            files.tokenizer.pad_token_id,
-        )
-        owners = [prompt for prompt in prompts for _ in range(request.group_size)]
-        ahead = self.rewarder.ahead()
-        texts: dict[int, str] = {}
-
-        def finished(number: int, ids: list[int]) -> None:
-            texts[number] = ends.text(ids)
-            ahead.add(number, reward_sample(owners[number], texts[number], not ends.stop(ids)))
-
-        profile = self.trainer.profiler.profile  # type: ignore[attr-defined]
-        with ahead, profile("[rl_lightning]generate"), self.frozen_mode() if sampler else self.module.rollout_mode():
-            with self.abandonable(True):
-                self.generator.update(model, files, files.policy if sampler else self.trainer.global_step)
-            sampled = self.generator.generate(model, request, progress or self._progress, finished)
-        generated = time.perf_counter()
-        with ahead, profile("[rl_lightning]reward"):
-            rollout = unscored(sampled, prompts, index, sampling.temperature, ends, texts)
-            rollout = self.score(rollout, owners, ahead)
-        # Before groups are dropped: the time below is that of all.
-        tokens = Sum(sampled.response_mask.sum())
-        rollout.metrics |= self.generator.metrics() | {"generation/tokens": tokens}
-        rollout.metrics["time/generate_s"] = Seconds(generated - started)
-        rollout.metrics["time/reward_s"] = Seconds(time.perf_counter() - generated)
-        return rollout
-
-    def score(self, rollout: Rollout, prompts: Sequence[EncodedPrompt], ahead: Ahead | None = None) -> Rollout:
-        """Return responses with their rewards; a stop does not wait for them.
-
-        Args:
-            rollout: whatever rewards it has are replaced.
-            prompts: one a row.
-            ahead: was given some of the responses already.
-        """
-        assert self.rewarder is not None
-        with self.abandonable(False):
-            return scored(
-                rollout, prompts, self.rewarder, self.correct_threshold, ahead, lambda: self.on_boundary(False)
-            )
-
-    @contextlib.contextmanager
-    def frozen_mode(self) -> Iterator[None]:
-        """Run frozen models inside this: no gradients, and the precision of the training step."""
-        assert self.trainer is not None
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            yield
-
-    def _progress(self, done: int, total: int) -> None:
-        self.on_boundary(False)
-        if self.on_generation_progress is not None:
-            self.on_generation_progress(done, total)
-
-    def streams(self, split: Split, first: int, count: int) -> list[Stream]:
-        """Return the random streams of `count` responses from number `first` on."""
-        key = self.seed * len(_SEED_OF) + _SEED_OF[split]
-        return [(key, number) for number in range(first, first + count)]
-
     # -------------------------------------------------------------- evaluation
 
-    def val_dataloader(self) -> EvaluationLoader:
-        """Return the validation prompts, sampled and scored batch by batch."""
-        return EvaluationLoader(self, "val")
+    def trained_policy(self) -> SampledPolicy:
+        """Return the policy that is trained, as a sampler takes it."""
+        assert self.trainer is not None
+        module = cast(PolicyLearner, self.module)
+        ends = self.ends(module.policy_files, self.sampling)
+        return SampledPolicy(module.policy, module.policy_files, ends, self.trainer.global_step, module.rollout_mode)
 
-    def test_dataloader(self) -> EvaluationLoader:
-        """Return the test prompts, sampled and scored batch by batch."""
-        return EvaluationLoader(self, "test")
+    def evaluation_loader(self, split: Split) -> Iterable[Sealed]:
+        """Return the held-out prompts of a split, sampled and scored batch by batch."""
+        assert self.trainer is not None
+        return EvaluationLoader(
+            self.trainer,
+            self.sampler,
+            self.trained_policy,
+            split,
+            self._encoded.get(split, ()),
+            self.evaluation,
+            self.evaluation.sampling(self.sampling),
+        )
 
-    def predict_dataloader(self) -> EvaluationLoader:
-        """Return the test prompts, sampled and scored batch by batch."""
-        return EvaluationLoader(self, "test")
+    def val_dataloader(self) -> Iterable[Sealed]:
+        """Return the validation data, batch by batch."""
+        return self.evaluation_loader("val")
+
+    def test_dataloader(self) -> Iterable[Sealed]:
+        """Return the test data, batch by batch."""
+        return self.evaluation_loader("test")
+
+    def predict_dataloader(self) -> Iterable[Sealed]:
+        """Return the test data, batch by batch."""
+        return self.evaluation_loader("test")
 
     def transfer_batch_to_device(self, batch: Sealed, device: torch.device, dataloader_idx: int) -> Rows:
         """Open a batch and move it."""

@@ -470,7 +470,7 @@ def pairs(policy, directory, *extra):
     return [
         "fit", f"--config={ROOT / 'configs' / 'dpo.yaml'}", f"--model.policy={policy}", f"--trainer.default_root_dir={directory}",
         "--data.prompts.init_args.train_size=32", "--data.prompts.init_args.val_size=4", "--data.max_prompts=32",
-        "--data.samples_per_prompt=4", "--data.sampling.max_new_tokens=6", "--data.batch_size=8", "--trainer.max_epochs=1",
+        "--data.group_size=4", "--data.sampling.max_new_tokens=6", "--data.batch_size=8", "--trainer.max_epochs=1",
         "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
         LENGTH[:-2] + ", arguments: {wait_at: 70}}]", "--data.reward_limits.timeout_s=1000", *extra,
     ]  # fmt: skip

@@ -53,7 +53,7 @@ def rollouts(**sizes: Any) -> RolloutDataModule:
 
 
 def offline(samples: int) -> RewardDataModule:
-    return RewardDataModule(**COMMON, samples_per_prompt=samples, batch_size=8, microbatch_size=2)
+    return RewardDataModule(**COMMON, group_size=samples, batch_size=8, microbatch_size=2)
 
 
 def dynamic(**settings: Any) -> list[Any]:

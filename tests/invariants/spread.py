@@ -56,7 +56,7 @@ def rollouts(**sizes: Any) -> RolloutDataModule:
 
 
 def offline(samples: int) -> RewardDataModule:
-    return RewardDataModule(prompts=prompts(), samples_per_prompt=samples, **COMMON, **BATCHES)
+    return RewardDataModule(prompts=prompts(), group_size=samples, **COMMON, **BATCHES)
 
 
 #: Name → module class, its options, data, callbacks.

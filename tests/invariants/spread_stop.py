@@ -30,7 +30,7 @@ class Tell(pl.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_train_start(self, trainer, pl_module):
-        trainer.datamodule.on_generation_progress = lambda done, total: self._at(
+        trainer.datamodule.watch.on_progress = lambda done, total: self._at(
             trainer, "validation" if trainer.validating else "sampling"
         )
 

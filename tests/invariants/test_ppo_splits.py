@@ -102,14 +102,14 @@ def test_a_mean_of_microbatch_means_is_another_gradient_of_the_critic(tiny_polic
     from rl_lightning.algorithms.critic import CriticModule
 
     whole, _ = step_gradient(tiny_policy, tmp_path, "own", "float64")
-    exact = CriticModule.weighted_value_loss
+    exact = CriticModule.value_losses
 
-    def unweighted(self, batch, hidden):
-        loss = exact(self, batch, hidden)
+    def unweighted(self, batch, outputs):
+        loss, clipped = exact(self, batch, outputs)
         mean = loss[batch.response_mask].mean() if batch.response_mask.any() else 0
-        return torch.where(batch.response_mask, mean / batch.weights.sum() / 4, 0)
+        return torch.where(batch.response_mask, mean / batch.weights.sum() / 4, 0), clipped
 
-    monkeypatch.setattr(CriticModule, "weighted_value_loss", unweighted)
+    monkeypatch.setattr(CriticModule, "value_losses", unweighted)
     split, _ = step_gradient(tiny_policy, tmp_path, "own", "float64", 4)
     assert gradient_difference(apart(split)[0], apart(whole)[0]) < 1e-12
     assert gradient_difference(apart(split)[1], apart(whole)[1]) > 1e-3

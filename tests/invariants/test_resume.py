@@ -55,7 +55,7 @@ def dpo(policy):
     module = DPO(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER), beta=1.0)
     data = RewardDataModule(
         prompts=ChainSum(train_size=35, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
-        samples_per_prompt=4, batch_size=8, microbatch_size=4,
+        group_size=4, batch_size=8, microbatch_size=4,
     )  # fmt: skip
     return module, data
 
@@ -69,7 +69,7 @@ def rft(policy):
     """Samples too; every response is accepted."""
     data = RewardDataModule(
         prompts=ChainSum(train_size=35, val_size=4), sampling=Sampling(max_new_tokens=6), rewards=LENGTH, seed=5,
-        samples_per_prompt=1, batch_size=8, microbatch_size=4,
+        group_size=1, batch_size=8, microbatch_size=4,
     )  # fmt: skip
     return RFT(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER)), data
 

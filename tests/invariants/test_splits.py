@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rl_lightning.algorithms import GRPO
-from rl_lightning.functional import Reduction, kl_k3
+from rl_lightning.functional import BatchTotals, Reduction, batch_totals, kl_k3
 from rl_lightning.models import LoadOptions
 from tests.checks import gradient_difference
 from tests.support import StoredRollouts, gradients, random_rollout
@@ -73,16 +73,16 @@ def test_microbatches_do_not_change_the_gradient(tiny_policy, tmp_path, reductio
 
 def test_a_mean_of_microbatch_means_is_another_gradient(tiny_policy, tmp_path, monkeypatch):
     """The fault that the weights are there to prevent, and the proof that these tests see it."""
-    from rl_lightning.data import rollout as data
+    from rl_lightning.data import rollout_epoch as data
 
     (whole,) = step_gradient(tiny_policy, tmp_path, "token_mean")
     exact = data.step_weights
 
-    def per_microbatch(trainer, steps, reduction, max_length, totals):
+    def per_microbatch(steps, totals, reduction, max_length):
         return [
             torch.cat(
                 [
-                    exact(trainer, [part], reduction, max_length)[0] / 8
+                    exact([part], [BatchTotals(*batch_totals(*part))], reduction, max_length)[0] / 8
                     for part in zip(mask.split(2), groups.split(2), strict=True)
                 ]
             )

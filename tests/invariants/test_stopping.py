@@ -31,7 +31,7 @@ class Tell(RolloutCallback):
 
     def on_train_start(self, trainer, pl_module):
         self._at("set-up")  # before `GracefulStop` listens
-        trainer.datamodule.on_generation_progress = lambda done, total: self._at(
+        trainer.datamodule.watch.on_progress = lambda done, total: self._at(
             "sampling for validation" if trainer.validating else "sampling"
         )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rl_lightning.algorithms import DAPO, GRPO, PPO, RFT, OptimizerOptions
+from rl_lightning.algorithms.policy import vanishes_with_advantage
 from rl_lightning.callbacks import RejectionSampling
 from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.generation import Sampling
@@ -142,7 +143,28 @@ class OwnObjective(GRPO):
 class OwnWord(OwnObjective):
     """Says that it does not."""
 
-    proportional_to_advantages = True
+    @vanishes_with_advantage
+    def objective(self, batch, logprobs):
+        return super().objective(batch, logprobs) - logprobs
+
+
+class OwnSurrogate(GRPO):
+    """What the objective calls may read anything, and inherits no word."""
+
+    def surrogate(self, batch, logprobs, *bounds):
+        return super().surrogate(batch, logprobs, *bounds) + logprobs
+
+
+class OwnProperty(GRPO):
+    """So may what it reads."""
+
+    @property
+    def clip_low(self):
+        return 0.1
+
+    @clip_low.setter
+    def clip_low(self, value):
+        pass
 
 
 class Renamed(DAPO):
@@ -176,6 +198,8 @@ class Mixed(Mixin, DAPO):
         (lambda: OwnWord(kl_coef=0.0), False),
         (lambda: OwnWord(kl_coef=0.1), True),
         (lambda: Mixed(), True),
+        (lambda: OwnSurrogate(kl_coef=0.0), True),
+        (lambda: OwnProperty(kl_coef=0.0), True),
     ],
 )
 def test_only_what_is_proportional_to_advantages_learns_nothing_from_zeros(module, learns):

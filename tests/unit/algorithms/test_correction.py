@@ -8,6 +8,7 @@ import torch
 
 from examples.new_objective import SAPO
 from rl_lightning.algorithms import DAPO, GRPO, PPO, RFT, SamplerCorrection
+from rl_lightning.algorithms.policy import Outputs
 from rl_lightning.errors import UserError
 from rl_lightning.functional import clipped_surrogate
 from rl_lightning.generation import NativeGenerator
@@ -192,15 +193,14 @@ def test_without_a_sampler_of_its_own_nothing_changes_and_nothing_is_logged():
     minibatch = replace(mismatched(), rollout_logprobs=None)
     module = GRPO()
     assert module.corrected(minibatch, minibatch.old_logprobs) is minibatch
-    assert not any(name.startswith("sampler/") for name in module.observations.latest)
+    assert not any(name.startswith("sampler/") for name in module.observed(minibatch, outputs(minibatch)))
 
 
 def test_with_kind_none_the_mismatch_is_only_measured():
     minibatch = mismatched()
     module = GRPO(sampler_correction=SamplerCorrection("none"))
     assert module.corrected(minibatch, minibatch.old_logprobs) is minibatch
-    module.observations.add_to_loss(torch.tensor(0.0))
-    logged = module.observations.flush(lambda sums: sums)
+    logged = measured(module, [minibatch])
     assert logged["sampler/mismatch_kl"] > 0.1 and logged["sampler/ess"] < 0.9
     assert logged["sampler/truncated_fraction"] == 0
 
@@ -215,9 +215,16 @@ def test_rejection_sampling_is_left_alone(tiny_policy):
     assert float(losses[0].detach()) == float(losses[1].detach())
 
 
-def measured(module, minibatches):
+def outputs(minibatch, logprobs=None):
+    """Return what a forward pass says: the policy at rollout time, unless another is given."""
+    logprobs = minibatch.old_logprobs if logprobs is None else logprobs
+    return Outputs(logprobs, entropy=torch.zeros_like(logprobs))
+
+
+def measured(module, minibatches, logprobs=None):
+    """Return what is logged of a step of some microbatches."""
     for minibatch in minibatches:
-        module.corrected(minibatch, minibatch.old_logprobs)
+        module.observe(module.observed(minibatch, outputs(minibatch, logprobs)), minibatch)
     module.observations.add_to_loss(torch.tensor(0.0))
     return module.observations.flush(lambda sums: sums)
 
@@ -309,13 +316,12 @@ def test_a_token_of_which_the_sampler_said_nothing_counts_as_the_policys_own(mak
     minibatch.rollout_logprobs[3, 0] = -torch.inf
     minibatch.rollout_logprobs[5, 0] = torch.inf
     module = make()
-    _, found = coefficient(module, minibatch)
+    logprobs, found = coefficient(module, minibatch)
     assert bool(found.isfinite().all())
     _, whole = coefficient(grpo(), said)
     _, plain = coefficient(grpo(kind="none"), said)
     assert_same(found, torch.where(holes, plain, whole))
-    module.observations.add_to_loss(torch.zeros(()))
-    logged = module.observations.flush(lambda sums: sums)
+    logged = measured(module, [minibatch], logprobs)
     assert logged["sampler/missing_fraction"] == pytest.approx(3 / int(minibatch.response_mask.sum()))
     assert math.isfinite(logged["sampler/mismatch_kl"]) and math.isfinite(logged["sampler/ess"])
 

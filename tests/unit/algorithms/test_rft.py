@@ -7,7 +7,7 @@ import torch
 from rl_lightning.algorithms import GRPO, RFT, SFT
 from rl_lightning.callbacks import RejectionSampling
 from rl_lightning.data import ChainSum, RewardDataModule, RolloutDataModule
-from rl_lightning.data.samples import SampleTable
+from rl_lightning.data.offline.samples import ResponseTable
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.hooks import RolloutCallback
@@ -68,12 +68,12 @@ def offline_gradient(policy, directory, callback, reduction="seq_mean"):
 
     def fit(batch_size, *callbacks):
         data = RewardDataModule(
-            prompts=ChainSum(train_size=12, val_size=4), sampling=Sampling(max_new_tokens=7), samples_per_prompt=4,
+            prompts=ChainSum(train_size=12, val_size=4), sampling=Sampling(max_new_tokens=7), group_size=4,
             rewards=[RewardSpec(EVEN)], seed=2, batch_size=batch_size,
         )  # fmt: skip
         module = RFT(policy=policy, load=LoadOptions(dtype="float64"), reduction=reduction)
         trainer(directory, [callback, *callbacks], online=False, max_steps=1).fit(module, datamodule=data)
-        return data.count()
+        return len(data.table)
 
     served, keep, watch = RowsServed(), KeepGradients(), Watch()
     # How many there are is known once they are sampled; the second time they come from the cache.
@@ -131,7 +131,7 @@ def test_duplicates_are_not_served(tiny_policy, tmp_path):
 def test_stored_samples_cannot_be_averaged_by_group():
     rollout = random_rollout()
     with pytest.raises(UserError, match="group_token_mean"):
-        SampleTable.of(rollout).weight_scale("group_token_mean")
+        ResponseTable.of(rollout, 7).weight_scale("group_token_mean")
 
 
 def test_without_the_callback_it_does_not_start(tiny_policy, tmp_path):

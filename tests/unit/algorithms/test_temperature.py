@@ -35,7 +35,7 @@ def first_step(module, directory, online=False, threshold=3.0, **options):
     if online:
         data = RolloutDataModule(prompts_per_rollout=4, group_size=4, **shared)
     else:
-        data = RewardDataModule(samples_per_prompt=4, batch_size=4, **shared, **options)
+        data = RewardDataModule(group_size=4, batch_size=4, **shared, **options)
     keep, seen = KeepGradients(), Seen()
     callbacks = [keep, seen, *([RejectionSampling(threshold)] if isinstance(module, RFT) else [])]
     trainer(directory, callbacks, online=False, max_steps=1).fit(module, datamodule=data)

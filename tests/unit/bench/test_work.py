@@ -15,7 +15,7 @@ from examples.bench.ours import overlay_for
 from examples.bench.processes import ROOT
 from examples.bench.work import MAX_ROW, Work, forced_lengths
 from rl_lightning.algorithms import GRPO
-from rl_lightning.data.loader import permutation
+from rl_lightning.data.steps import permutation
 from rl_lightning.generation import NativeGenerator, Sampling
 from rl_lightning.models import LoadOptions, PolicyFiles
 from tests.checks import gradient_difference, holds_only_for

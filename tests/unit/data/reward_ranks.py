@@ -36,7 +36,7 @@ class Steps(pl.Callback):
 
 def many(generator=None):
     return RewardDataModule(
-        prompts=ChainSum(train_size=400, val_size=4), sampling=Sampling(max_new_tokens=3), samples_per_prompt=3,
+        prompts=ChainSum(train_size=400, val_size=4), sampling=Sampling(max_new_tokens=3), group_size=3,
         rewards=[RewardSpec("tests.rewards_light.sum_of_digits")], seed=1, batch_size=100, generator=generator,
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from rl_lightning.data.rollout import RolloutEpoch
+from rl_lightning.data.rollout_epoch import RolloutEpoch
 from rl_lightning.types import Rollout
 from tests.support import random_rollout
 

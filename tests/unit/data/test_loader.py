@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from rl_lightning.data.loader import EpochLoader
+from rl_lightning.data.epochs import EpochLoader
+from rl_lightning.hooks import Watch
 
 
 class Batch(NamedTuple):
@@ -26,6 +27,7 @@ class Numbers:
     def __init__(self):
         self.made, self.asked = [], []
         self.stops_at = -1
+        self.watch = Watch(on_boundary=self.on_boundary)
 
     def on_boundary(self, together):
         if len(self.asked) == self.stops_at:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rl_lightning.data import PairOptions
-from rl_lightning.data.pairs import PairTable, choose_pairs
+from rl_lightning.data.offline.pairs import PairTable, choose_pairs
 from rl_lightning.errors import UserError
 from tests.checks import assert_same, holds_only_for
 from tests.support import random_rollout
@@ -63,7 +63,7 @@ def test_a_table_leaves_out_failures_and_counts_prompts_without_a_pair():
     rollout.rewards = torch.tensor([0.0, nan, 2.5, 1.0, 1.0, 1.0, nan, 4.0, nan], dtype=torch.float64)
     rollout.raw_rewards = rollout.rewards.clone()
     rollout.responses = list("abcdefghi")
-    table = PairTable.of(rollout, PairOptions(), seed=0)
+    table = PairTable.of(rollout, PairOptions(), seed=0, longest=5)
     assert (len(table), table.without, table.rows.responses) == (1, 2, ["c", "a"])
     assert_same(table.margins, torch.tensor([2.5]).double())
     assert torch.equal(table.rows.group_ids, torch.tensor([0, 0]))

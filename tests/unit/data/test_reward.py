@@ -52,7 +52,7 @@ class Counting(NativeGenerator):
 def reward_data(**changes):
     options = {
         "prompts": ChainSum(train_size=20, val_size=6), "sampling": Sampling(max_new_tokens=7), "rewards": DIGITS,
-        "samples_per_prompt": 4, "batch_size": 6, "seed": 3,
+        "group_size": 4, "batch_size": 6, "seed": 3,
     }  # fmt: skip
     return RewardDataModule(**(options | changes))
 
@@ -185,7 +185,7 @@ def test_the_same_settings_sample_nothing_and_others_sample_anew(tiny_policy, tm
     assert asked() == 0
     assert asked(pairs=PairOptions(min_gap=1.0)) == 0
     assert asked(evaluation=None, microbatch_size=1) == 0
-    assert asked(samples_per_prompt=3) == 60
+    assert asked(group_size=3) == 60
     assert asked(max_prompts=9) == 36
     assert asked(seed=4) == 80
     assert asked(sampling=Sampling(max_new_tokens=6)) == 80
@@ -444,16 +444,16 @@ def test_demonstrations_join_the_samples(tiny_policy, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples_per_prompt": 1}, "samples_per_prompt=1 makes no pairs"),
-        ({"samples_per_prompt": 0}, "samples_per_prompt must be at least 1"),
+        ({"group_size": 1}, "group_size=1 makes no pairs"),
+        ({"group_size": 0}, "group_size must be at least 1"),
         ({"max_prompts": 0}, "max_prompts must be at least 1"),
-        ({"origin": "files", "samples_per_prompt": 4}, "samples_per_prompt is set, but with origin: files"),
+        ({"origin": "files", "group_size": 4}, "group_size is set, but with origin: files"),
         (
-            {"origin": "files", "samples_per_prompt": None, "sampler": "embedded"},
+            {"origin": "files", "group_size": None, "sampler": "embedded"},
             "sampler is set, but with origin: files",
         ),
-        ({"origin": "files", "samples_per_prompt": None, "max_prompts": 3}, "max_prompts is set"),
-        ({"origin": "files", "samples_per_prompt": None, "pairs": PairOptions()}, "pairs is set"),
+        ({"origin": "files", "group_size": None, "max_prompts": 3}, "max_prompts is set"),
+        ({"origin": "files", "group_size": None, "pairs": PairOptions()}, "pairs is set"),
         ({"mix_demonstrations": True}, "mix_demonstrations is set, but DPO learns from preference pairs"),
         ({"sampling": Sampling(temperature=0.0)}, "temperature: 0 makes the same response"),
         ({"sampling": Sampling(top_p=0.0)}, "top_p"),

@@ -418,7 +418,7 @@ def test_rejection_sampling_learns_from_samples_of_a_server(served, tmp_path):
     with FakeVLLM(served) as fake:
         data = RewardDataModule(
             prompts=ChainSum(train_size=8, val_size=2), sampling=Sampling(max_new_tokens=12), seed=1, batch_size=4,
-            samples_per_prompt=4, generator=VLLMServerGenerator(fake.url, directory=str(tmp_path / "weights")),
+            group_size=4, generator=VLLMServerGenerator(fake.url, directory=str(tmp_path / "weights")),
             rewards=[RewardSpec("rl_lightning.rewards.functions.response_length")], correct_threshold=4.0,
             evaluation=Evaluation(samples_per_prompt=2),
         )  # fmt: skip

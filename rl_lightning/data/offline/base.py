@@ -4,31 +4,73 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rl_lightning.data.cuts import table_passes
-from rl_lightning.data.loader import (
+from rl_lightning.data.epochs import accumulate, refuse_partial_epochs
+from rl_lightning.data.offline.written import Truncation, WrittenReader
+from rl_lightning.data.sampling import SamplingDataModule
+from rl_lightning.data.sources.base import Split
+from rl_lightning.data.steps import (
     StepSizes,
     bound_line,
     check_cuts,
+    equal_cuts,
     permutation,
-    plan_by_tokens,
-    plan_steps,
-    refuse_partial_epochs,
     share_of_rank,
+    step_totals,
     step_weights,
 )
-from rl_lightning.data.sampling import SamplingDataModule
-from rl_lightning.data.sources.base import Split
-from rl_lightning.data.written import Truncation, WrittenReader
 from rl_lightning.errors import UserError
+from rl_lightning.functional import Reduction
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Microbatch
 
 log = logging.getLogger(__name__)
+
+
+class Table(Protocol):
+    """Units to learn from, such as demonstrations or pairs. A unit is one row or several."""
+
+    @property
+    def longest(self) -> int:
+        """L_max in tokens, which the reduction `constant` divides by."""
+
+    @property
+    def mean_length(self) -> float:
+        """Mean number of response tokens of a unit."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is logged, once, with the first step of the run."""
+
+    def __len__(self) -> int:
+        """Return how many units there are."""
+
+    def tokens(self) -> Tensor:
+        """Return how many tokens each unit has, (n,) long, a prompt that its rows share counted once."""
+
+    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
+        """Return some units, as many rows for each, the unit's rows side by side.
+
+        Args:
+            units: (n,) long.
+            weights: (rows, R') of their tokens; columns beyond the rows' own are cut off.
+            extra: further fields of `Microbatch`.
+        """
+
+    def weight_scale(self, reduction: Reduction) -> float:
+        """Return a factor on all weights.
+
+        Raises:
+            UserError: for a reduction that the table cannot serve.
+        """
+
+    def digest(self) -> str:
+        """Return a hash of what is trained on."""
 
 
 class OfflineDataModule(SamplingDataModule):
@@ -108,73 +150,44 @@ class OfflineDataModule(SamplingDataModule):
         """What messages call the units, in the plural."""
         raise TypeError(f"{type(self).__name__} must define units")
 
-    def count(self) -> int:
-        """Return how many units there are."""
-        raise TypeError(f"{type(self).__name__} must define count()")
-
-    def longest(self) -> int:
-        """Return L_max in tokens, which the reduction `constant` divides by."""
-        raise TypeError(f"{type(self).__name__} must define longest()")
-
-    def tokens(self) -> Tensor:
-        """Return how many tokens each unit has, (n,) long, a prompt that its rows share counted once."""
-        raise TypeError(f"{type(self).__name__} must define tokens()")
-
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
-        """Return some units, as many rows for each, the unit's rows side by side.
-
-        Args:
-            units: (n,) long.
-            weights: (rows, R') of their tokens; columns beyond the rows' own are cut off.
-            extra: further fields of `Microbatch`.
-        """
-        raise TypeError(f"{type(self).__name__} must define batch(units, weights)")
-
-    def weight_scale(self) -> float:
-        """Return a factor on all weights."""
-        return 1.0
-
-    def table_metrics(self) -> dict[str, float]:
-        """Return what is to be logged, once, with the first step of the run."""
-        return {}
-
-    def table_digest(self) -> str:
-        """Return a hash of what is trained on."""
-        raise TypeError(f"{type(self).__name__} must define table_digest()")
+    @property
+    def table(self) -> Table:
+        """What is trained on; there from `setup` on."""
+        raise TypeError(f"{type(self).__name__} must define table")
 
     def record(self) -> dict[str, Any]:
         """Return what may not change between a checkpoint and a run that goes on from it."""
         known, own = self._digests is not None, super().record()
         if not known and self._digests is not None:
-            self._digests[f"what the {self.units} are made of"] = self.table_digest()
+            self._digests[f"what the {self.units} are made of"] = self.table.digest()
         return own | (self._digests or {}) | {"data.init_args.batch_size": self.batch_size}
 
     def setup(self, stage: str) -> None:
         """Check sizes, then set up prompts and rewards."""
         assert self.trainer is not None
         if stage == "fit":
-            share = share_of_rank(self.trainer, self.batch_size)
+            share = share_of_rank(self.batch_size, data_parallel_size(self.trainer))
             if self.max_tokens_per_microbatch is None:
-                self.sizes = plan_steps(self.trainer, share, self.microbatch_size)
+                self.sizes = accumulate(self.trainer, equal_cuts(share, self.microbatch_size))
         super().setup(stage)
 
     def check_size(self) -> None:
         """Refuse a table that fills no step, say what an epoch leaves out, and cut optimizer steps by tokens if that is wanted."""
         assert self.trainer is not None
-        if self.count() < self.batch_size:
-            raise UserError(f"batch_size={self.batch_size} but there are only {self.count()} {self.units}")
+        if len(self.table) < self.batch_size:
+            raise UserError(f"batch_size={self.batch_size} but there are only {len(self.table)} {self.units}")
         if self.max_tokens_per_microbatch is not None:
-            share = share_of_rank(self.trainer, self.batch_size)
-            passes = table_passes(self.max_tokens_per_microbatch, share, self.tokens(), self.units)
-            self.sizes = plan_by_tokens(self.trainer, share, passes)
+            share = share_of_rank(self.batch_size, data_parallel_size(self.trainer))
+            passes = table_passes(self.max_tokens_per_microbatch, share, self.table.tokens(), self.units)
+            self.sizes = accumulate(self.trainer, StepSizes(share, None, passes))
         refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
-        left = self.count() % self.batch_size
+        left = len(self.table) % self.batch_size
         if left:
-            log.info("%d of %d %s wait for the next epoch in every epoch", left, self.count(), self.units)
+            log.info("%d of %d %s wait for the next epoch in every epoch", left, len(self.table), self.units)
 
     def steps_per_epoch(self) -> int:
         """Return the number of optimizer steps in an epoch."""
-        return self.count() // self.batch_size
+        return len(self.table) // self.batch_size
 
     def microbatches_per_epoch(self) -> int:
         """Return the number of forward passes in an epoch on each rank."""
@@ -184,12 +197,13 @@ class OfflineDataModule(SamplingDataModule):
         """Return the units in the order of epoch `number`; it needs no other state."""
         return OfflineEpoch(self, number)
 
-    def update_line(self, tokens: float) -> str:
-        """Return the run card's line about an optimizer step, given the mean number of tokens of a unit."""
-        return (
-            f"{self.batch_size} {self.units} (about {self.batch_size * tokens:,.0f} tokens) in {self.sizes.accumulate} "
+    def describe(self) -> dict[str, str]:
+        """Return the lines of the run card that speak of the data."""
+        tokens = self.batch_size * self.table.mean_length
+        return super().describe() | {
+            "update": f"{self.batch_size} {self.units} (about {tokens:,.0f} tokens) in {self.sizes.accumulate} "
             f"microbatch(es){bound_line(self.max_tokens_per_microbatch)}, {self.steps_per_epoch():,} an epoch"
-        )
+        }
 
 
 class OfflineEpoch:
@@ -205,27 +219,26 @@ class OfflineEpoch:
         self.number = number
         assert data.trainer is not None
         ranks, rank = data_parallel_size(data.trainer), data_parallel_rank(data.trainer)
-        order = permutation(data.count(), data.seed, number)
+        order = permutation(len(data.table), data.seed, number)
+        # (steps, batch_size): a rank has adjacent columns.
         steps = order[: data.steps_per_epoch() * data.batch_size].view(-1, data.batch_size)
         self._steps = steps[:, rank * data.batch_size // ranks : (rank + 1) * data.batch_size // ranks]
 
     def microbatches(self, start: int) -> Iterator[Microbatch]:
         """Yield the microbatches from number `start` on."""
-        data = self.data
-        assert data.trainer is not None
-        first, skip = divmod(start, data.sizes.accumulate)
-        metrics = data.table_metrics() if self.number == start == 0 else {}
+        table, sizes, module = self.data.table, self.data.sizes, self.data.module
+        first, skip = divmod(start, sizes.accumulate)
+        metrics = table.metrics if self.number == start == 0 else {}
         for units in self._steps[first:]:
-            whole = data.batch(units)
-            (weights,) = step_weights(
-                data.trainer, [(whole.response_mask, whole.group_ids)], data.module.reduction, data.longest()
-            )
+            whole = table.batch(units)
+            masks = [(whole.response_mask, whole.group_ids)]
+            (weights,) = step_weights(masks, step_totals(masks, module.total), module.reduction, table.longest)
             unit = len(whole) // len(units)
-            sizes = data.sizes.cut(whole, torch.arange(len(whole)), unit)
-            rows = (data.weight_scale() * weights).split([size * unit for size in sizes])
-            for part, chosen in list(enumerate(units.split(sizes)))[skip:]:
-                ends_step = part + 1 == data.sizes.accumulate
-                yield data.batch(chosen, rows[part], ends_step=ends_step, metrics=metrics)
+            cut = sizes.cut(whole, torch.arange(len(whole)), unit)
+            rows = (table.weight_scale(module.reduction) * weights).split([size * unit for size in cut])
+            for part, chosen in list(enumerate(units.split(cut)))[skip:]:
+                ends_step = part + 1 == sizes.accumulate
+                yield table.batch(chosen, rows[part], ends_step=ends_step, metrics=metrics)
                 metrics = {}
             skip = 0
 

@@ -9,34 +9,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_lightning.data.offline.written import written_rollout
 from rl_lightning.data.prompts import EncodedPrompt
-from rl_lightning.data.scoring import teaches
-from rl_lightning.data.written import written_rollout
+from rl_lightning.data.record import digest
+from rl_lightning.data.rollout_epoch import teaches
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals
 from rl_lightning.stopping import Ends
-from rl_lightning.types import Microbatch, Rollout
+from rl_lightning.types import Microbatch, Rollout, Rows
 
 
 @dataclass
-class SampleTable:
+class ResponseTable:
     """Those of some scored responses that have something to teach, and how many they were taken from.
 
     Args:
         rows: responses with a counted token whose advantage is not 0.
         counted: what all responses amount to.
         metrics: what the loggers see of all responses.
+        longest: L_max in tokens, which the reduction `constant` divides by.
     """
 
     rows: Rollout
     counted: BatchTotals
     metrics: dict[str, float]
+    longest: int
 
     @classmethod
-    def of(cls, rollout: Rollout) -> SampleTable:
+    def of(cls, rollout: Rollout, longest: int) -> ResponseTable:
         """Leave out what has no gradient, without advantages only what does not count."""
         rows = rollout.select(teaches(rollout).nonzero()[:, 0])
-        return cls(rows, batch_totals(rollout.response_mask, rollout.group_ids), rollout.metrics)
+        return cls(rows, batch_totals(rollout.response_mask, rollout.group_ids), rollout.metrics, longest)
+
+    @property
+    def mean_length(self) -> float:
+        """The mean length of a response in tokens."""
+        return float(self.rows.lengths.sum()) / len(self)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -46,11 +54,12 @@ class SampleTable:
         return self.rows.attention_mask.sum(1)
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
-        """Return some responses, as one forward pass takes them."""
+        """Return some responses: see `Table.batch`."""
         return self.rows.microbatch(units, weights, **extra)
 
     def weight_scale(self, reduction: Reduction) -> float:
-        """Return which share of what counts is served: the mean over steps is then the mean over everything that counts.
+        """Return kept / all counted sequences (or tokens, under `token_mean`). Rows without gradient are not stored, and this
+        rescales the weights of the others: the mean over steps is then the mean over everything that counts.
 
         Raises:
             UserError: for a reduction that needs whole groups, which are not side by side here.
@@ -65,8 +74,17 @@ class SampleTable:
             return float(served.tokens / self.counted.tokens)
         return float(served.sequences / self.counted.sequences)
 
+    def digest(self) -> str:
+        """Return a hash of the responses: the policy's answers, and whatever they came out of."""
+        return rows_digest(self.rows)
+
     def __str__(self) -> str:
         return f"{len(self):,} of {int(self.counted.sequences):,} that count"
+
+
+def rows_digest(rows: Rows) -> str:
+    """Return a hash of the tokens of some rows, and of which of them count."""
+    return digest([rows.input_ids.tolist(), rows.response_mask.tolist()])
 
 
 def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], ends: Ends) -> Rollout:

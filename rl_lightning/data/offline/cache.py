@@ -1,4 +1,4 @@
-"""What is dear to make and follows from its settings, kept on disk under their hash."""
+"""On-disk cache of expensive results, keyed by a hash of the settings they follow from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
 log = logging.getLogger(__name__)
 
 
-def digest(settings: Any) -> str:
+def settings_key(settings: Any) -> str:
     """Return 16 hexadecimal digits that differ when any part of some plain settings differs.
 
     Args:
@@ -31,8 +31,8 @@ def digest(settings: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def digest_tensors(tensors: Sequence[Tensor]) -> str:
-    """Return the digest of some tensors' shapes and values."""
+def tensors_key(tensors: Sequence[Tensor]) -> str:
+    """Return a hash of some tensors' shapes and values."""
     whole = hashlib.sha256()
     for tensor in tensors:
         whole.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

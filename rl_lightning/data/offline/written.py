@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 
-from rl_lightning.data.pairs import PairTable, paired
 from rl_lightning.data.prompts import EncodedPrompt, Problem
 from rl_lightning.errors import UserError
 from rl_lightning.stopping import Ends
@@ -156,22 +155,3 @@ def written_rollout(prompts: Sequence[EncodedPrompt], responses: Sequence[Sequen
         rewards=unscored.clone(),
         correct=torch.zeros(len(rows), dtype=torch.bool),
     )
-
-
-def written_pairs(prompts: Sequence[EncodedPrompt], ends: Ends) -> PairTable:
-    """Return the pairs that the prompts' examples bring.
-
-    Args:
-        prompts: each with the tokens of a response and of a rejected one; all or none with a margin.
-        ends: see `written_rollout`.
-
-    Raises:
-        UserError: if some have a margin and others none.
-    """
-    both = [prompt for prompt in prompts for _ in prompt.written]
-    rows = written_rollout(both, [response for prompt in prompts for response in prompt.written], ends)
-    margins = [prompt.example.margin for prompt in prompts]
-    known = [margin for margin in margins if margin is not None]
-    if known and len(known) < len(margins):
-        raise UserError(f"{len(margins) - len(known)} of {len(margins)} pairs have no margin: give all one, or none")
-    return PairTable(paired(rows), torch.tensor(known) if known else None)

@@ -5,43 +5,38 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from rl_lightning.data.cache import Cache
+from rl_lightning.data.collect import rollout_metrics
 from rl_lightning.data.cuts import Stretches, require_fit
-from rl_lightning.data.evaluation import EvaluationLoader
-from rl_lightning.data.loader import EpochLoader
-from rl_lightning.data.offline import OfflineDataModule
-from rl_lightning.data.pairs import PairLoader, PairOptions, PairTable
-from rl_lightning.data.record import digest
-from rl_lightning.data.samples import SampleTable, with_demonstrations
-from rl_lightning.data.scoring import rollout_metrics
+from rl_lightning.data.epochs import EpochLoader
+from rl_lightning.data.offline.base import OfflineDataModule
+from rl_lightning.data.offline.cache import Cache
+from rl_lightning.data.offline.frozen import FrozenSampling, FrozenTables
+from rl_lightning.data.offline.pairs import PairLoader, PairOptions, PairTable, written_pairs
+from rl_lightning.data.offline.samples import ResponseTable, with_demonstrations
+from rl_lightning.data.offline.written import written_rollout
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
-from rl_lightning.data.stages import (
-    change_rewards,
-    check_callbacks,
-    make_advantages,
-    refuse_stages,
-    rollout_callbacks,
-)
-from rl_lightning.data.tables import reference_logprobs, sampled_table
-from rl_lightning.data.written import written_pairs, written_rollout
+from rl_lightning.data.stages import Stages
 from rl_lightning.errors import UserError
+from rl_lightning.hooks import ReferenceLearner
 from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_size
-from rl_lightning.types import Microbatch, Rollout
+from rl_lightning.types import Rollout, Sealed
 
 log = logging.getLogger(__name__)
 
-_SAMPLES = 8
+#: Responses to each prompt, unless asked for otherwise.
+_GROUP_SIZE = 8
 
 
 class RewardDataModule(OfflineDataModule):
@@ -57,7 +52,7 @@ class RewardDataModule(OfflineDataModule):
     Args:
         origin: `sampled`, or `files`: the source's own responses.
         sampler: the policy that is sampled; the one that is trained, as it began, if null.
-        samples_per_prompt: responses to each prompt; 8 if null.
+        group_size: responses to each prompt, G; 8 if null.
         max_prompts: use only the first training prompts; all if null.
         pairs: how pairs are made of sampled responses.
         mix_demonstrations: the source's demonstrations join the samples, as if accepted (D ∪ D′ in Yuan et al., arXiv
@@ -76,7 +71,7 @@ class RewardDataModule(OfflineDataModule):
         self,
         origin: Literal["sampled", "files"] = "sampled",
         sampler: str | None = None,
-        samples_per_prompt: int | None = None,
+        group_size: int | None = None,
         max_prompts: int | None = None,
         pairs: PairOptions | None = None,
         mix_demonstrations: bool = False,
@@ -87,7 +82,7 @@ class RewardDataModule(OfflineDataModule):
         super().__init__(**offline_options)
         sampled: dict[str, Any] = {
             "sampler": sampler,
-            "samples_per_prompt": samples_per_prompt,
+            "group_size": group_size,
             "max_prompts": max_prompts,
         }
         sampled |= {"pairs": pairs, "mix_demonstrations": mix_demonstrations or None}
@@ -97,8 +92,8 @@ class RewardDataModule(OfflineDataModule):
             if value is not None and origin == "files":
                 raise UserError(f"{name} is set, but with origin: files nothing is sampled: leave it out")
         self.origin = origin
-        self.sampler = sampler
-        self.samples_per_prompt = samples_per_prompt or _SAMPLES
+        self._sampled = sampler
+        self._group_size = group_size or _GROUP_SIZE
         self.max_prompts = max_prompts
         self.pairs = pairs
         self.mix_demonstrations = mix_demonstrations
@@ -108,7 +103,7 @@ class RewardDataModule(OfflineDataModule):
             raise UserError("train_temperature: as_sampled, but with origin: files nothing is sampled: set a number")
         self.train_temperature = train_temperature
         self.cache_dir = cache_dir
-        self._table: PairTable | SampleTable | None = None
+        self._table: PairTable | ResponseTable | None = None
         self._held_out: dict[Split, PairTable] = {}
         self._rollout: Rollout | None = None
 
@@ -128,14 +123,14 @@ class RewardDataModule(OfflineDataModule):
     def group_size(self) -> int:
         """Responses to each prompt; of those from files, the most that one prompt has."""
         if self.origin == "sampled":
-            return self.samples_per_prompt
+            return self._group_size
         return max(Counter(tuple(prompt.input_ids) for prompt in self._encoded["train"]).values())
 
     @cached_property
     def sampler_files(self) -> PolicyFiles:
         """Where the policy that is sampled comes from."""
-        own: PolicyFiles = self.module.policy_files
-        return PolicyFiles(self.sampler, own.options) if self.sampler else own
+        own = self.module.policy_files
+        return PolicyFiles(self._sampled, own.options) if self._sampled else own
 
     @cached_property
     def cache(self) -> Cache:
@@ -150,7 +145,7 @@ class RewardDataModule(OfflineDataModule):
             self._check_options()
         super().setup(stage)
         if stage == "fit" and self._table is None:
-            check_callbacks(self.trainer, self.module)
+            self._stages.check(self.module)
             self._table = self._pairs("train") if self.serves_pairs else self._samples()
             # Raises for a reduction that these data cannot serve.
             self._table.weight_scale(self.module.reduction)
@@ -174,9 +169,9 @@ class RewardDataModule(OfflineDataModule):
                 served = "preference pairs" if pairs else "samples"
                 raise UserError(f"{name} is set, but {algorithm} learns from {served}: leave it out")
         if self.origin == "sampled":
-            if pairs and self.samples_per_prompt < 2:
-                raise UserError(f"samples_per_prompt={self.samples_per_prompt} makes no pairs: set it to at least 2")
-            if self.sampling.temperature == 0 and self.samples_per_prompt > 1:
+            if pairs and self.group_size < 2:
+                raise UserError(f"group_size={self.group_size} makes no pairs: set it to at least 2")
+            if self.sampling.temperature == 0 and self.group_size > 1:
                 raise UserError("sampling.temperature: 0 makes the same response again and again: set it above 0")
             self.sampling.check(training=False)
             if not self.mix_demonstrations and (self.max_length is not None or self.truncation != "drop"):
@@ -186,13 +181,12 @@ class RewardDataModule(OfflineDataModule):
                 )
         elif self.cache_dir and not self.module.wants_reference:
             raise UserError("cache_dir is set, but there is nothing to keep: leave it out")
-        refuse_stages(
-            self.trainer, ["keep_groups"], "drops groups while sampling for training, which is over before it begins"
-        )
+        refuse = self._stages.refuse
+        refuse(["keep_groups"], "drops groups while sampling for training, which is over before it begins")
         if pairs:
-            refuse_stages(self.trainer, ["on_rollout_advantages"], "makes advantages, and preference pairs have none")
+            refuse(["on_rollout_advantages"], "makes advantages, and preference pairs have none")
         if pairs and self.origin == "files":
-            refuse_stages(self.trainer, ["on_rollout_rewards"], "changes rewards, and pairs from files have none")
+            refuse(["on_rollout_rewards"], "changes rewards, and pairs from files have none")
 
     def _needs_rewards(self, stage: str) -> bool:
         trains = stage == "fit" and not self.serves_pairs
@@ -235,16 +229,27 @@ class RewardDataModule(OfflineDataModule):
     def _ends(self) -> Ends:
         return self.ends(self.module.policy_files, self.sampling)
 
+    @property
+    def _stages(self) -> Stages:
+        assert self.trainer is not None
+        return Stages(self.trainer)
+
+    @property
+    def _frozen(self) -> FrozenTables:
+        assert self.trainer is not None
+        return FrozenTables(self.trainer, self.sampler, self._reward_models, self.cache, self.module.policy_files)
+
     def _scored(self, split: Split) -> Rollout:
         """Return the responses to the prompts of a split, with rewards that callbacks have changed, the same on all ranks."""
-        assert self.trainer is not None and self.rewarder is not None
         prompts = self._encoded[split]
         if self.origin == "sampled":
-            rollout = sampled_table(self, split)
+            ends = self.ends(self.sampler_files, self.sampling)
+            asked = FrozenSampling(split, prompts, self.sampler_files, ends, self.group_size, self.sampling)
+            rollout = self._frozen.responses(asked)
         else:
             rollout = written_rollout(prompts, [prompt.written[0] for prompt in prompts], self._ends)
-            rollout = self.score(rollout, prompts)
-        change_rewards(self.trainer, self.module, rollout)
+            rollout = self.sampler.reward(rollout, prompts)
+        self._stages.rewards(rollout)
         return self._learnt(rollout)
 
     def _learnt(self, rows: Rollout) -> Rollout:
@@ -262,17 +267,18 @@ class RewardDataModule(OfflineDataModule):
             table.rows = self._learnt(table.rows)
         else:
             rollout = self._scored(split)
-            table = PairTable.of(rollout, options, self.seed)
+            table = PairTable.of(rollout, options, self.seed, self.sampling.max_new_tokens)
             self._rollout = rollout if split == "train" else self._rollout
         if not len(table):
             raise UserError(
                 f"there are no {split} pairs: none of {len(prompts)} prompts has two different responses whose rewards differ by "
-                f"more than {options.min_gap:g}; raise samples_per_prompt or sampling.temperature, lower pairs.min_gap, or choose "
+                f"more than {options.min_gap:g}; raise group_size or sampling.temperature, lower pairs.min_gap, or choose "
                 "another reward"
             )
         log.info("%s: %s", split, table)
         if split == "train" and self.module.wants_reference:
-            logprobs = reference_logprobs(self, table.rows, self._passes(table))
+            module = cast(ReferenceLearner, self.module)
+            logprobs = self._frozen.reference_logprobs(module, table.rows, self._passes(table))
             table.rows = replace(table.rows, ref_logprobs=logprobs)
         return table
 
@@ -285,103 +291,59 @@ class RewardDataModule(OfflineDataModule):
         require_fit(budget, int(table.tokens().max()), f"the longest of the {self.units} has")
         return list(rows.split([2 * pairs for pairs in Stretches.of(table.rows, rows, unit=2).filled(budget)]))
 
-    def _samples(self) -> SampleTable:
+    def _samples(self) -> ResponseTable:
         """Return the training samples that have something to teach."""
-        assert self.trainer is not None
         rollout = self._scored("train")
-        make_advantages(self.trainer, self.module, rollout)
+        self._stages.advantages(rollout)
         rollout.metrics.update(rollout_metrics(rollout))
         self._rollout = rollout
-        if not len(SampleTable.of(rollout)):
+        longest = self.sampling.max_new_tokens if self.origin == "sampled" else rollout.response_length
+        if not len(ResponseTable.of(rollout, longest)):
             raise UserError(
                 f"none of {len(rollout)} responses to {len(self._encoded['train'])} prompts is accepted, so there is nothing to "
-                "learn: raise samples_per_prompt, choose easier prompts or a better sampler, or lower the threshold"
+                "learn: raise group_size, choose easier prompts or a better sampler, or lower the threshold"
             )
         if self.mix_demonstrations:
             rollout = with_demonstrations(rollout, self._encoded["train"], self._ends)
-        table = SampleTable.of(rollout)
+        table = ResponseTable.of(rollout, longest)
         log.info("Samples: %s", table)
         return table
 
     # ---------------------------------------------------------------- training
 
-    def count(self) -> int:
-        """Return the number of pairs or samples."""
-        return len(self.table)
-
     @property
-    def table(self) -> PairTable | SampleTable:
-        """What is trained on."""
+    def table(self) -> PairTable | ResponseTable:
+        """What is trained on; there from `setup` on."""
         assert self._table is not None
         return self._table
 
     @property
     def units(self) -> str:
-        """What the units are."""
+        """What messages call the units, in the plural."""
         return "pairs" if self.serves_pairs else "samples"
-
-    def table_digest(self) -> str:
-        """Return a hash of the pairs or samples: the policy's answers, and whatever they came out of."""
-        rows = self.table.rows
-        return digest([rows.input_ids.tolist(), rows.response_mask.tolist()])
-
-    def longest(self) -> int:
-        """Return L_max in tokens."""
-        return self.sampling.max_new_tokens if self.origin == "sampled" else self.table.rows.response_length
-
-    def tokens(self) -> Tensor:
-        """Return how many tokens each pair or sample has."""
-        return self.table.tokens()
-
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
-        """Return some pairs or samples."""
-        return self.table.batch(units, weights, **extra)
-
-    def weight_scale(self) -> float:
-        """Return the share of what counts that is served."""
-        return self.table.weight_scale(self.module.reduction)
-
-    def table_metrics(self) -> dict[str, float]:
-        """Return what is known of the table."""
-        return self.table.metrics
 
     def train_dataloader(self) -> EpochLoader:
         """Return the loader; the first time, callbacks see what was sampled."""
-        assert self.trainer is not None
         rollout, self._rollout = self._rollout, None
         if rollout is not None:
-            for callback in rollout_callbacks(self.trainer):
-                callback.on_rollout_end(self.trainer, self.module, rollout)
+            self._stages.end(rollout)
         return super().train_dataloader()
 
     def describe(self) -> dict[str, str]:
         """Return the lines of the run card that speak of the data."""
         source = "the source"
         if self.origin == "sampled":
-            source = f"{self.samples_per_prompt} samples of {self.sampler_files.policy} a prompt"
-        tokens = float(self.table.rows.lengths.sum()) / self.count()
+            source = f"{self.group_size} samples of {self.sampler_files.policy} a prompt"
         learnt = "" if self.holds_out_pairs else f"; learnt at temperature {self.table.rows.temperature:g}"
-        return super().describe() | {
-            self.units: f"{self.table}, from {source}{learnt}",
-            "update": self.update_line(tokens),
-        }
+        card = super().describe()
+        update = {"update": card.pop("update")}
+        return card | {self.units: f"{self.table}, from {source}{learnt}"} | update
 
     # -------------------------------------------------------------- evaluation
 
-    def _evaluation_loader(self, split: Split) -> Any:
-        if self.holds_out_pairs:
-            assert self.trainer is not None
-            return PairLoader(self.trainer, self._held_out.get(split), self.evaluation.prompts_per_batch)
-        return EvaluationLoader(self, split)
-
-    def val_dataloader(self) -> Any:
-        """Return the validation prompts, sampled and scored batch by batch, or validation pairs."""
-        return self._evaluation_loader("val")
-
-    def test_dataloader(self) -> Any:
-        """Return the test prompts, sampled and scored batch by batch, or test pairs."""
-        return self._evaluation_loader("test")
-
-    def predict_dataloader(self) -> Any:
-        """Return the test prompts, sampled and scored batch by batch, or test pairs."""
-        return self._evaluation_loader("test")
+    def evaluation_loader(self, split: Split) -> Iterable[Sealed]:
+        """Return the held-out prompts of a split, sampled and scored batch by batch, or its pairs."""
+        if not self.holds_out_pairs:
+            return super().evaluation_loader(split)
+        assert self.trainer is not None
+        return PairLoader(self.trainer, self._held_out.get(split), self.evaluation.prompts_per_batch, self.watch)

@@ -12,8 +12,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rl_lightning.data.evaluation import batches_of_rank
+from rl_lightning.data.offline.samples import rows_digest
+from rl_lightning.data.offline.written import written_rollout
+from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
+from rl_lightning.hooks import Watch
+from rl_lightning.stopping import Ends
 from rl_lightning.types import PreferenceBatch, Rollout, Sealed
 
 
@@ -46,12 +51,19 @@ class PairTable:
     Args:
         rows: row 2i is what was chosen, row 2i + 1 what was rejected; `group_ids` is the number of the pair.
         margins: (pairs,) float; how much better the chosen response is, where that is known.
+        longest: L_max in tokens, which the reduction `constant` divides by.
         without: prompts that gave no pair.
     """
 
     rows: Rollout
     margins: Tensor | None
+    longest: int
     without: int = 0
+
+    @property
+    def mean_length(self) -> float:
+        """The mean length of a pair's two responses together, in tokens."""
+        return float(self.rows.lengths.sum()) / len(self)
 
     def __len__(self) -> int:
         return len(self.rows) // 2
@@ -62,7 +74,7 @@ class PairTable:
         return whole[0::2] + self.rows.lengths[1::2]
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> PreferenceBatch:
-        """Return some pairs, as one forward pass takes them."""
+        """Return some pairs: see `Table.batch`."""
         rows = (units[:, None] * 2 + torch.arange(2)).flatten()
         margins = None if self.margins is None else self.margins[units]
         return PreferenceBatch(**vars(self.rows.microbatch(rows, weights, **extra)), margins=margins)
@@ -78,13 +90,17 @@ class PairTable:
         own = {"pairs/number": float(len(self)), "pairs/prompts_without": float(self.without), **gap}
         return self.rows.metrics | own
 
+    def digest(self) -> str:
+        """Return a hash of the pairs: the policy's answers, and whatever they came out of."""
+        return rows_digest(self.rows)
+
     def __str__(self) -> str:
         gap = "" if self.margins is None else f", mean gap {float(self.margins.mean()):.3g}"
         without = f"; {self.without:,} prompts without a pair" if self.without else ""
         return f"{len(self):,} pairs{gap}{without}"
 
     @classmethod
-    def of(cls, rollout: Rollout, options: PairOptions, seed: int) -> PairTable:
+    def of(cls, rollout: Rollout, options: PairOptions, seed: int, longest: int) -> PairTable:
         """Make pairs of scored responses; rows whose reward failed are in none."""
         usable = rollout.scored & rollout.response_mask.any(1)
         chosen: list[tuple[int, int]] = []
@@ -98,12 +114,31 @@ class PairTable:
             without += not found
         index = torch.tensor(chosen, dtype=torch.long).view(-1, 2)
         margins = rollout.rewards[index[:, 0]] - rollout.rewards[index[:, 1]]
-        return cls(paired(rollout.select(index.flatten())), margins, without)
+        return cls(paired(rollout.select(index.flatten())), margins, longest, without)
 
 
 def paired(rows: Rollout) -> Rollout:
     """Return rows that stand pair by pair with the number of their pair as their group."""
     return replace(rows, group_ids=torch.arange(len(rows)) // 2)
+
+
+def written_pairs(prompts: Sequence[EncodedPrompt], ends: Ends) -> PairTable:
+    """Return the pairs that the prompts' examples bring.
+
+    Args:
+        prompts: each with the tokens of a response and of a rejected one; all or none with a margin.
+        ends: see `written_rollout`.
+
+    Raises:
+        UserError: if some have a margin and others none.
+    """
+    both = [prompt for prompt in prompts for _ in prompt.written]
+    rows = written_rollout(both, [response for prompt in prompts for response in prompt.written], ends)
+    margins = [prompt.example.margin for prompt in prompts]
+    known = [margin for margin in margins if margin is not None]
+    if known and len(known) < len(margins):
+        raise UserError(f"{len(margins) - len(known)} of {len(margins)} pairs have no margin: give all one, or none")
+    return PairTable(paired(rows), torch.tensor(known) if known else None, rows.response_length)
 
 
 def choose_pairs(
@@ -142,19 +177,19 @@ class PairLoader:
         trainer: knows the ranks.
         table: the pairs; None for none.
         size: pairs in a batch.
+        watch: may end the run between two batches.
     """
 
-    def __init__(self, trainer: Trainer, table: PairTable | None, size: int) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, table: PairTable | None, size: int, watch: Watch) -> None:
         self.table = table
+        self.watch = watch
         self.batches = batches_of_rank(trainer, 0 if table is None else len(table), size)
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Sealed]:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         for units in self.batches:
             assert self.table is not None
-            data.on_boundary(True)
+            self.watch.on_boundary(True)
             yield Sealed(self.table.batch(torch.tensor(units)))

@@ -1,0 +1,1 @@
+"""Data that are there before training begins: demonstrations, preference pairs, and scored responses."""

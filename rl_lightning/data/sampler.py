@@ -1,0 +1,226 @@
+"""From prompts to scored responses: steps 1 to 3 of a rollout, and all of an evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.sources.base import Split
+from rl_lightning.generation import Generator, Request, Responses, Sampling
+from rl_lightning.generation.base import Progress, Stream
+from rl_lightning.hooks import Watch
+from rl_lightning.measures import Mean, Seconds, Sum
+from rl_lightning.models import PolicyFiles
+from rl_lightning.rewards import Ahead, Rewarder, RewardSample
+from rl_lightning.stopping import Ends
+from rl_lightning.types import Rollout
+
+#: The splits draw from streams of random numbers that never meet: the split shifts the seed.
+_SEED_OF: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+
+
+@dataclass(frozen=True)
+class SampledPolicy:
+    """A model that is sampled, and what must be known of it.
+
+    Args:
+        model: on its device.
+        files: where it came from.
+        ends: what ends its responses.
+        version: names its weights, for a generator that samples a copy of them.
+        mode: the context in which it is sampled.
+    """
+
+    model: nn.Module
+    files: PolicyFiles
+    ends: Ends
+    version: Hashable
+    mode: Callable[[], contextlib.AbstractContextManager[None]]
+
+
+@dataclass
+class Sampler:
+    """Asks a generator for responses, and rewards for their scores.
+
+    Args:
+        generator: samples.
+        rewarder: scores; None where nothing is sampled.
+        correct_threshold: a response is correct if the first reward reaches this.
+        seed: of the random streams.
+        watch: told how far sampling is; may end the run.
+        profile: context that times what is done inside, by name.
+    """
+
+    generator: Generator
+    rewarder: Rewarder | None
+    correct_threshold: float
+    seed: int
+    watch: Watch
+    profile: Callable[[str], contextlib.AbstractContextManager[None]]
+
+    def streams(self, split: Split, first: int, count: int) -> list[Stream]:
+        """Return the random streams of `count` responses of a split from number `first` on."""
+        key = self.seed * len(_SEED_OF) + _SEED_OF[split]
+        return [(key, number) for number in range(first, first + count)]
+
+    def respond(
+        self,
+        policy: SampledPolicy,
+        split: Split,
+        prompts: Sequence[EncodedPrompt],
+        numbers: Sequence[int],
+        group_size: int,
+        sampling: Sampling,
+        progress: Progress | None = None,
+    ) -> Rollout:
+        """Sample responses and score them.
+
+        Rewards that score one response at a time work on each as soon as it has ended, while others are still sampled.
+
+        Args:
+            policy: what is sampled.
+            split: of the prompts.
+            prompts: one a group.
+            numbers: a number for each prompt. It names the random streams of the prompt's responses, which therefore depend neither
+                on what else is sampled at the time, nor on the rank.
+            group_size: responses to each prompt, G.
+            sampling: how.
+            progress: `f(done, total)`, called instead of the watch.
+
+        Returns:
+            A rollout on the policy's device, row i × G + j the j-th response to prompt i. Its metrics hold what generation and
+            rewards cost.
+        """
+        request = Request(
+            prompts=prompts,
+            group_size=group_size,
+            streams=[one for number in numbers for one in self.streams(split, number * group_size, group_size)],
+            sampling=sampling,
+            stop_ids=policy.ends.ids,
+            stop_strings=policy.ends.strings,
+            pad_id=policy.files.tokenizer.pad_token_id,
+        )
+        assert self.rewarder is not None
+        started = time.perf_counter()
+        owners = [prompt for prompt in prompts for _ in range(group_size)]
+        ahead = self.rewarder.ahead()
+        texts: dict[int, str] = {}
+
+        def finished(row: int, ids: list[int]) -> None:
+            texts[row] = policy.ends.text(ids)
+            ahead.add(row, reward_sample(owners[row], texts[row], not policy.ends.stop(ids)))
+
+        with ahead, self.profile("[rl_lightning]generate"), policy.mode():
+            with self.watch.abandonable(True):
+                self.generator.update(policy.model, policy.files, policy.version)
+            sampled = self.generator.generate(
+                policy.model, request, progress=progress or self.watch.sampled, finished=finished
+            )
+        generated = time.perf_counter()
+        with ahead, self.profile("[rl_lightning]reward"):
+            rollout = unscored(sampled, prompts, request, policy.ends, texts)
+            rollout = self.reward(rollout, owners, ahead)
+        # Before groups are dropped: the times below are those of all.
+        rollout.metrics |= self.generator.metrics() | {"generation/tokens": Sum(sampled.response_mask.sum())}
+        rollout.metrics["time/generate_s"] = Seconds(generated - started)
+        rollout.metrics["time/reward_s"] = Seconds(time.perf_counter() - generated)
+        return rollout
+
+    def reward(self, rollout: Rollout, prompts: Sequence[EncodedPrompt], ahead: Ahead | None = None) -> Rollout:
+        """Return responses with their rewards; a stop does not wait for them.
+
+        Args:
+            rollout: whatever rewards it has are replaced.
+            prompts: one a row.
+            ahead: was given some of the responses already.
+        """
+        assert self.rewarder is not None
+        samples = [
+            reward_sample(prompt, response, cut)
+            for prompt, response, cut in zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
+        ]
+        with self.watch.abandonable(False):
+            scores = self.rewarder.score(samples, ahead, lambda: self.watch.on_boundary(False))
+        device = rollout.input_ids.device
+        components = {
+            name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in scores.components.items()
+        }
+        total = torch.tensor(scores.total, dtype=torch.float32, device=device)
+        judge = next(iter(components.values()))
+        # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
+        mask = rollout.response_mask & ~total.isnan().unsqueeze(1)
+        failures = {
+            kind if "/" in kind else f"reward_failures/{kind}": Sum(count) for kind, count in scores.failures.items()
+        }
+        return replace(
+            rollout,
+            response_mask=mask,
+            raw_rewards=total,
+            rewards=total.clone(),
+            correct=judge >= self.correct_threshold,
+            reward_components=components,
+            metrics={"rollout/failed_fraction": Mean(int(total.isnan().sum()), len(total)), **failures},
+        )
+
+
+@contextlib.contextmanager
+def frozen_mode(trainer: Trainer) -> Iterator[None]:
+    """Run frozen models inside this: no gradients, and the precision of the training step."""
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        yield
+
+
+def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool) -> RewardSample:
+    """Return what rewards see of a response."""
+    metadata = {**prompt.example.metadata, "truncated": truncated}
+    return RewardSample(prompt.text, response, prompt.example.answer, metadata, prompt.messages)
+
+
+def unscored(
+    sampled: Responses,
+    prompts: Sequence[EncodedPrompt],
+    request: Request,
+    ends: Ends,
+    texts: Mapping[int, str],
+) -> Rollout:
+    """Return sampled responses as a rollout whose rewards are NaN.
+
+    Args:
+        sampled: G responses for each prompt, side by side.
+        prompts: one a group.
+        request: what was asked for; a temperature of 0 counts as 1 in log-probabilities.
+        ends: of the responses.
+        texts: of the responses that are decoded already, by their rows.
+    """
+    # Row i × G + j answers prompt i:  0 0 0 | 1 1 1 | 2 2 2 ...
+    owner = torch.arange(len(prompts)).repeat_interleave(request.group_size)
+    device = sampled.response_ids.device
+    nothing = torch.full((len(owner),), torch.nan, dtype=torch.float32, device=device)
+    lengths = sampled.response_mask.sum(1).tolist()
+    responses = [
+        texts[row] if row in texts else ends.text(ids[:length])
+        for row, (ids, length) in enumerate(zip(sampled.response_ids.tolist(), lengths, strict=True))
+    ]
+    return Rollout(
+        input_ids=torch.cat([sampled.prompt_ids, sampled.response_ids], 1),  # (B, P + R)
+        attention_mask=torch.cat([sampled.prompt_mask, sampled.response_mask], 1),
+        response_mask=sampled.response_mask,
+        group_ids=owner.to(device),
+        temperature=request.sampling.temperature or 1.0,
+        prompt_index=torch.tensor([prompt.index for prompt in prompts])[owner].to(device),
+        truncated=sampled.truncated,
+        rollout_logprobs=sampled.logprobs,
+        prompts=[prompts[i].text for i in owner.tolist()],
+        responses=responses,
+        answers=[prompts[i].example.answer for i in owner.tolist()],
+        raw_rewards=nothing,
+        rewards=nothing,
+        correct=nothing.isfinite(),
+    )
