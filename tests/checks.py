@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -39,6 +40,11 @@ def holds_only_for(real: Callable[..., Any], **mutants: Callable[..., Any]) -> C
         return test
 
     return decorate
+
+
+def cases(*matrix: Iterable[Any], soon: Callable[..., bool]) -> list[Any]:
+    """Return the parameters of all combinations; those that `soon` does not ask for are slow."""
+    return [pytest.param(*case, marks=() if soon(*case) else pytest.mark.slow) for case in itertools.product(*matrix)]
 
 
 def gradient_difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

@@ -22,3 +22,13 @@ def tiny_policy(tmp_path_factory):
     from tests.tiny import save_tiny_policy
 
     return save_tiny_policy(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """Calls a function on two gloo ranks, the same two for all tests of a worker: `tests.ranks.Ranks`."""
+    from tests.ranks import Ranks
+
+    pair = Ranks(tmp_path_factory.mktemp("ranks"))
+    yield pair
+    pair.close()

@@ -70,7 +70,7 @@ def test_a_run_goes_on_from_its_middle_and_is_exported(name, strategy, tiny_poli
 @pytest.mark.parametrize("strategy", ["auto", "ddp", "fsdp, shares", "fsdp2"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "16-mixed"])
 def test_the_first_ratio_is_one_in_every_precision(precision, strategy, tiny_policy, tmp_path):
-    from tests.invariants.spread_precision import Ratios
+    from tests.invariants.spread import Ratios
 
     if precision == "16-mixed" and strategy.startswith("fsdp2"):
         pytest.skip("Lightning's ModelParallelStrategy has no scaler for float16")

@@ -22,6 +22,7 @@ from rl_lightning.callbacks.run_lock import LOCK_FILE
 from rl_lightning.cli import main, run
 from rl_lightning.rewards import Rewarder, RewardSample, RewardSpec
 from rl_lightning.strategies import load_plain
+from tests.processes import Warm, command_line
 from tests.rewards_that_fail import TERRIBLE
 from tests.waiting_rewards import FOLDER
 
@@ -382,16 +383,19 @@ def test_run_directory_that_cannot_be_written(tiny_policy, tmp_path, small_disk,
 
 
 class Paused:
-    """A run in a process of its own that waits at some moment."""
+    """A run in a process of its own that waits at some moment; a new interpreter only where that is asked for."""
 
-    def __init__(self, arguments, folder):
+    def __init__(self, arguments, folder, new=False):
         self.folder = folder
         folder.mkdir()
         self.log = (folder / "log").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rl_lightning", *arguments], cwd=ROOT, stdout=self.log, stderr=self.log,
-            env={**os.environ, FOLDER: str(folder)},
-        )  # fmt: skip
+        waits = {FOLDER: str(folder)}
+        if new:
+            command = [sys.executable, "-m", "rl_lightning", *arguments]
+            kept = {"cwd": ROOT, "stdout": self.log, "stderr": self.log}
+            self.process = subprocess.Popen(command, env={**os.environ, **waits}, **kept)
+        else:
+            self.process = Warm(command_line, *arguments, output=folder / "log", environment=waits)
         until = time.monotonic() + 300
         while not (folder / "there").exists():
             if self.process.poll() is not None or time.monotonic() > until:
@@ -435,7 +439,7 @@ MOMENTS = {
 def test_sigterm(moment, tiny_policy, tmp_path, whole):
     """Status 75, and then on to the same weights. A reward is not waited for."""
     directory = tmp_path / "run"
-    paused = Paused(fit(tiny_policy, directory, *MOMENTS[moment]), tmp_path / "signs")
+    paused = Paused(fit(tiny_policy, directory, *MOMENTS[moment]), tmp_path / "signs", new=moment == "reward")
     try:
         paused.process.send_signal(signal.SIGTERM)
         status = paused.process.wait(50) if moment == "reward" else paused.go_on()

@@ -1,9 +1,4 @@
-"""Gradients of policy and critic; run as a script, those of two gloo processes, saved by rank 0."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
+"""Gradients of policy and critic, on one process or on each of two."""
 
 import lightning.pytorch as pl
 import torch
@@ -65,18 +60,5 @@ def make(policy, kind, dtype):
 def step_gradient(policy, directory, kind, dtype, microbatch_size=None, **options):
     data = ScoredRollouts(scored_rollout(dtype), group_size=4, microbatch_size=microbatch_size)
     keep = KeepAllGradients()
-    run = trainer(directory, [keep], online=False, **options)
-    run.fit(make(policy, kind, dtype), datamodule=data)
-    return keep.step, run.is_global_zero
-
-
-def main(policy: str, directory: str) -> None:
-    torch.set_num_threads(1)
-    for kind in KINDS:
-        step, is_zero = step_gradient(policy, directory, kind, "float64", 4, devices=2, strategy="ddp")
-        if is_zero:
-            torch.save(step, Path(directory) / f"{kind}.pt")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    trainer(directory, [keep], online=False, **options).fit(make(policy, kind, dtype), datamodule=data)
+    return keep.step

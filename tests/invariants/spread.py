@@ -1,26 +1,27 @@
-"""Every algorithm on its own samples, under any strategy; run as a script, on two gloo processes, saved by rank 0."""
+"""Every algorithm on its own samples, under any strategy, on one process or on two."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, RFT, SFT, OptimizerOptions, RewardModel
-from rl_lightning.callbacks import DynamicSampling, GroupNormalize, RejectionSampling, RNGState
+from rl_lightning.callbacks import DynamicSampling, GracefulStop, GroupNormalize, HFExport, RejectionSampling, RNGState
+from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
 from rl_lightning.data import ChainSum, DemonstrationDataModule, Evaluation, RewardDataModule, RolloutDataModule
 from rl_lightning.generation import Sampling
 from rl_lightning.models import LoadOptions, LoraOptions
 from rl_lightning.rewards import RewardSpec
-from rl_lightning.strategies import FSDP2Strategy, full_state_dict
+from rl_lightning.strategies import AtomicCheckpointIO, FSDP2Strategy, full_state_dict
 from rl_lightning.strategies.sharding import whole
 from tests.support import trainer
 
@@ -78,7 +79,7 @@ RUNS: dict[str, Any] = {
 }
 
 
-#: The same on an adapter, for `lora_ranks`.
+#: The same on an adapter.
 ADAPTED: dict[str, Any] = {
     "grpo, lora": lambda: (GRPO, {"kl_coef": 0.5, **LORA}, rollouts(epochs_per_rollout=2), [GroupNormalize()]),
     "ppo, lora": lambda: (PPO, {"critic_lr": 0.02, **LORA}, rollouts(), []),
@@ -113,13 +114,13 @@ def fit(
     options: Any = None,
     **settings: Any,
 ) -> Any:
-    """Train for three epochs; return the trainer, the module and what was seen."""
+    """Train for two epochs; return the trainer, the module and what was seen."""
     pl.seed_everything(0, verbose=False)
     algorithm, own, data, needed = (RUNS | ADAPTED)[name]()
     optimizer = OptimizerOptions(lr=1e-2, schedule="linear")
     module = algorithm(policy=policy, load=LoadOptions(dtype=dtype, **(options or {})), optimizer=optimizer, **own)
     watch = Watch()
-    settings = {"max_epochs": 3, "gradient_clip_val": 0.5, "limit_val_batches": 1.0} | settings
+    settings = {"max_epochs": 2, "gradient_clip_val": 0.5, "limit_val_batches": 1.0} | settings
     ckpt = {"ckpt_path": settings.pop("ckpt_path"), "weights_only": True} if "ckpt_path" in settings else {}
     run = trainer(directory, [RNGState(), *needed, watch, *callbacks], online=False, **settings)
     run.fit(module, datamodule=data, **ckpt)
@@ -136,14 +137,89 @@ def result(run: Any, module: Any, watch: Watch) -> dict[str, Any]:
     return {"steps": watch.steps, "weights": full_state_dict(module, run), "logged": metrics, "shares": watch.shares}
 
 
-def main(strategy: str, policy: str, directory: str, *names: str) -> None:
-    torch.set_num_threads(1)
-    for name in names or RUNS:
-        seen = fit(name, policy, Path(directory) / name, devices=2, strategy=STRATEGIES[strategy]())
-        saved = result(*seen)
-        if seen[0].is_global_zero:
-            torch.save(saved, Path(directory) / f"{name}.pt")
+def on_two(name: str, policy: str, directory: Any, strategy: str, **settings: Any) -> dict[str, Any]:
+    """Train on this rank of two under a strategy, and return what two runs must agree on."""
+    return result(*fit(name, policy, directory, devices=2, strategy=STRATEGIES[strategy](), **settings))
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def _checkpoints() -> dict[str, Any]:
+    return {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
+
+
+def kept(name: str, policy: str, directory: Path, strategy: str) -> dict[str, Any]:
+    """The same, with a checkpoint of every step and of every epoch's end in `kept`, and the policy exported to `hf`."""
+    steps = ModelCheckpoint(directory / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=1)
+    ends = ModelCheckpoint(
+        directory / "kept", save_top_k=-1, filename="{epoch}", every_n_epochs=1, save_on_train_epoch_end=True
+    )
+    callbacks = [steps, ends, HFExport(str(directory / "hf"))]
+    return on_two(name, policy, directory, strategy, callbacks=callbacks, **_checkpoints())
+
+
+def resumed(name: str, policy: str, directory: Path, strategy: str, checkpoint: Path) -> dict[str, Any]:
+    """The same from a checkpoint on."""
+    # The checkpoint callback is another one, or it would go on deleting what it finds.
+    other = [ModelCheckpoint(directory / "other")]
+    return on_two(name, policy, directory, strategy, callbacks=other, ckpt_path=checkpoint, **_checkpoints())
+
+
+def stopped(name: str, policy: str, directory: Path, strategy: str, tell: Any) -> Path:
+    """Train until a callback has sent a signal to one rank, and return the checkpoint that is left."""
+    try:
+        on_two(name, policy, directory, strategy, callbacks=[tell, GracefulStop()], enable_checkpointing=True)
+    except SystemExit as stop:
+        assert stop.code == STOPPED_EARLY, stop.code
+    else:
+        raise AssertionError("nothing has stopped it")
+    (last,) = directory.rglob("last.ckpt")
+    return last
+
+
+class Tell(pl.Callback):
+    """Sends SIGTERM to one rank, once, at some moment of an epoch: sampling, backward or validation."""
+
+    def __init__(self, moment: str, rank: int, epoch: int = 1) -> None:
+        self.moment, self.rank, self.epoch = moment, rank, epoch
+
+    def _at(self, trainer: Any, moment: str) -> None:
+        if (moment, trainer.global_rank, trainer.current_epoch) == (self.moment, self.rank, self.epoch):
+            self.epoch = -1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        trainer.datamodule.watch.on_progress = lambda done, total: self._at(
+            trainer, "validation" if trainer.validating else "sampling"
+        )
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        self._at(trainer, "backward")
+
+
+class Ratios(pl.Callback):
+    """Keeps the ratios of every microbatch, and the dtype of the weights."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+        self.dtype = ""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.seen.append(pl_module.observations.latest["policy/ratio_mean"].clone())
+        self.dtype = str(next(pl_module.policy.parameters()).dtype)
+
+
+#: Sharded runs in other precisions, and with recomputed activations: name → strategy, and settings of `fit`.
+VARIANTS: dict[str, Any] = {
+    "float32": ({}, {}),
+    "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
+    "bf16-true": ({}, {"precision": "bf16-true"}),
+    "gathered in bfloat16": ({"gather_dtype": "bfloat16"}, {}),
+    "recomputed": ({}, {"options": {"gradient_checkpointing": True}}),
+}
+
+
+def variant(name: str, policy: str, directory: Path) -> dict[str, Any]:
+    """Train with GRPO on this rank of two, sharded, in one of the variants; the ratios are returned too."""
+    (sharding, settings), ratios = VARIANTS[name], Ratios()
+    strategy = FSDP2Strategy(**sharding)
+    seen = fit("grpo", policy, directory, "float32", [ratios], devices=2, strategy=strategy, **settings)
+    return result(*seen) | {"ratios": ratios.seen, "dtype": ratios.dtype}

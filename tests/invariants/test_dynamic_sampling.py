@@ -1,9 +1,6 @@
 """What holds when groups are dropped: which are trained on, with which policy, on how many ranks, and after a resume."""
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,9 +21,11 @@ def groups_of(rollout):
     return groups
 
 
-def stream(policy, directory):
-    """Return every group that an unchanging policy samples, in the order of the prompts over the run."""
-    return [group for rollout in run(policy, directory, lr=0.0, max_epochs=8).rollouts for group in groups_of(rollout)]
+@pytest.fixture(scope="module")
+def sampled(tiny_policy, tmp_path_factory):
+    """Every group that an unchanging policy samples, in the order of the prompts over the run."""
+    watch = run(tiny_policy, tmp_path_factory.mktemp("stream"), lr=0.0, max_epochs=8)
+    return [group for rollout in watch.rollouts for group in groups_of(rollout)]
 
 
 def expected_rollouts(sampled, chunk, surplus):
@@ -47,9 +46,8 @@ def expected_rollouts(sampled, chunk, surplus):
 
 @pytest.mark.parametrize("surplus", ["keep", "drop"])
 @pytest.mark.parametrize("chunk", [None, 2, 12])
-def test_rollouts_are_the_mixed_groups_of_the_stream_in_its_order(chunk, surplus, tiny_policy, tmp_path):
+def test_rollouts_are_the_mixed_groups_of_the_stream_in_its_order(chunk, surplus, sampled, tiny_policy, tmp_path):
     """And their metrics are over everything that was sampled."""
-    sampled = stream(tiny_policy, tmp_path)
     assert {0, 1, 2, 3, 4} == {group[2] for group in sampled}
     dropping = DynamicSampling(max_chunks=32, prompts_per_chunk=chunk, surplus=surplus)
     watch = run(tiny_policy, tmp_path, dropping, lr=0.0)
@@ -106,8 +104,7 @@ class Even(RolloutCallback):
         return rollout.group_ids % 2 == 0
 
 
-def test_a_group_is_kept_if_every_callback_keeps_it(tiny_policy, tmp_path):
-    sampled = stream(tiny_policy, tmp_path)
+def test_a_group_is_kept_if_every_callback_keeps_it(sampled, tiny_policy, tmp_path):
     both = [g for place, g in enumerate(sampled) if place % 2 == 0 and 0 < g[2] < 4]
     for order in ([Even(), DynamicSampling()], [DynamicSampling(), Even()]):
         watch = run(tiny_policy, tmp_path, order, lr=0.0, max_epochs=1)
@@ -258,17 +255,23 @@ def test_a_checkpoint_without_cursor_or_surplus_would_go_on_elsewhere(lost, tiny
     assert len(resumed.steps) == len(whole.steps[4:]) and resumed.steps != whole.steps[4:]
 
 
-def test_two_ranks_train_on_what_one_trains_on(tiny_policy, tmp_path):
-    """Two gloo processes whose shares of a chunk keep different numbers of groups; also when a rollout cannot be filled."""
-    script = Path(__file__).with_name("dynamic_two_ranks.py")
-    done = subprocess.run(
-        [sys.executable, str(script), tiny_policy, str(tmp_path)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+def seen_of(name, policy, directory, **options):
+    """Return what the run of a scenario was made of on this rank, and the weights at its end."""
+    watch = run(policy, directory, dtype="float64", **options, **SCENARIOS[name]())
+    return {
+        "prompts": [rollout.prompt_index.tolist() for rollout in watch.rollouts],
+        "counted": [rollout.response_mask.any(1).tolist() for rollout in watch.rollouts],
+        "metrics": [rollout.metrics for rollout in watch.rollouts],
+        "batches": len(watch.batches),
+        "weights": watch.after[-1],
+    }
+
+
+def test_two_ranks_train_on_what_one_trains_on(ranks, tiny_policy, tmp_path):
+    """Their shares of a chunk keep different numbers of groups; also when a rollout cannot be filled."""
     for name, scenario in SCENARIOS.items():
         one = run(tiny_policy, tmp_path, dtype="float64", **scenario())
-        two = [torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)]
+        two = ranks(seen_of, name, tiny_policy, tmp_path, devices=2, strategy="ddp")
         assert two[0]["batches"] == two[1]["batches"] == len(one.batches) // 2
         uneven = False
         for number, rollout in enumerate(one.rollouts):

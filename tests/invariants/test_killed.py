@@ -15,14 +15,13 @@ from examples.drill.__main__ import SIGNALS, draw_kills
 from examples.drill.results import curves, differences, first_difference, last_checkpoint
 from rl_lightning.callbacks import CollapseWarning, DurableLogs, GracefulStop, StepCheckpoint
 from rl_lightning.strategies import atomic_save
-from tests.invariants.spread import fit
-from tests.invariants.spread_stop import Tell
+from tests.invariants.spread import Tell, fit
 
 
 def run(policy, directory, *callbacks, **settings):
     logger = TensorBoardLogger(directory, name="", version="", default_hp_metric=False)
     fit(
-        "grpo", policy, directory, "float32", callbacks, logger=logger, enable_checkpointing=True, **settings
+        "grpo", policy, directory, "float32", callbacks, logger=logger, enable_checkpointing=True, **({"max_epochs": 3} | settings),
     )  # fmt: skip
     return curves(directory)
 

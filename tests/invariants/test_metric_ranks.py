@@ -1,14 +1,10 @@
 """Every number that is logged is the same on one rank and on two, whatever the ranks have of the work."""
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
 
-from tests.invariants.metric_ranks import RUNS, logged
+from tests.invariants.metric_runs import RUNS, logged
 
 #: What depends on the machine and on how the work is dealt out: times, decoding steps, and what is read again in each of them.
 OF_THE_MACHINE = ("time/", "speed/", "generation/steps", "generation/seen")
@@ -23,18 +19,6 @@ EXPECTED = {
     "reward model": ("val/accuracy", "val/reward_std", "val/calibration_error"),
     "rft online": ("rollout/accepted_fraction", "rollout/distinct_per_prompt"),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def two(tiny_policy, tmp_path_factory):
-    """What two gloo processes logged."""
-    directory = tmp_path_factory.mktemp("two")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("metric_ranks.py")), tiny_policy, str(directory)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {name: torch.load(directory / f"{name}.pt", weights_only=True) for name in RUNS}
 
 
 def of_the_run(step):
@@ -57,16 +41,14 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_all_that_is_logged_is_the_same_on_two_ranks(name, two, tiny_policy, tmp_path):
-    one = logged(name, tiny_policy, tmp_path)
-    assert len(one) == len(two[name]) >= 4
-    assert same(one, two[name]) == set()
+def test_all_that_is_logged_is_the_same_on_two_ranks(name, ranks, tiny_policy, tmp_path):
+    one = logged(name, tiny_policy, tmp_path / "one")
+    two, _ = ranks(logged, name, tiny_policy, tmp_path / "two", devices=2, strategy="ddp")
+    assert len(one) == len(two) >= 4
+    assert same(one, two) == set()
     names = {metric for step in one for metric in step}
     assert names >= set(EXPECTED.get(name, ())), set(EXPECTED[name]) - names
     assert "train/loss" in names and len(names) > 10
-
-
-def test_half_a_count_is_seen(two):
-    """The comparison can fail: it is what dividing a sum by the ranks would look like."""
-    halved = [step | {"reward_failures/raised": step.get("reward_failures/raised", 0) / 2} for step in two["grpo"]]
-    assert same(halved, two["grpo"]) == {"reward_failures/raised"}
+    if name == "grpo":  # the comparison can fail: this is what dividing a sum by the ranks would look like
+        halved = [step | {"reward_failures/raised": step.get("reward_failures/raised", 0) / 2} for step in two]
+        assert same(halved, two) == {"reward_failures/raised"}

@@ -13,7 +13,7 @@ def test_packed_rows_train_as_padded_ones_do(name, tiny_policy, tmp_path):
     _, other, padded = fit(name, tiny_policy, tmp_path / "padded", options={"pack": False})
     if "reward model" not in name:
         assert packs(module.policy) and not packs(other.policy)
-    assert len(packed.steps) == len(padded.steps) >= 6
+    assert len(packed.steps) == len(padded.steps) >= 4
     for one, two in zip(packed.steps, padded.steps, strict=True):
         assert gradient_difference(one, two) < 1e-10
 

@@ -73,17 +73,30 @@ MOMENTS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_policy, tmp_path_factory):
+    """The module and the steps of a run that nobody has stopped."""
+    runs = {}
+
+    def of(make):
+        if make not in runs:
+            *runs[make], status = fit(make, tiny_policy, tmp_path_factory.mktemp("whole"))
+            assert status == 0
+        return runs[make]
+
+    return of
+
+
 @pytest.mark.parametrize(("make", "moment", "when"), MOMENTS, ids=lambda value: getattr(value, "__name__", str(value)))
-def test_stopped_and_resumed_is_uninterrupted(make, moment, when, tiny_policy, tmp_path):
-    whole, expected, status = fit(make, tiny_policy, tmp_path / "whole")
-    assert status == 0
+def test_stopped_and_resumed_is_uninterrupted(make, moment, when, whole, tiny_policy, tmp_path):
+    uninterrupted, expected = whole(make)
     tell = (Tell if make is grpo else SmallTell)(moment, when)
     _, before, status = fit(make, tiny_policy, tmp_path / "stopped", tell)
     assert status == STOPPED_EARLY and len(before) < len(expected)
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
     module, after, status = fit(make, tiny_policy, tmp_path / "stopped", ckpt_path=last)
     assert status == 0 and before + after == expected
-    for name, value in whole.state_dict().items():
+    for name, value in uninterrupted.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
 
 

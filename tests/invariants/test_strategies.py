@@ -1,63 +1,73 @@
 """A run is the same on one process and on two, whole or sharded: every gradient, every logged number, the weights."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rl_lightning.errors import UserError
-from tests.checks import gradient_difference
-from tests.invariants.spread import RUNS, STRATEGIES, fit, result
-from tests.invariants.spread_precision import VARIANTS
-from tests.invariants.spread_resume import STOPS
-from tests.invariants.spread_stop import CASES
+from tests.checks import cases, gradient_difference
+from tests.invariants.spread import RUNS, STRATEGIES, VARIANTS, Tell, fit, kept, result, resumed, stopped, variant
 
 #: Strategy → largest relative difference of the first gradient, and of what comes after it. `FSDPStrategy` computes in
 #: float32, and AdamW divides small differences by small gradients.
 TOLERANCES = {"ddp": (1e-12, 1e-12), "fsdp2": (1e-12, 1e-12), "fsdp1": (1e-6, 1e-3)}
+#: Strategy → the algorithms that `make test` runs under it: each kind of models that can be sharded. All others are slow.
+SOON = {
+    "ddp": tuple(RUNS),
+    "fsdp2": ("sft", "dpo", "reward model", "ppo", "ppo, shared critic", "grpo"),
+    "fsdp1": ("reward model", "ppo", "grpo"),
+}
+#: Name of the run → optimizer steps after which it is stopped: within an epoch, between epochs over one rollout, at an end.
+STOPS = {"ppo": (3, 6), "dapo": (4,), "dpo": (1,)}
+#: Name of the run → moment, rank and epoch of a signal.
+SIGNALS = {
+    "grpo": ("sampling", 1, 1),
+    "sft": ("validation", 0, 0),
+    "dapo": ("backward", 0, 0),
+    "ppo": ("backward", 1, 0),
+}
 
 
-def on_two_ranks(script, *arguments):
-    """Run a script, and fail with what it said."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name(script)), *map(str, arguments)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.fixture(scope="module")
+def whole(ranks, tiny_policy, tmp_path_factory):
+    """An algorithm's run on two ranks under a strategy, from beginning to end, and where it keeps its checkpoints."""
+    runs = {}
 
+    def of(strategy, name):
+        if (strategy, name) not in runs:
+            place = tmp_path_factory.mktemp("whole")
+            runs[strategy, name] = ranks(kept, name, tiny_policy, place, strategy)[0], place
+        return runs[strategy, name]
 
-@pytest.fixture(scope="module", params=TOLERANCES)
-def two(request, tiny_policy, tmp_path_factory):
-    """Every algorithm on two gloo processes, and the strategy."""
-    directory = tmp_path_factory.mktemp("two")
-    on_two_ranks("spread.py", request.param, tiny_policy, directory)
-    return request.param, directory
+    return of
 
 
 @pytest.fixture(scope="module")
 def one(tiny_policy, tmp_path_factory):
-    """Every algorithm on one process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    runs = {name: result(*fit(name, tiny_policy, tmp_path_factory.mktemp("one"))) for name in RUNS}
-    torch.set_num_threads(threads)
-    return runs
+    """An algorithm's run on one process."""
+    runs = {}
+
+    def of(name):
+        if name not in runs:
+            runs[name] = result(*fit(name, tiny_policy, tmp_path_factory.mktemp("one")))
+        return runs[name]
+
+    return of
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_two_ranks_train_as_one_process_does(name, two, one):
-    strategy, directory = two
-    spread, whole = torch.load(directory / f"{name}.pt", weights_only=True), one[name]
+@pytest.mark.parametrize(
+    ("strategy", "name"), cases(TOLERANCES, RUNS, soon=lambda strategy, name: name in SOON[strategy])
+)
+def test_two_ranks_train_as_one_process_does(strategy, name, whole, one):
+    spread, alone = whole(strategy, name)[0], one(name)
     at_first, later = TOLERANCES[strategy]
-    assert len(spread["steps"]) == len(whole["steps"]) >= 6
-    for number, (actual, expected) in enumerate(zip(spread["steps"], whole["steps"], strict=True)):
+    assert len(spread["steps"]) == len(alone["steps"]) >= 4
+    for number, (actual, expected) in enumerate(zip(spread["steps"], alone["steps"], strict=True)):
         assert gradient_difference(actual, expected) < (later if number else at_first)
-    assert gradient_difference(spread["weights"], whole["weights"]) < later
-    assert spread["logged"] == pytest.approx(whole["logged"], rel=max(later, 1e-6), abs=max(later, 1e-7))
+    assert gradient_difference(spread["weights"], alone["weights"]) < later
+    assert spread["logged"] == pytest.approx(alone["logged"], rel=max(later, 1e-6), abs=max(later, 1e-7))
     # What one rank holds of every tensor: nearly half, but for tensors of one row. Those of FSDP1 have no such parts.
     share = sum(spread["shares"]) / len(spread["shares"])
     assert 0.5 <= share < 0.55 if strategy == "fsdp2" else share == 1
@@ -65,64 +75,61 @@ def test_two_ranks_train_as_one_process_does(name, two, one):
 
 def test_runs_of_two_algorithms_differ(one):
     """The comparison above can fail."""
-    assert gradient_difference(one["grpo"]["steps"][0], one["rft online"]["steps"][0]) > 1e-3
-    assert one["grpo"]["logged"] != pytest.approx(one["rft online"]["logged"], rel=1e-6)
+    assert gradient_difference(one("grpo")["steps"][0], one("rft online")["steps"][0]) > 1e-3
+    assert one("grpo")["logged"] != pytest.approx(one("rft online")["logged"], rel=1e-6)
 
 
-@pytest.fixture(scope="module", params=[name for name in STRATEGIES if name != "ddp"])
-def stopped(request, tiny_policy, tmp_path_factory):
-    """Sharded runs that were stopped and gone on with, and the strategy."""
-    directory = tmp_path_factory.mktemp("stopped")
-    on_two_ranks("spread_resume.py", request.param, tiny_policy, directory)
-    return request.param, directory
+def same(rest, whole):
+    """Hold that a run that goes on has the last steps of one that was never stopped, and its weights, to the last bit."""
+    assert len(rest["steps"]) > 0
+    for actual, expected in zip(rest["steps"], whole["steps"][-len(rest["steps"]) :], strict=True):
+        assert all(torch.equal(actual[key], value) for key, value in expected.items())
+    assert all(torch.equal(rest["weights"][key], value) for key, value in whole["weights"].items())
 
 
-@pytest.mark.parametrize("name", STOPS)
-def test_a_sharded_run_goes_on_to_the_last_bit(name, stopped):
-    place = stopped[1] / name
-    whole = torch.load(place / "whole.pt", weights_only=True)
+SHARDED = [name for name in STRATEGIES if name != "ddp"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    cases(SHARDED, STOPS, soon=lambda strategy, name: strategy == "fsdp2" or name == "ppo"),
+)
+def test_a_sharded_run_goes_on_to_the_last_bit_and_is_exported_whole(strategy, name, whole, ranks, tiny_policy):
+    run, place = whole(strategy, name)
     for stop in STOPS[name]:
-        resumed = torch.load(place / f"from-{stop}.pt", weights_only=True)
-        for actual, expected in zip(resumed["steps"], whole["steps"][stop:], strict=True):
-            assert all(torch.equal(actual[key], value) for key, value in expected.items())
-        assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
+        rest, _ = ranks(resumed, name, tiny_policy, place, strategy, place / "kept" / f"step={stop}.ckpt")
+        assert len(rest["steps"]) == len(run["steps"]) - stop
+        same(rest, run)
         # What is known of a table of pairs, and of the responses that it was made of, is logged once, when training begins.
         of_the_table = ("pairs/", "rollout/", "reward_failures/") if name == "dpo" else ()
-        once = {key for key in whole["logged"] if key.startswith(of_the_table)}
-        assert resumed["logged"] == {key: value for key, value in whole["logged"].items() if key not in once}
-
-
-@pytest.mark.parametrize("name", STOPS)
-def test_a_sharded_policy_is_exported_whole(name, stopped):
-    place = stopped[1] / name
-    exported = load_file(place / "hf" / "model.safetensors")
-    whole = torch.load(place / "whole.pt", weights_only=True)["weights"]
-    assert len(exported) > 10 and all(torch.equal(value, whole[f"policy.{key}"]) for key, value in exported.items())
+        once = {key for key in run["logged"] if key.startswith(of_the_table)}
+        expected = {key: value for key, value in run["logged"].items() if key not in once}
+        if stop > len(run["steps"]) // 2:  # in the last rollout, of which what is known was logged before
+            assert rest["logged"].items() <= expected.items() and rest["logged"].keys() >= {"train/loss", "val/pass@1"}
+        else:
+            assert rest["logged"] == expected
+    exported, weights = load_file(place / "hf" / "model.safetensors"), run["weights"]
+    assert len(exported) > 10 and all(torch.equal(value, weights[f"policy.{key}"]) for key, value in exported.items())
     assert json.loads((place / "hf" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
 @pytest.mark.parametrize("name", STOPS)
-def test_one_process_goes_on_with_a_sharded_run(name, stopped, one, tiny_policy, tmp_path):
+def test_one_process_goes_on_with_a_sharded_run(name, whole, one, tiny_policy, tmp_path):
     """From the end of an epoch; within one, the ranks have parts of it."""
-    strategy, directory = stopped
-    if strategy != "fsdp2":
-        pytest.skip("a checkpoint of shares is for as many ranks")
-    kept = directory / name / "kept"
-    *_, watch = seen = fit(name, tiny_policy, tmp_path, ckpt_path=kept / "epoch=0.ckpt")
-    assert gradient_difference(result(*seen)["weights"], one[name]["weights"]) < 1e-12
-    assert len(watch.steps) == len(one[name]["steps"]) * 2 // 3
+    checkpoints, steps = whole("fsdp2", name)[1] / "kept", one(name)["steps"]
+    *_, watch = seen = fit(name, tiny_policy, tmp_path, ckpt_path=checkpoints / "epoch=0.ckpt")
+    assert gradient_difference(result(*seen)["weights"], one(name)["weights"]) < 1e-12
+    assert len(watch.steps) == len(steps) // 2
     with pytest.raises(UserError, match="on 2 rank"):
-        fit(name, tiny_policy, tmp_path, ckpt_path=kept / "step=1.ckpt")
-    last = len(one[name]["steps"]) // 3
+        fit(name, tiny_policy, tmp_path, ckpt_path=checkpoints / "step=1.ckpt")
     if name != "dpo":  # its epochs have as many steps, with as many microbatches
         with pytest.raises(UserError, match="before the epoch had ended"):
-            fit(name, tiny_policy, tmp_path, ckpt_path=kept / f"step={last}.ckpt")
+            fit(name, tiny_policy, tmp_path, ckpt_path=checkpoints / f"step={len(steps) // 2}.ckpt")
 
 
-def test_a_sharded_run_in_other_precisions(tiny_policy, tmp_path):
+def test_a_sharded_run_in_other_precisions(ranks, tiny_policy, tmp_path):
     """The first ratio of each rollout is 1 in all of them; what is recomputed is the same to the last bit."""
-    on_two_ranks("spread_precision.py", tiny_policy, tmp_path)
-    runs = {name: torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in VARIANTS}
+    runs = {name: ranks(variant, name, tiny_policy, tmp_path / name)[0] for name in VARIANTS}
     exact = runs["float32"]
     for name, run in runs.items():
         assert [bool((ratios == 1).all()) for ratios in run["ratios"]] == [True, False, True, False], name
@@ -134,14 +141,15 @@ def test_a_sharded_run_in_other_precisions(tiny_policy, tmp_path):
             assert 1e-4 < difference < 0.2, name
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_a_signal_to_one_rank_stops_all_and_costs_nothing(strategy, tiny_policy, tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    cases(["ddp", "fsdp2"], SIGNALS, soon=lambda strategy, name: strategy == "ddp" or name in ("grpo", "ppo")),
+)
+def test_a_signal_to_one_rank_stops_all_and_costs_nothing(strategy, name, whole, ranks, tiny_policy, tmp_path):
     """They agree on the end at the next boundary; none of them waits for the others forever."""
-    on_two_ranks("spread_stop.py", strategy, tiny_policy, tmp_path)
-    for name, *_ in CASES:
-        runs = torch.load(tmp_path / f"{name}.pt", weights_only=True)
-        whole, resumed = runs["whole"], runs["resumed"]
-        for actual, expected in zip(resumed["steps"], whole["steps"][-len(resumed["steps"]) :], strict=True):
-            assert all(torch.equal(actual[key], value) for key, value in expected.items())
-        assert all(torch.equal(resumed["weights"][key], value) for key, value in whole["weights"].items())
-        assert resumed["logged"] == whole["logged"]
+    run, _ = whole(strategy, name)
+    last, _ = ranks(stopped, name, tiny_policy, tmp_path, strategy, Tell(*SIGNALS[name]))
+    rest, _ = ranks(resumed, name, tiny_policy, tmp_path, strategy, last)
+    assert len(rest["steps"]) < len(run["steps"])
+    same(rest, run)
+    assert rest["logged"] == run["logged"]

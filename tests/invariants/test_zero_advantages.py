@@ -1,12 +1,7 @@
 """Responses that teach nothing are not computed, and nothing but time is different."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import lightning.pytorch as pl
 import pytest
-import torch
 
 from rl_lightning.algorithms import DAPO, GRPO, PPO, RFT, OptimizerOptions
 from rl_lightning.algorithms.policy import vanishes_with_advantage
@@ -16,10 +11,9 @@ from rl_lightning.generation import Sampling
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.models import LoadOptions
 from rl_lightning.rewards import RewardSpec
-from tests.checks import gradient_difference
-from tests.invariants.budget_ranks import step_gradient
+from tests.checks import cases, gradient_difference
 from tests.invariants.test_token_budget import slow_tokens
-from tests.support import trainer
+from tests.support import KeepGradients, StoredRollouts, random_rollout, trainer
 
 GROUP = 4
 
@@ -72,11 +66,15 @@ def everything(monkeypatch):
     return switch
 
 
-@pytest.mark.parametrize("sizes", [{"microbatch_size": 8}, {"max_tokens_per_microbatch": 60}, {}])
-@pytest.mark.parametrize(("algorithm", "options"), [(DAPO, {}), (GRPO, {"kl_coef": 0.0}), (RFT, {"online": True})])
-def test_weights_and_gradients_are_those_with_all_responses(
-    algorithm, options, sizes, everything, tiny_policy, tmp_path
-):
+SIZES = [{"microbatch_size": 8}, {"max_tokens_per_microbatch": 60}, {}]
+ALGORITHMS = [(DAPO, {}), (GRPO, {"kl_coef": 0.0}), (RFT, {"online": True})]
+
+
+@pytest.mark.parametrize(
+    ("of", "sizes"), cases(ALGORITHMS, SIZES, soon=lambda of, sizes: of[0] is DAPO or sizes == SIZES[0])
+)
+def test_weights_and_gradients_are_those_with_all_responses(of, sizes, everything, tiny_policy, tmp_path):
+    algorithm, options = of
     less, seen = run(algorithm, tiny_policy, tmp_path, sizes=sizes, **options)
     everything(algorithm)
     whole, watched = run(algorithm, tiny_policy, tmp_path, sizes=sizes, **options)
@@ -118,19 +116,36 @@ def test_with_several_updates_everything_is_computed(sizes, tiny_policy, tmp_pat
     assert seen.forwarded() == [32 * sizes.get("epochs_per_rollout", 1)] * 3
 
 
-def test_two_ranks_of_which_one_has_nothing_to_compute_have_the_gradient_of_one(tiny_policy, tmp_path):
-    """Two gloo processes; every rank goes through as many microbatches, cut by tokens."""
-    script = Path(__file__).with_name("budget_ranks.py")
-    done = subprocess.run(
-        [sys.executable, str(script), tiny_policy, str(tmp_path)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    one, rows, _ = step_gradient(tiny_policy, tmp_path)
-    assert gradient_difference(first["step"], one) < 1e-12 and gradient_difference(second["step"], one) < 1e-12
-    assert sum(rows) == 17 and sum(first["rows"]) == 16
-    assert second["rows"] == [1] * len(first["rows"]) and len(second["rows"]) > 1
+class KeepSizes(KeepGradients):
+    """Keeps the sizes of microbatches too."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.rows.append(len(batch))
+
+
+def step_gradient(policy, directory, **options):
+    """Return the gradient of a step of eight groups, of whose second half one row teaches, and the sizes of microbatches."""
+    rollout = random_rollout(groups=8)
+    rollout.old_logprobs = None
+    rollout.advantages[17:] = 0.0
+    data = StoredRollouts(rollout, group_size=4, max_tokens_per_microbatch=200)
+    keep = KeepSizes()
+    module = DAPO(policy=policy, load=LoadOptions(dtype="float64"), reduction="token_mean")
+    trainer(directory, [keep], **options).fit(module, datamodule=data)
+    return keep.steps[0], keep.rows
+
+
+def test_two_ranks_of_which_one_has_nothing_to_compute_have_the_gradient_of_one(ranks, tiny_policy, tmp_path):
+    """Every rank goes through as many microbatches, cut by tokens."""
+    one, rows = step_gradient(tiny_policy, tmp_path)
+    (first, firsts), (second, seconds) = ranks(step_gradient, tiny_policy, tmp_path, devices=2, strategy="ddp")
+    assert gradient_difference(first, one) < 1e-12 and gradient_difference(second, one) < 1e-12
+    assert sum(rows) == 17 and sum(firsts) == 16
+    assert seconds == [1] * len(firsts) and len(seconds) > 1
 
 
 class OwnObjective(GRPO):

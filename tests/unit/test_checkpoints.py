@@ -3,8 +3,6 @@
 import contextlib
 import pickle
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 import tracemalloc
@@ -19,6 +17,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.strategies.checkpoints import AtomicCheckpointIO, atomic_save, check_records, load_plain
 from rl_lightning.strategies.checksums import CHECKSUMS, check_directory, write_checksums
 from tests.checks import holds_only_for
+from tests.processes import Warm
 
 OLD, NEW = {"step": 1, "weight": torch.ones(3)}, {"step": 2, "weight": torch.zeros(200_000)}
 
@@ -54,21 +53,26 @@ def test_a_full_disk_leaves_the_old_file_and_says_so(tmp_path, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def write_slowly(path):
+    def slow(value, file):
+        file.write(b"half of")
+        file.flush()
+        print("writing", flush=True)
+        time.sleep(60)
+
+    torch.save = slow
+    atomic_save({}, path)
+
+
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
-    path = tmp_path / "last.ckpt"
+    path, log = tmp_path / "last.ckpt", tmp_path / "log"
     atomic_save(OLD, path)
-    code = (
-        "import sys, time, torch\n"
-        "from rl_lightning.strategies.checkpoints import atomic_save\n"
-        "def slow(value, file):\n"
-        "    file.write(b'half of'); file.flush(); print('writing', flush=True); time.sleep(60)\n"
-        "torch.save = slow\n"
-        "atomic_save({}, sys.argv[1])\n"
-    )
-    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
-    assert writer.stdout.readline() == b"writing\n"
+    writer = Warm(write_slowly, path, output=log)
+    while not (log.exists() and log.read_text() == "writing\n"):
+        assert writer.poll() is None, log.read_text()
+        time.sleep(0.01)
     writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    assert writer.wait(60) == -signal.SIGKILL
     check_old(path)
 
 

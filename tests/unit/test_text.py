@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from rl_lightning.data.offline.written import WrittenReader
 from rl_lightning.data.prompts import encode_prompts, text_format
 from rl_lightning.data.sources.base import Example
-from rl_lightning.data.offline.written import WrittenReader
 from rl_lightning.models import ClassifierFiles, Judge, PolicyFiles, Text
 from rl_lightning.stopping import Ends, StopStrings
 from rl_lightning.text import TextFormat

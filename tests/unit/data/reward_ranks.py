@@ -1,13 +1,6 @@
-"""Run by test_reward.py: the table and the steps of two gloo processes, each saved by its own rank."""
-
-import json
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
+"""The table and the steps of two ranks, for test_reward.py."""
 
 import lightning.pytorch as pl
-import torch
 
 from rl_lightning.algorithms import DPO
 from rl_lightning.data import ChainSum, RewardDataModule
@@ -48,14 +41,8 @@ def table_of(data):
     return [rows.responses, *[number.tolist() for number in numbers]]
 
 
-def main(policy: str, directory: str) -> None:
-    torch.set_num_threads(1)
+def on_this(policy, directory):
+    """Return what this rank of two was asked for, its table and its steps."""
     data, steps = many(Counting()), Steps()
-    run = trainer(directory, [steps], online=False, devices=2, strategy="ddp")
-    run.fit(DPO(policy=policy), datamodule=data)
-    found = {"asked": Counting.asked, "table": table_of(data), "steps": steps.pairs}
-    Path(directory, f"rank{run.global_rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    trainer(directory, [steps], online=False, devices=2, strategy="ddp").fit(DPO(policy=policy), datamodule=data)
+    return {"asked": Counting.asked, "table": table_of(data), "steps": steps.pairs}

@@ -7,9 +7,9 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from rl_lightning.data.offline.written import WrittenReader
 from rl_lightning.data.prompts import encode_prompts, text_format
 from rl_lightning.data.sources.base import Example
-from rl_lightning.data.offline.written import WrittenReader
 from rl_lightning.errors import UserError
 
 TEMPLATE = (

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -22,6 +20,7 @@ from tests.checks import assert_same, holds_only_for
 from tests.rewards_light import sum_of_digits
 from tests.support import trainer
 from tests.tiny import PAD, save_tiny_policy, tiny_model, tiny_tokenizer
+from tests.unit.data import reward_ranks
 
 DIGITS = [RewardSpec("tests.rewards_light.sum_of_digits")]
 
@@ -266,27 +265,19 @@ def test_a_fingerprint_is_of_weights_and_tokenizer_but_not_of_the_place(tmp_path
     assert PolicyFiles(str(tmp_path / "third")).fingerprint != first
 
 
-def test_two_ranks_have_one_table_and_share_every_step(tiny_policy, tmp_path):
+def test_two_ranks_have_one_table_and_share_every_step(ranks, tiny_policy, tmp_path):
     """More prompts than go into one chunk, so that both ranks sample."""
-    script = Path(__file__).with_name("reward_ranks.py")
-    done = subprocess.run(
-        [sys.executable, str(script), tiny_policy, str(tmp_path)],
-        cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    from tests.unit.data.reward_ranks import many, table_of
-
-    data, threads = many(), torch.get_num_threads()
+    both = ranks(reward_ranks.on_this, tiny_policy, tmp_path)
+    data, threads = reward_ranks.many(), torch.get_num_threads()
     torch.set_num_threads(1)  # as the two processes have: the last bit of a matrix product depends on it
     try:
         one = fit(data, dpo(tiny_policy), tmp_path / "alone")
     finally:
         torch.set_num_threads(threads)
-    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
-    assert all(rank["asked"] > 0 for rank in ranks) and sum(rank["asked"] for rank in ranks) == 400 * 3
-    assert ranks[0]["table"] == ranks[1]["table"] == table_of(data)
+    assert all(rank["asked"] > 0 for rank in both) and sum(rank["asked"] for rank in both) == 400 * 3
+    assert both[0]["table"] == both[1]["table"] == reward_ranks.table_of(data)
     for step, batch in enumerate(one.batches):
-        halves = [rank["steps"][step] for rank in ranks]
+        halves = [rank["steps"][step] for rank in both]
         assert halves[0] + halves[1] == batch.group_ids[0::2].tolist()
         assert len(halves[0]) == len(halves[1])
 

@@ -1,13 +1,12 @@
 """Calls in threads that nothing waits for."""
 
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
 from rl_lightning.generation.background import in_background
+from tests.processes import Warm
 
 
 def test_values_come_as_calls_end_under_their_numbers():
@@ -55,9 +54,10 @@ def test_what_a_call_raises_ends_the_others():
     assert len(begun) == 2
 
 
-def test_the_end_of_the_process_waits_for_no_call():
-    code = (
-        "import time\nfrom rl_lightning.generation.background import in_background\n"
-        "with in_background(lambda number: time.sleep(1000), count=2, threads=2) as ended: ended(0.01)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
+def calls_that_never_end():
+    with in_background(lambda number: time.sleep(1000), count=2, threads=2) as ended:
+        ended(0.01)
+
+
+def test_the_end_of_the_process_waits_for_no_call(tmp_path):
+    assert Warm(calls_that_never_end, output=tmp_path / "log").wait(300) == 0

@@ -29,6 +29,8 @@ from tests.support import request_for, trainer
 from tests.unit.generation.test_vllm_server import Enough, Watch, moved, scored, unused_port
 from tests.unit.generation.vllm_contract import ANSWERS, record, shape
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [12], list(range(3, 27)) * 3]
 SAMPLES = 6
 STREAMS = [(7, number) for number in range(len(PROMPTS) * SAMPLES)]

@@ -1,12 +1,8 @@
-"""Everything that runs of all algorithms log, step by step; run as a script, on two gloo processes, saved by rank 0."""
+"""Everything that runs of all algorithms log, step by step, on one process or on two."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lightning.pytorch as pl
 import torch
@@ -128,15 +124,3 @@ def logged(name: str, policy: str, directory: Any, **settings: Any) -> list[dict
     settings = {"max_epochs": 2, "limit_val_batches": 1.0} | settings
     trainer(directory, [*needed, NonFiniteGuard(), watch], online=False, **settings).fit(module, datamodule=data)
     return watch.steps
-
-
-def main(policy: str, directory: str, *names: str) -> None:
-    torch.set_num_threads(1)
-    for name in names or RUNS:
-        steps = logged(name, policy, Path(directory) / name, devices=2, strategy="ddp")
-        if torch.distributed.get_rank() == 0:
-            torch.save(steps, Path(directory) / f"{name}.pt")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,0 +1,111 @@
+"""Two gloo ranks that stay: every check on two processes runs in the same pair, one after the other."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+
+from tests.processes import Warm
+
+SIZE = 2
+
+
+class Ranks:
+    """Calls functions on two ranks of one process group.
+
+    The pair is started by the first call and serves all others; after a failure the next call starts another. A Trainer with
+    `devices=2` in such a function finds its group there, as under a launcher, and starts no process of its own.
+
+    Args:
+        directory: where the ranks meet and print.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._pairs = directory, 0
+        self._processes: list[Warm] = []
+        self._pipes: list[Connection] = []
+
+    def __call__(self, check: Callable[..., Any], *arguments: Any, timeout_s: float = 600, **named: Any) -> list[Any]:
+        """Call a function of a module on both ranks, with the same arguments, and return what it returned on each.
+
+        Raises:
+            AssertionError: one raised, ended or took too long; with what it said.
+        """
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            pipe.send_bytes(pickle.dumps((check, arguments, named)))
+        results: dict[int, Any] = {}
+        while len(results) < SIZE:
+            waiting = [pipe for rank, pipe in enumerate(self._pipes) if rank not in results]
+            ready = wait(waiting, timeout_s)
+            for pipe in ready:
+                rank = self._pipes.index(pipe)
+                try:
+                    error, results[rank] = pickle.loads(pipe.recv_bytes())
+                except EOFError:
+                    error = "its process has ended"
+                if error:
+                    self._fail(f"rank {rank}: {error}")
+            if not ready:
+                self._fail(f"no answer in {timeout_s} s")
+        return [results[rank] for rank in range(SIZE)]
+
+    def printed(self, rank: int) -> str:
+        """Return what a rank of this pair has printed so far."""
+        return self._log(rank).read_text() if self._processes else ""
+
+    def close(self) -> None:
+        """End both."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+
+    def _log(self, rank: int) -> Path:
+        return self._directory / f"pair{self._pairs}-rank{rank}.log"
+
+    def _start(self) -> None:
+        self._pairs += 1
+        for rank in range(SIZE):
+            own, theirs = Pipe()
+            meeting = f"file://{self._directory}/pair{self._pairs}"
+            self._processes.append(Warm(_serve, rank, meeting, theirs, output=self._log(rank)))
+            self._pipes.append(own)
+            theirs.close()
+
+    def _fail(self, said: str) -> None:
+        tails = [f"--- rank {rank} printed\n{self.printed(rank)[-3000:]}" for rank in range(SIZE)]
+        self.close()
+        raise AssertionError("\n".join([said, *tails]))
+
+
+def _serve(rank: int, meeting: str, pipe: Connection) -> None:
+    """Answer calls until the other end is closed."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    rank_zero_only.rank = rank
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=SIZE)
+    while True:
+        try:
+            check, arguments, named = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        torch.manual_seed(0)
+        error = result = None
+        try:
+            result = check(*arguments, **named)
+        except BaseException:
+            error = traceback.format_exc()
+        pipe.send_bytes(pickle.dumps((error, result)))
