@@ -5,9 +5,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests run in so many processes, of one thread each; those of a file stay together, and the long ones come first.
+# Tests run in so many processes, of one thread each; who is ready takes over from the others.
 WORKERS ?= 2
-TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+TESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 10
 SEEDS ?= 0
 ROLLOUTS ?= 100
 DIRECTORY ?= runs/demo
@@ -17,12 +17,12 @@ NAME ?=
 ARGS ?=
 MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 
-.PHONY: demo test lint check slow tensorboard embedded drill bench versions resolve clean
+.PHONY: demo test lint check check-all tensorboard embedded drill bench versions resolve clean
 
 demo: $(VENV)/core  ## GRPO on the embedded policy, and the evaluation before and after
 	$(BIN)/python examples/demo.py --seeds $(SEEDS) --rollouts $(ROLLOUTS) --directory $(DIRECTORY)
 
-test: lint check  ## everything that must hold
+test: lint check  ## what must hold of every change, in minutes
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -33,8 +33,8 @@ lint: $(VENV)/dev
 check: $(VENV)/dev
 	$(TESTS)
 
-slow: $(VENV)/dev  ## what learns, and takes minutes
-	$(TESTS) -m slow
+check-all: $(VENV)/dev  ## what takes longer than `make test` may: learning, the fault drill, whole matrices, vLLM if it is installed
+	$(TESTS) -m "slow and not gpu"
 
 tensorboard: $(VENV)/core  ## look at the runs
 	$(BIN)/tensorboard --logdir runs
