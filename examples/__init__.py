@@ -1,1 +1,1 @@
-"""Worked runs, each a file or a folder."""
+"""Examples, benchmarks and measures: each file or folder runs with `python -m examples.NAME`."""

@@ -1,9 +1,9 @@
-"""What each algorithm holds in memory: counted from its parameters, and weighed in a run of one optimizer step.
+"""Memory of each algorithm: counted from its parameters, and measured in a run of one optimizer step.
 
 Usage: python -m examples.account_memory [--policy embedded] [--only grpo]
 
-Counted are weights, gradients and AdamW's moments of all models (`rl_lightning.models.memory`). Weighed is every tensor that is
-alive after an optimizer step, found by Python's garbage collector, and the largest size of the whole process.
+Counted: weights, gradients and AdamW's moments of all models (`rl_lightning.models.memory`). Measured: every tensor that is alive
+after an optimizer step, found by Python's garbage collector, and the peak of the whole process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rl_lightning.models.memory import held, in_units
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ("sft", "rft", "dpo", "ppo", "grpo", "dapo", "reward_model")
-#: Any reward that differs from answer to answer will do; all of an entry is given, since what is left out stays as it was.
+#: Any reward that differs between answers. The entry is given whole, since options that are left out stay as they were.
 LENGTH = '[{"function": "rl_lightning.rewards.functions.response_length", "weight": 1.0, "arguments": {}}]'
 SMALL = {
     "RolloutDataModule": ["--data.prompts_per_rollout=4", "--data.group_size=2", "--data.minibatch_size=8"],
@@ -34,17 +34,17 @@ SMALL = {
 
 
 class Weigh(Callback):
-    """Prints what is held after the first optimizer step, and ends the run.
+    """Measures the memory in use after the first optimizer step, and ends the run.
 
     Args:
-        path: a file for the numbers.
+        path: the file to write the numbers to, as JSON.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        """Weigh."""
+        """Add up the bytes of all tensors that are alive, each storage once, and write them to the file."""
         gc.collect()
         storages = {
             one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
@@ -71,7 +71,7 @@ class Weigh(Callback):
 
 
 def measure(name: str, policy: str) -> dict[str, object]:
-    """Return the numbers of one algorithm, from a process of its own."""
+    """Run one algorithm in its own process and return its numbers."""
     config = f"configs/{name}.yaml"
     text = (ROOT / config).read_text()
     sizes = next(arguments for kind, arguments in SMALL.items() if kind in text)

@@ -1,10 +1,10 @@
-"""Train all six algorithms from one policy, on one task, with equally many sampled answers, and draw what becomes of it.
+"""Train all six algorithms from one policy, on one task, with the same number of sampled answers, and draw their curves.
 
 Usage: python -m examples.compare_algorithms [--quick] [--seeds 0 1 2] [--answers 25600] [--directory runs/compare]
 
-Every run is a subprocess of its own. The whole can be stopped at any time: run the same command again and it goes on. SFT
-samples nothing: it reads as many demonstrations as the others sample answers, and these demonstrations are correct, which no
-other algorithm is shown. RFT and DPO sample all their answers before they train; their curves are stretched over them.
+Every run is a subprocess. After an interruption the same command goes on. SFT samples nothing: it reads as many demonstrations as
+the others sample answers; these are correct, and no other algorithm sees them. RFT and DPO sample all answers before they train;
+their curves are stretched over the same axis.
 
 Needs matplotlib: pip install -e '.[plots]'
 """
@@ -47,31 +47,31 @@ SHOWN = ("pass@1", "pass@8", "reward_mean", "length_mean")
 
 
 class Budget(RolloutCallback):
-    """Stops a run once it has sampled so many answers.
+    """Ends a run after a number of sampled answers.
 
     Args:
-        answers: sampled in training, over all ranks, dropped ones included.
+        answers: number of answers sampled in training, over all ranks, those of dropped groups included.
     """
 
     def __init__(self, answers: int) -> None:
         self.answers = answers
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Look how many there are; training on this rollout is finished first."""
+        """Ask the trainer to stop once the number is reached; it trains on this rollout first."""
         if rollout.metrics["rollout/answers"] >= self.answers:
             trainer.should_stop = True
 
 
 @dataclass
 class Recipe:
-    """One line of the comparison.
+    """One algorithm of the comparison.
 
     Args:
-        name: for directories.
-        label: for the picture.
-        config: YAML.
-        extra: further arguments.
-        own_reward: its reward is another function than the others', so its curve cannot begin with theirs.
+        name: of its directory.
+        label: in picture and table.
+        config: its YAML.
+        extra: further arguments of the command line.
+        own_reward: whether its reward is another function than the others'; its curve then has no common starting point.
     """
 
     name: str
@@ -81,11 +81,11 @@ class Recipe:
     own_reward: bool = False
 
     def arguments(self, answers: int, points: int) -> list[str]:
-        """Return the command line that spends a number of answers and validates a number of times on the way."""
+        """Return the arguments for a number of sampled answers and a number of validations (points)."""
         data = OmegaConf.load(ROOT / self.config).data.init_args
         if self.online:
             rollouts = answers // (data.prompts_per_rollout * data.group_size)
-            # Dynamic sampling may need several chunks a rollout: the budget ends the run before the epochs do.
+            # Dynamic sampling may need several chunks per rollout: then the budget ends the run before max_epochs.
             size = [
                 f"--trainer.max_epochs={rollouts}",
                 f"--trainer.check_val_every_n_epoch={max(1, rollouts // points)}",
@@ -100,7 +100,7 @@ class Recipe:
 
     @property
     def online(self) -> bool:
-        """Whether answers are sampled while it trains."""
+        """Whether answers are sampled during training."""
         return bool(OmegaConf.load(ROOT / self.config).data.class_path.endswith("RolloutDataModule"))
 
 
@@ -116,7 +116,7 @@ RECIPES = [
 
 @dataclass
 class Settings:
-    """What the command line says."""
+    """Settings of the whole comparison, from the command line."""
 
     directory: Path
     answers: int
@@ -124,7 +124,7 @@ class Settings:
     problems: int
 
     def run(self, arguments: list[str], log: Path) -> None:
-        """Run a command of rl_lightning to its end, its output in a file."""
+        """Run a command of rl_lightning, with its output in a file; exit if it fails."""
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "rl_lightning", *arguments, "--trainer.enable_progress_bar=false"]
         with log.open("a") as file:
@@ -135,11 +135,11 @@ class Settings:
             raise SystemExit(f"{' '.join(command)}\nfailed; its output is in {log}")
 
     def place(self, recipe: Recipe, seed: int) -> Path:
-        """Return where a run is kept."""
+        """Return the directory of a run."""
         return (self.directory / recipe.name / f"seed-{seed}").resolve()
 
     def before(self) -> None:
-        """Evaluate the policy that all begin with."""
+        """Evaluate the policy that all runs start from."""
         place = (self.directory / "before").resolve()
         if not (place / "done").exists():
             for command in ("validate", "test"):
@@ -147,7 +147,7 @@ class Settings:
             (place / "done").touch()
 
     def common(self, place: Path) -> list[str]:
-        """Return the arguments that every command gets."""
+        """Return the arguments of every command: directory, number of test problems, divergence from the start."""
         divergence = [
             "--trainer.callbacks+=rl_lightning.callbacks.HeldOutDivergence",
             "--trainer.callbacks.reference=embedded",
@@ -155,7 +155,7 @@ class Settings:
         return [f"--trainer.default_root_dir={place}", f"--data.evaluation.max_prompts={self.problems}", *divergence]
 
     def train(self, recipe: Recipe, seed: int) -> None:
-        """Train and test one policy, or go on where that was stopped."""
+        """Train and test one policy, or continue an interrupted run."""
         place = self.place(recipe, seed)
         if (place / "done").exists():
             return
@@ -166,12 +166,12 @@ class Settings:
         policy = f"--model.policy={place / 'hf'}"
         self.run(["test", *base, policy], place / "log.txt")
         if read(place, "val/pass@1")[0][-1] < read(place, "train/loss")[0][-1]:
-            # The budget ended the run between two validations.
+            # The budget ended the run after its last validation: validate once more.
             self.run(["validate", *base, policy, f"--trainer.default_root_dir={place / 'end'}"], place / "log.txt")
         (place / "done").touch()
 
     def curve(self, recipe: Recipe, seed: int, tag: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return answers sampled so far and the values of a scalar, from the policy that all begin with on."""
+        """Return the number of sampled answers, and a scalar at each of these points, beginning with the common start."""
         place = self.place(recipe, seed)
         steps, values = read(place, tag)
         if recipe.online:
@@ -189,7 +189,7 @@ class Settings:
 
 
 def draw(settings: Settings, recipes: list[Recipe], seeds: list[int], output: Path) -> None:
-    """Draw every panel: the mean over seeds, and the range between them."""
+    """Draw every panel: the mean and the range over seeds."""
     figure, axes = plt.subplots(2, 3, figsize=(13, 7))
     for axis, (tag, title) in zip(axes.flat, PANELS.items(), strict=True):
         for number, recipe in enumerate(recipes):
@@ -209,12 +209,12 @@ def draw(settings: Settings, recipes: list[Recipe], seeds: list[int], output: Pa
 
 
 def tested(place: Path) -> dict[str, float]:
-    """Return the metrics of a run's test."""
+    """Return the test metrics of a run."""
     return {name: float(read(place, f"test/{name}")[1][-1]) for name in SHOWN}
 
 
 def table(settings: Settings, recipes: list[Recipe], seeds: list[int]) -> str:
-    """Return the test metrics of every run as Markdown: each seed's pass@1, and means of the rest."""
+    """Return the test metrics of all runs as a Markdown table: pass@1 of each seed, and means of the others."""
     lines = [f"| | pass@1, seeds {', '.join(map(str, seeds))} | pass@8 | reward | length |", "|---|---|---|---|---|"]
     rows: list[tuple[str, list[dict[str, Any]]]] = [("before", [tested(settings.directory / "before")])]
     rows += [(one.label, [tested(settings.place(one, seed)) for seed in seeds]) for one in recipes]
@@ -227,7 +227,7 @@ def table(settings: Settings, recipes: list[Recipe], seeds: list[int]) -> str:
 
 
 def main() -> None:
-    """Train what is not trained yet, then draw and print."""
+    """Train all runs that are not finished, then draw the picture and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, help="default: runs/compare, or runs/compare-quick")
     parser.add_argument("--quick", action="store_true", help="6400 answers, one seed, 64 held-out problems")

@@ -1,4 +1,4 @@
-"""Draw TensorBoard curves of some runs into a picture; several runs of one kind become a mean with a band.
+"""Draw TensorBoard curves of some runs into a picture, as the mean and the range over the runs.
 
 Usage: python examples/plot_runs.py --runs runs/demo/seed-* --tags rollout/reward_mean val/pass@1 --output picture.png
 

@@ -1,9 +1,9 @@
-"""Bytes a device and tokens a step on paper, for 1, 8 and 64 GPUs; and the same formulas against what a process needs here.
+"""Memory per device and tokens per step, computed for 1, 8 and 64 GPUs; and the same formulas compared with measurements.
 
 Usage: python -m examples.scaling                                       the tables of docs/scaling.md
-       python -m examples.scaling --measure embedded DIRECTORY ...      weigh one pass, one step and one sampling of a policy
+       python -m examples.scaling --measure embedded DIRECTORY ...      measure a pass, a step and sampling of a policy
 
-Nothing is downloaded: the shapes of Qwen2.5 are written here. Measured on Linux alone, in processes of their own.
+Nothing is downloaded: the shapes of Qwen2.5 are in this file. Measuring works on Linux only, in separate processes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SHAPES = {
     "32 B": Shape(64, 5120, 27648, 40, 8, 128, 152064, qkv_bias=True),
 }
 GPUS = (1, 8, 64)
-#: What is left of 80 GB beside CUDA's context, libraries, communication and what fragmentation takes.
+#: Bytes of an 80 GB device that are left after CUDA's context, libraries, communication and fragmentation.
 USABLE = 74e9
-#: An NVIDIA H100 SXM by its data sheet: bfloat16 products without sparsity a second, bytes of memory a second.
+#: Data sheet of an NVIDIA H100 SXM: bfloat16 FLOP/s without sparsity, and bytes of memory per second.
 PEAK_FLOPS, PEAK_BYTES = 989e12, 3.35e12
 #: Responses in an optimizer step of the tables.
 STEP = 512
@@ -37,19 +37,19 @@ LORA = 16
 
 
 def gigabytes(size: float) -> str:
-    """Return a size in GB with three digits."""
+    """Return a number of bytes in GB, with three digits."""
     return f"{size / 1e9:,.0f}" if size >= 1e11 else f"{size / 1e9:.3g}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def ways(plan: Plan) -> dict[str, Plan]:
-    """Return the ways to train that are tried, all weights and an adapter, replicated before sharded."""
-    # Fewer responses side by side take longer, and less memory.
+    """Return name → plan of the ways to train, in the order in which they are tried: DDP, FSDP2, then the same with LoRA."""
+    # Sampling fewer responses at a time takes less memory and more time.
     turns = (64, 16, 4) if plan.algorithm in ONLINE else (plan.sampled,)
     full = {"DDP": plan, "FSDP2": replace(plan, sharded=True)} if plan.gpus > 1 else {"": plan}
     adapted = {f"LoRA {name}".strip(): replace(one, lora=LORA) for name, one in full.items()}
@@ -61,7 +61,7 @@ def ways(plan: Plan) -> dict[str, Plan]:
 
 
 def held_table() -> str:
-    """Return what is held from step to step: weights, gradients and AdamW's moments of all models, in GB a GPU."""
+    """Return the table of memory from step to step: weights, gradients and AdamW's moments of all models, in GB per GPU."""
     rows = []
     for size, shape in SHAPES.items():
         for name in MODELS:
@@ -85,7 +85,7 @@ def held_table() -> str:
 
 
 def parts_table() -> str:
-    """Return what makes up the peak of GRPO, in GB a GPU, by phase."""
+    """Return the table of GRPO's memory by phase, in GB per GPU."""
     rows = []
     for size, gpus, way in (
         ("0.5 B", 1, ""),
@@ -105,7 +105,7 @@ def parts_table() -> str:
 
 
 def cell(plan: Plan) -> str:
-    """Return the first way that fits, its peak, and the tokens of one forward pass over all GPUs; what is least if none fits."""
+    """Return the first way that fits, its peak, and the tokens of a forward pass over all GPUs; or the smallest if none fits."""
     best: tuple[float, str] | None = None
     for name, one in ways(plan).items():
         rows = one.most_rows(int(USABLE))
@@ -120,16 +120,17 @@ def cell(plan: Plan) -> str:
 
 
 def fitting_table(size: str) -> str:
-    """Return what fits of one size."""
+    """Return the table of what fits, for one size of model."""
     rows = [[name, *(cell(Plan(SHAPES[size], name, gpus=gpus)) for gpus in GPUS)] for name in MODELS]
     return table(["algorithm", *(f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in GPUS)], rows)
 
 
 def bounds(shape: Shape, gpus: int, algorithm: str = "GRPO") -> dict[str, float]:
-    """Return the least seconds that an optimizer step of `STEP` responses can take, by phase, were the hardware always busy.
+    """Return phase → the least seconds of an optimizer step of `STEP` responses, at full use of the hardware.
 
-    A token costs 2 FLOPs a parameter forward, twice that backward, and forward once more with checkpointing; scores of policy
-    and reference are forward passes. Sampling reads all weights, in bfloat16, and the caches for every column.
+    A token costs 2 FLOPs per parameter in a forward pass, twice that in a backward pass, and one more forward pass with
+    checkpointing. The reference's scores are a forward pass. Sampling reads all weights, in bfloat16, and the key-value cache once
+    per column.
     """
     plan = Plan(shape, algorithm, gpus=gpus)
     parameters = numbers(shape.sizes())
@@ -147,7 +148,7 @@ def bounds(shape: Shape, gpus: int, algorithm: str = "GRPO") -> dict[str, float]
 
 
 def bounds_table() -> str:
-    """Return these times for GRPO."""
+    """Return the table of `bounds` for GRPO."""
     rows = []
     for size, shape in SHAPES.items():
         for gpus in GPUS:
@@ -160,21 +161,21 @@ def bounds_table() -> str:
 
 
 def resident() -> tuple[int, int]:
-    """Return the bytes of this process in memory now, and at most since `forget_peak`."""
+    """Return the resident bytes of this process: now, and the peak since `forget_peak`."""
     status = Path("/proc/self/status").read_text()
     now, most = (int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024 for name in ("VmRSS", "VmHWM"))  # type: ignore[index]
     return now, most
 
 
 def forget_peak() -> None:
-    """Let the peak begin anew."""
+    """Reset the kernel's record of this process's peak memory."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def weigh(policy: str, rows: int, prompt: int, response: int, checkpointing: bool) -> dict[str, Any]:
-    """Return what a pass, a step and a sampling need here in float32, counted and weighed, in bytes."""
-    # The libraries' own memory, most of which they take at first use, is none of the run's.
+    """Return the memory of a pass, a step and sampling in float32 on this CPU, computed and measured, in bytes."""
+    # Use the libraries once first: the memory that they take then is not the run's.
     exercise("embedded", 2, 8, 8, checkpointing)
     forget_peak()
     base = resident()[0]
@@ -199,7 +200,7 @@ def weigh(policy: str, rows: int, prompt: int, response: int, checkpointing: boo
 def exercise(
     policy: str, rows: int, prompt: int, response: int, checkpointing: bool
 ) -> tuple[Shape, int, dict[str, int]]:
-    """Train and sample a policy; return its shape, the bytes held by the run card's count, and each phase's largest memory."""
+    """Train and sample a policy; return its shape, the run card's count of bytes, and phase → peak memory in bytes."""
     import torch
 
     from rl_lightning.algorithms import SFT
@@ -248,12 +249,12 @@ def exercise(
 
 
 def measure(policy: str, rows: int, prompt: int, response: int) -> str:
-    """Return a table of both, each measured in a process of its own."""
+    """Return the table of computed and measured memory, each line from its own process."""
     lines = []
     for checkpointing in (False, True):
         arguments = [policy, str(rows), str(prompt), str(response), str(int(checkpointing))]
         command = [sys.executable, "-m", "examples.scaling", "--weigh", *arguments]
-        # Large blocks go back to the system once they are free, as a GPU's allocator reuses them.
+        # Let glibc return freed blocks to the system at once, so that the peak is not one of its own caches.
         environment = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env={**_environment(), **environment}
@@ -276,7 +277,7 @@ def _environment() -> dict[str, str]:
 
 
 def main() -> None:
-    """Print the tables, or what is measured."""
+    """Print the tables, or the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="+", metavar="POLICY")
     parser.add_argument("--rows", type=int, default=4)

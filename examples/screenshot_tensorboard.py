@@ -1,4 +1,4 @@
-"""Photograph a page of TensorBoard with headless Chromium.
+"""Save a page of TensorBoard as a picture, with headless Chromium.
 
 Usage: python examples/screenshot_tensorboard.py --logdir runs/demo --page text --output examples/pictures/tensorboard.png
 
@@ -18,14 +18,14 @@ import urllib.request
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
+    """Return the number of a free TCP port."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         return int(listener.getsockname()[1])
 
 
 def wait_for(url: str, seconds: float = 60) -> None:
-    """Return as soon as something answers."""
+    """Wait until an address answers HTTP requests."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -37,7 +37,7 @@ def wait_for(url: str, seconds: float = 60) -> None:
 
 
 def main() -> None:
-    """Start TensorBoard, photograph it, and stop it."""
+    """Start TensorBoard, save the picture, and stop it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logdir", default="runs")
     parser.add_argument("--page", default="text", help="timeseries, scalars, histograms, text")
@@ -51,7 +51,7 @@ def main() -> None:
     with subprocess.Popen(board, stderr=subprocess.DEVNULL) as server:
         try:
             wait_for(f"http://localhost:{port}/")
-            time.sleep(5)  # it answers before it has read the runs
+            time.sleep(5)  # TensorBoard answers before it has read the runs
             subprocess.run(
                 [
                     browser,

@@ -4,8 +4,8 @@
     python -m examples.versions suite --only oldest -- tests/unit
     python -m examples.versions resolve
 
-Oldest is every lower bound itself, on the oldest Python of the classifiers; newest is what pip takes today, on the newest. Each gets an
-environment of its own in ``--directory``. ``resolve`` installs nothing: uv says what every extra, and all of them together, would take.
+Oldest: every package at its lower bound, on the oldest Python of the classifiers. Newest: what pip installs today, on the newest Python.
+Each gets its own environment in `--directory`. `resolve` installs nothing: uv resolves every extra, and all of them together.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ SHOWN = ("torch", "lightning", "transformers")
 
 @dataclass(frozen=True)
 class Project:
-    """What pyproject.toml promises.
+    """The releases that pyproject.toml declares as supported.
 
     Args:
-        requirements: extra → what it needs; ``""`` is what everybody needs.
-        pythons: the versions of the classifiers, oldest first.
-        bounds: ``requires-python``.
+        requirements: extra → its requirements; `""` for those of the package itself.
+        pythons: Python versions of the classifiers, oldest first.
+        bounds: `requires-python`.
     """
 
     requirements: dict[str, list[Requirement]]
@@ -48,7 +48,7 @@ class Project:
 
     @classmethod
     def read(cls, path: Path = ROOT / "pyproject.toml") -> Project:
-        """Read ``path``."""
+        """Read a pyproject.toml."""
         project: dict[str, Any] = tomllib.loads(path.read_text())["project"]
         lists = {"": project["dependencies"], **project["optional-dependencies"]}
         requirements = {extra: [Requirement(line) for line in lines] for extra, lines in lists.items()}
@@ -58,11 +58,11 @@ class Project:
         return cls(requirements, [found[1] for found in versions if found], project["requires-python"])
 
     def direct(self) -> list[Requirement]:
-        """Every release of somebody else that is named."""
+        """All requirements on other packages, those of every extra included."""
         return [item for items in self.requirements.values() for item in items if item.name != "rl_lightning"]
 
     def oldest(self) -> list[str]:
-        """Every lower bound, as a constraint of pip's."""
+        """Every lower bound as a pip constraint, such as `torch==2.9`."""
         bounds = {
             f"{item.name}=={bound.version}"
             for item in self.direct()
@@ -73,15 +73,15 @@ class Project:
 
 
 def interpreter(version: str) -> str:
-    """A Python of ``version`` on this machine: on the path, or among pyenv's.
+    """Return the path of a Python of this version, from the PATH or from pyenv.
 
     Raises:
-        SystemExit: there is none.
+        SystemExit: if there is none.
     """
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = [sys.executable, shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]
     for path in filter(None, found):
-        # What pyenv puts on the path fails where its version is not switched on.
+        # pyenv's own command on the PATH fails if its version is not activated.
         said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
         if said.startswith(f"Python {version}."):
             return str(path)
@@ -91,7 +91,7 @@ def interpreter(version: str) -> str:
 
 
 def suite(name: str, project: Project, arguments: argparse.Namespace) -> bool:
-    """Make an environment, run the suite in it and print its row; whether everything passed."""
+    """Create an environment, run the suite in it and print its row of the table; return whether all tests passed."""
     directory = arguments.directory.resolve() / name
     python = interpreter(project.pythons[0 if name == "oldest" else -1])
     shutil.rmtree(directory, ignore_errors=True)
@@ -115,7 +115,7 @@ def suite(name: str, project: Project, arguments: argparse.Namespace) -> bool:
 
 
 def row(name: str, python: str, output: str) -> str:
-    """A row of the table, from what pytest printed."""
+    """Return a row of the table in docs/versions.md, from pytest's output."""
     code = "import sys, importlib.metadata as m; print(sys.version.split()[0], *map(m.version, sys.argv[1:]))"
     versions = subprocess.run([python, "-c", code, *SHOWN], capture_output=True, text=True, check=True).stdout.split()
     ends = dict(
@@ -128,7 +128,7 @@ def row(name: str, python: str, output: str) -> str:
 
 
 def resolve(project: Project) -> bool:
-    """Print what each extra, and all together, would take today on every Python; whether all of it can be had."""
+    """Print what each extra, and all together, would install today on every Python; return whether all can be installed."""
     fine = True
     for version in project.pythons:
         for extra in [*project.requirements, "all"]:
@@ -144,7 +144,7 @@ def resolve(project: Project) -> bool:
 
 
 def main() -> None:
-    """Read the command line, and end with status 1 if anything failed."""
+    """Run the command; exit with status 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("resolve")

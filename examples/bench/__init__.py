@@ -1,1 +1,1 @@
-"""This library beside others on the same work: `python -m examples.bench --help`."""
+"""Benchmarks of this library against others on the same work: `python -m examples.bench --help`."""

@@ -1,9 +1,12 @@
-"""This library beside others on the same work.
+"""Benchmarks of this library against others on the same work.
 
-Each side loads once, in a process of its own; then they take turns, step for step. `ratio` is the peer's seconds over our own, the
-median over the pairs of steps: above 1 this library is faster. `memory_ratio` is our peak over the peer's: below 1 this library needs
-less. `other_cpu` says how many cores other processes kept busy meanwhile: measure again if it is not near 0. `cpu_ratio` is the ratio
-of the CPU seconds, which suffers less from them. `roofline` is the least time that sampling could take on this machine over ours.
+Each side loads once, in its own process; then the sides take turns, step by step. The fields of a line:
+
+ratio         seconds of the peer / ours, median over the pairs of steps; above 1 this library is faster
+memory_ratio  our peak / the peer's; below 1 this library needs less
+other_cpu     cores that other processes kept busy meanwhile; measure again if it is not near 0
+cpu_ratio     ratio of the CPU seconds, which other processes disturb less
+roofline      least time that sampling could take on this machine / our time
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def main() -> None:
-    """Run some benchmarks, or all; print a JSON line after each, and a table in the end."""
+    """Run benchmarks; print a JSON line after each, and a table at the end."""
     parser = argparse.ArgumentParser(
         "python -m examples.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Two workers that take turns, step for step, and what comes of it."""
+"""Two workers that take turns, step by step, and the summary of their times."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Side(Protocol):
-    """One of the two."""
+    """One of the two workers."""
 
     def ask(self, command: str) -> dict[str, float]:
         """Send a command and return the answer."""
@@ -22,10 +22,10 @@ class Side(Protocol):
 
 @dataclass
 class Measured:
-    """What came of the steps that count.
+    """Measurements of the steps that count.
 
     Args:
-        own, peer: answers to `step`, in the order of the pairs; `peer` is empty where there is none.
+        own, peer: answers to `step`, in the order of the pairs; `peer` is empty if there is none.
         own_peak, peer_peak: bytes.
         other_cpu: cores that other processes kept busy during the steps.
     """
@@ -38,12 +38,12 @@ class Measured:
 
 
 def take_turns(own: Side, peer: Side | None, pairs: int, warm_up: int) -> Measured:
-    """Have both sides do step after step: A B, B A, A B, ...
+    """Let both sides do step after step: A B, B A, A B, ...
 
     Args:
-        own, peer: the sides.
-        pairs: of steps that count.
-        warm_up: steps of each that do not, before.
+        own, peer: the sides; no peer if None.
+        pairs: number of pairs of steps that count.
+        warm_up: steps of each side before that, which do not count.
     """
     for side in (own, peer):
         for _ in range(warm_up if side is not None else 0):
@@ -64,17 +64,17 @@ def take_turns(own: Side, peer: Side | None, pairs: int, warm_up: int) -> Measur
 def summary(
     name: str, found: Measured, peer: str | None, by_token: bool, limits: Callable[[], Limits] | None = None
 ) -> dict[str, Any]:
-    """Return the line of a benchmark.
+    """Return the JSON line of a benchmark.
 
     Args:
         name: of the benchmark.
-        found: what was measured.
-        peer: what it was measured against; None for nothing.
-        by_token: steps of the two hold different tokens, so that seconds are compared by token.
-        limits: measures the machine's, for steps that say what they need.
+        found: the measurements.
+        peer: name of the other library; None if there is none.
+        by_token: compare seconds per token, since steps of the two sides hold different tokens.
+        limits: measures the machine's limits, for steps that report their FLOPs and bytes.
 
     Raises:
-        SystemExit: if steps should hold the same tokens and do not.
+        SystemExit: if steps that should hold the same tokens do not.
     """
     own_s = [step["seconds"] for step in found.own]
     line: dict[str, Any] = {"name": name, "ratio": None, "ratio_min": None, "ratio_max": None, "peer": peer}
@@ -95,13 +95,13 @@ def summary(
     line |= {"ratio": round(median(ratios), 3), "ratio_min": round(ratios[0], 3), "ratio_max": round(ratios[-1], 3)}
     line |= {"memory_ratio": round(found.own_peak / found.peer_peak, 3), "peer_gb": round(found.peer_peak / 1e9, 2)}
     line |= {"peer_s": round(median(step["seconds"] for step in found.peer), 4)}
-    # Whoever else takes cores away from one side and not from the other changes this one less.
+    # Other processes that take cores away disturb CPU seconds less than seconds.
     line |= {"cpu_ratio": round(median(_ratio(*pair, by_token, of="cpu_seconds") for pair in pairs), 3)}
     return line | {"peer_cpu": round(_cores(found.peer), 2)}
 
 
 def _ratio(own: Mapping[str, float], peer: Mapping[str, float], by_token: bool, of: str = "seconds") -> float:
-    """Return how many times our own seconds the peer takes for the same work."""
+    """Return the peer's time / ours for the same work."""
     if by_token:
         return (peer[of] / peer["tokens"]) / (own[of] / own["tokens"])
     if own["tokens"] != peer["tokens"]:
@@ -110,7 +110,7 @@ def _ratio(own: Mapping[str, float], peer: Mapping[str, float], by_token: bool, 
 
 
 def _share(steps: Sequence[Mapping[str, float]], limits: Callable[[], Limits]) -> float:
-    """Return the least time that steps could take on this machine over the time that they took."""
+    """Return the least time that the steps could take on this machine / the time that they took."""
     machine = limits()
     least = sum(machine.least_seconds(step["flops"], step["bytes"]) for step in steps)
     return round(least / sum(step["seconds"] for step in steps), 3)

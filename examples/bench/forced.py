@@ -1,4 +1,4 @@
-"""Responses of forced lengths: no end before, the end there. Nothing here imports this library, for its memory is measured."""
+"""Responses of forced lengths. This file does not import rl_lightning, because the peer's memory is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import LogitsProcessor
 
 
 def force(logits: Tensor, stops: list[int], ends: Tensor) -> None:
-    """Leave nothing but the first stop token where a response ends, and everything but those elsewhere; in place.
+    """Change logits in place: rows that end here can draw only the first stop token, all other rows no stop token.
 
     Args:
         logits: (B, V).
@@ -24,11 +24,11 @@ def force(logits: Tensor, stops: list[int], ends: Tensor) -> None:
 
 
 class ForceEnds(LogitsProcessor):
-    """The same for `generate` of transformers, over one call.
+    """Logits processor with the same effect for one call of transformers' `generate`.
 
     Args:
         lengths: of each row, in tokens.
-        new_tokens: the cap; rows that reach it have no end.
+        new_tokens: the cap; rows of this length get no stop token.
         stops: token ids.
     """
 
@@ -39,7 +39,7 @@ class ForceEnds(LogitsProcessor):
         self._column = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Return the logits of the next token, changed in place."""
+        """Change the logits of the next token in place, and return them."""
         self._column += 1
         ends = (self._column == self._lengths) & (self._lengths < self._new_tokens)
         force(scores, self._stops, ends)

@@ -13,7 +13,7 @@ from rl_lightning.generation import NativeGenerator, Request, Responses, Samplin
 
 
 class ForcedLengths(NativeGenerator):
-    """Samples responses whose lengths come from `forced_lengths`, the first call's from its first, and so on.
+    """Samples responses of the lengths in `forced_lengths`: those of call n in the n-th call.
 
     Args:
         **options: max_tokens, max_rows: see `NativeGenerator`.

@@ -1,6 +1,6 @@
-"""A policy module's loss, forward and backward, beside the padded way: a plain forward pass and `log_softmax`.
+"""A policy module's loss, forward and backward, against a padded forward pass with `log_softmax`.
 
-Groups of random responses of log-normal lengths, one optimizer step in one pass; nothing is updated.
+One pass over groups of random responses of log-normal lengths; nothing is updated.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Group:
-    """What a step learns from, row by row.
+    """The rows of a step.
 
     Args:
-        prompts, responses: token ids.
-        advantages: of each response.
-        size: responses to a prompt, side by side.
+        prompts, responses: token ids of each row.
+        advantages: one per row.
+        size: number of responses per prompt; these are neighbours.
     """
 
     prompts: list[list[int]]
@@ -36,7 +36,7 @@ class Group:
 
     @classmethod
     def random(cls, prompts: list[list[int]], size: int, new_tokens: int, vocabulary: int, step: int) -> Group:
-        """Make up responses to some prompts."""
+        """Draw random responses to some prompts."""
         draw = random.Random(step)
         lengths = forced_lengths(len(prompts) * size, new_tokens, step)
         return cls(
@@ -61,7 +61,7 @@ class Group:
 
 
 def ours(work: Work) -> None:
-    """Run this library's module."""
+    """Run this library's module, one pass per command."""
     from rl_lightning.algorithms import GRPO
 
     module = GRPO(policy=work.model, kl_coef=0.0)
@@ -78,7 +78,7 @@ def ours(work: Work) -> None:
 
 
 def theirs(work: Work) -> None:
-    """Run a model of transformers."""
+    """Run a model of transformers, one padded pass per command."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -100,7 +100,7 @@ def _group(work: Work, tokenizer: Any, vocabulary: int, step: int) -> Group:
 
 
 def packed_loss(module: GRPO, group: Group) -> Tensor:
-    """Return the module's loss; its metrics, the entropy among them, are computed as in training."""
+    """Return the module's loss; metrics such as the entropy are computed too, as in training."""
     loss = module.loss(_minibatch(group))
     module.observations.add_to_loss(loss)
     module.observations.flush(module.total)
@@ -128,14 +128,14 @@ def _minibatch(group: Group) -> Microbatch:
 
 
 def padded_loss(model: nn.Module, group: Group) -> Tensor:
-    """Return the same loss, −1/B Σ_i 1/|y_i| Σ_t ρ A, from logits of every token and of all padding."""
+    """Return the same loss, −1/B Σ_i 1/|y_i| Σ_t ρ A, from the logits of all tokens and all padding."""
     import torch
 
     ids, mask, answers, advantages = group.tensors()
     logits = model(input_ids=ids, attention_mask=mask.long()).logits
     width = answers.shape[1]
     every = logits[:, -width - 1 : -1].log_softmax(-1)
-    with torch.no_grad():  # a metric, which the module computes too
+    with torch.no_grad():  # a metric that the module computes too
         _ = -(every.exp() * every).sum(-1)[answers].mean()
     logprobs = every.gather(2, ids[:, -width:, None]).squeeze(2)
     ratio = (logprobs - logprobs.detach()).exp()

@@ -1,4 +1,4 @@
-"""`NativeGenerator` beside `generate` of transformers: the same prompts, as many tokens of each response."""
+"""`NativeGenerator` against transformers' `generate`: the same prompts and the same lengths of responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from examples.bench.work import Work, lengths_of_calls
 
 
 def ours(work: Work) -> None:
-    """Sample with this library, one call a step."""
+    """Sample with this library, one call per step."""
     from examples.bench.forced_native import ForcedLengths
     from rl_lightning.data.prompts import EncodedPrompt
     from rl_lightning.data.sources.base import Example
@@ -43,7 +43,7 @@ def ours(work: Work) -> None:
 
 
 def theirs(work: Work) -> None:
-    """Sample with transformers, one call a step."""
+    """Sample with transformers, one call per step."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -75,6 +75,6 @@ def theirs(work: Work) -> None:
 
 
 def batches(work: Work) -> list[list[str]]:
-    """Return the prompts of each step."""
+    """Yield the token ids of the prompts of one step after another."""
     texts = iter(row["prompt"] for row in work.rows())
     return [list(itertools.islice(texts, work.prompts)) for _ in range(work.steps)]

@@ -1,14 +1,13 @@
-"""The peak memory of training a LoRA adapter, next to that of training all weights.
+"""Peak memory of training a LoRA adapter, compared with training all weights.
 
 Usage: python -m examples.bench.lora_memory [--policy DIRECTORY] [--answers 8] [--tokens 128] [--microbatch 2] [--rank 16]
 
-Each row is a process of its own that takes two GRPO steps, the first of which makes AdamW's moments, on rollouts of its own
-samples: loading, sampling, scoring by the reference, forward, backward and update are all in its peak, the largest resident
-size that the kernel saw. Activations are the same for both, and grow with the microbatch; an optimizer step is the same for any.
-Without `--policy` the model has the shape of SmolLM2-135M and random weights.
+Each row of the table is a process that takes two GRPO steps on its own samples; the first step creates AdamW's moments. Its peak is
+the largest resident size that the kernel recorded, over loading, sampling, scoring, forward, backward and update. Activations grow
+with the microbatch; the optimizer step does not. Without `--policy` the model has the shape of SmolLM2-135M and random weights.
 
-glibc is told to hand back what is freed: by default it keeps pieces below 32 MB, and more of them for activations than are ever
-in use at once.
+glibc is told to return freed memory to the system. By default it keeps pieces below 32 MB, more of them for activations than are
+ever in use at once.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles
 from rl_lightning.models.memory import held, in_units
 from rl_lightning.rewards import RewardSpec
 
-#: SmolLM2-135M, as its config.json says.
+#: The shape of SmolLM2-135M, from its config.json.
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
     "num_key_value_heads": 3, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0,
 }  # fmt: skip
 KINDS = ("full", "lora")
-#: Has glibc take and hand back each larger piece of memory by itself.
+#: Makes glibc request and return each larger piece of memory separately.
 RETURN_FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def random_policy(directory: str) -> str:
-    """Save a model of this shape with random weights, and the embedded policy's tokenizer beside it."""
+    """Save a model of this shape with random weights, with the embedded policy's tokenizer."""
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(directory)
     PolicyFiles("embedded").tokenizer.save_pretrained(directory)
@@ -54,19 +53,19 @@ def random_policy(directory: str) -> str:
 
 
 class Widest(pl.Callback):
-    """Keeps the size of the largest microbatch, in tokens with padding."""
+    """Records the size of the largest microbatch, in tokens with padding."""
 
     tokens = 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look at a microbatch."""
+        """Compare a microbatch with the largest one so far."""
         self.tokens = max(self.tokens, batch.input_ids.numel())
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Take two optimizer steps in this process and return what they held."""
+    """Take two optimizer steps in this process and return its memory."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     pl.seed_everything(0, verbose=False)
@@ -101,7 +100,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_own_process(policy: str, kind: str, checkpointing: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the numbers of one configuration."""
+    """Run one configuration in its own process and return its numbers."""
     arguments = [f"--run={kind}", f"--policy={policy}"]
     arguments += [f"--{name}={getattr(options, name)}" for name in ("answers", "tokens", "microbatch", "rank", "dtype")]
     arguments += ["--checkpointing"] if checkpointing else []
@@ -109,7 +108,7 @@ def in_own_process(policy: str, kind: str, checkpointing: bool, options: argpars
 
 
 def main() -> None:
-    """Measure one configuration, if told which, or all of them, and print a table."""
+    """Measure one configuration in this process, or all in processes of their own, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy")
     parser.add_argument("--answers", type=int, default=8)

@@ -1,4 +1,4 @@
-"""What processes have used, as the kernel's /proc says it."""
+"""CPU time and memory of processes, from the kernel's /proc."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> list[int]:
-    """Return a process and all that descend from it, those that have ended left out."""
+    """Return the ids of a process and of its descendants that are still alive."""
     found, waiting = [], [pid]
     while waiting:
         one = waiting.pop()
@@ -25,14 +25,14 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU seconds of a process and its descendants so far, those that it has waited for included."""
+    """Return the CPU seconds of a process and its descendants so far, with those of children that have ended."""
     total = 0
     for one in family(pid):
         try:
             text = (_PROC / str(one) / "stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        # Its own name, in brackets, may hold anything; user, system, and the same of ended children follow.
+        # The process's name, in brackets, may hold any character. After it: user and system time, and those of ended children.
         total += sum(map(int, text.rpartition(")")[2].split()[11:15]))
     return total / _TICKS
 
@@ -60,14 +60,14 @@ def busy_seconds() -> float:
 
 
 class Others:
-    """Watches how busy processes that are none of this one's keep the machine."""
+    """Measures how busy the machine is with processes other than this one and its descendants."""
 
     def __init__(self) -> None:
         self._began = (time.perf_counter(), busy_seconds(), cpu_seconds(os.getpid()))
 
     def cores(self) -> float:
-        """Return how many cores they have kept busy on average since this was made."""
+        """Return how many cores these kept busy on average since this object was made."""
         clock, busy, own = self._began
         others = busy_seconds() - busy - (cpu_seconds(os.getpid()) - own)
-        # The kernel rounds its two counts each in its own way.
+        # The kernel rounds the two counts differently, so the difference may be slightly negative.
         return max(0.0, others) / (time.perf_counter() - clock)

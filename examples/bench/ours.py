@@ -1,4 +1,4 @@
-"""This library's side: its command line with the YAML files of configs/, and a callback that waits for its turn."""
+"""This library's side of a benchmark: its command line with a YAML of configs/, and a callback that waits for each turn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rl_lightning.hooks import RolloutCallback
 from rl_lightning.types import Microbatch, Rollout
 
 _LR = 1e-6
-#: Which columns of the files are what.
+#: Names of the columns in the files of data.
 _COLUMNS: dict[str, dict[str, Any]] = {
     "prompts": {},
     "sums": {},
@@ -27,10 +27,10 @@ _COLUMNS: dict[str, dict[str, Any]] = {
 
 
 class TakeTurns(RolloutCallback):
-    """Do an optimizer step, and all that belongs to it, for each command."""
+    """Does one optimizer step, with everything that belongs to it, per command."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for the first one, with everything loaded."""
+        """Wait for the first command; everything is loaded."""
         turns().wait()
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
@@ -40,7 +40,7 @@ class TakeTurns(RolloutCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Microbatch, batch_idx: int
     ) -> None:
-        """Count the tokens of rows that were written, and wait for the next command once the optimizer has stepped."""
+        """Count the tokens of written rows, and wait for the next command after an optimizer step."""
         if batch.advantages is None:
             turns().tokens += int(batch.attention_mask.sum())
         if batch.ends_step:
@@ -48,7 +48,7 @@ class TakeTurns(RolloutCallback):
 
 
 def train(work: Work) -> None:
-    """Train, a step for each command."""
+    """Train, one step per command."""
     base = ROOT / "configs" / f"{work.algorithm}.yaml"
     overlay = Path(work.directory) / "overlay.yaml"
     overlay.write_text(json.dumps(overlay_for(work, yaml.safe_load(base.read_text()))))
@@ -56,13 +56,13 @@ def train(work: Work) -> None:
 
 
 def overlay_for(work: Work, base: dict[str, Any]) -> dict[str, Any]:
-    """Return what a benchmark changes in a YAML of configs/.
+    """Return the overlay of a benchmark on a YAML of configs/.
 
-    Checkpoints are left out, for the peer writes none either. All its other callbacks stay, and so does TensorBoard.
+    It removes checkpoints, which the peer does not write either. All other callbacks and TensorBoard stay.
 
     Args:
-        work: what to do.
-        base: the YAML.
+        work: of the benchmark.
+        base: the YAML's content.
     """
     files = {"class_path": "rl_lightning.data.FileExamples"}
     data: dict[str, Any] = {

@@ -1,10 +1,10 @@
-"""Where the time of a training step goes, and how much of it belongs to the framework.
+"""Parts of the time of a training step, and the framework's share.
 
 Usage: python -m examples.bench.overhead [--rollouts 30] [--config configs/grpo.yaml]
 
-Times generation, rewards, scoring, forward, backward and the optimizer (with gradient clipping) of GRPO on the embedded
-policy with all of the config's callbacks and loggers on, but no progress bar; what is left of the wall time is the
-framework's. The first five rollouts are not counted.
+Times generation, rewards, scoring, forward, backward and the optimizer (with gradient clipping) of GRPO on the embedded policy.
+All callbacks and loggers of the YAML are on, the progress bar is off. The rest of the wall time is the framework's. The first five
+rollouts do not count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WARM_UP = 5
 
 
 class Stopwatch(Callback):
-    """Adds up the seconds that each part of the work takes."""
+    """Adds up the seconds of each part of the work."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -46,7 +46,7 @@ class Stopwatch(Callback):
         setattr(owner, method, outer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put a clock on every part."""
+        """Wrap the functions of every part with a clock."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._timed(data.generator, "generate", "generation")
         self._timed(data.rewarder, "score", "rewards")
@@ -56,28 +56,28 @@ class Stopwatch(Callback):
         trainer.optimizers[0].register_step_post_hook(lambda *_: self._optimizer_done())
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Clipping and the update begin."""
+        """Start the clock of the optimizer: gradient clipping and the update."""
         self._optimizer_began = time.perf_counter()
 
     def _optimizer_done(self) -> None:
         self.seconds["optimizer"] += time.perf_counter() - self._optimizer_began
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count once the first rollouts have warmed everything up."""
+        """Begin to count after the first rollouts."""
         if trainer.current_epoch == WARM_UP:
             self.seconds.clear()
             self.started = time.perf_counter()
         self.rollouts = trainer.current_epoch + 1 - WARM_UP
 
     def report(self) -> dict[str, float]:
-        """Return the share of every part of the wall time, in percent."""
+        """Return part → share of the wall time in percent."""
         total = time.perf_counter() - self.started
         shares = {part: 100 * seconds / total for part, seconds in self.seconds.items()}
         return {**shares, "framework": 100 - sum(shares.values()), "seconds_per_rollout": total / self.rollouts}
 
 
 def main() -> None:
-    """Train for a while and print the table and one JSON line."""
+    """Train for some rollouts, and print the table and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/grpo.yaml")
     parser.add_argument("--rollouts", type=int, default=30)
@@ -95,7 +95,7 @@ def main() -> None:
                 "--trainer.callbacks+=examples.bench.overhead.Stopwatch",
             ]
         )
-    # By name: run as a script, this file is not the module that the command line imported.
+    # Found by name: run as a script, this file is another module than the one that the command line imported.
     watch: Any = next(one for one in cli.trainer.callbacks if type(one).__name__ == "Stopwatch")  # type: ignore[attr-defined]
     report = watch.report()
     seconds = report.pop("seconds_per_rollout")

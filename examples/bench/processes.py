@@ -1,4 +1,4 @@
-"""Child processes: workers that are told what to do, and runs that print one JSON line."""
+"""Child processes: workers that follow commands, and runs that print one JSON line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return what is the same for every process that is measured: so many threads."""
+    """Return the environment of every measured process: the same number of threads."""
     return {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
@@ -28,14 +28,14 @@ def environment(threads: int) -> dict[str, str]:
 
 
 class Worker:
-    """A child process that is told what to do, line by line; see `examples.bench.turns`.
+    """A child process that follows commands, one per line; see `examples.bench.turns`.
 
-    Between its answers it is halted, with all that descend from it: threads that spin while they wait for work, as an inference
-    engine's do, would take the cores of whoever is measured meanwhile.
+    Between its steps it is suspended (SIGSTOP) with all its descendants. Otherwise threads that spin while they wait, such as
+    those of an inference engine, would take cores from the side that is measured.
 
     Args:
-        command: what to run.
-        extra: environment, beside this process's.
+        command: the program and its arguments.
+        extra: environment variables in addition to this process's.
         log: file for its standard error.
     """
 
@@ -73,7 +73,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """Stop it, by force if it does not stop by itself."""
+        """End the process, by force if it does not end by itself."""
         self._send(signal.SIGCONT)
         try:
             self._process.communicate("stop\n", timeout=30)
@@ -88,22 +88,22 @@ class Worker:
 
 
 def worker(target: str, work: Path, threads: int, python: str = sys.executable) -> Worker:
-    """Start a side of a benchmark.
+    """Start one side of a benchmark.
 
     Args:
         target: `MODULE:FUNCTION`.
-        work: file with its work, beside which its log is written.
-        threads: of torch.
-        python: interpreter.
+        work: file with its work; its log is written beside it.
+        threads: number of torch's threads.
+        python: the interpreter.
     """
     command = [python, "-m", "examples.bench.worker", target, str(work)]
     return Worker(command, environment(threads), work.parent / f"{target.replace(':', '.')}.log")
 
 
 def last_line(module: str, arguments: Sequence[str], extra: Mapping[str, str]) -> dict[str, Any]:
-    """Run a module in a process of its own and return the JSON object on the last line that it prints.
+    """Run a module in its own process and return the JSON object on the last line that it prints.
 
-    What it prints before is for people, and goes to standard error.
+    All lines before that go to standard error.
 
     Raises:
         SystemExit: with the end of its log, if it fails.

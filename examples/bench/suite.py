@@ -37,14 +37,14 @@ _INSTALL = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """Options of the command line.
 
     Args:
         model: directory, or name on the hub.
-        pairs: of steps.
+        pairs: number of pairs of steps.
         threads: of each side.
-        directory: for whatever is written.
-        peer_python: interpreter of the peers.
+        directory: for all files that are written.
+        peer_python: interpreter of the other library.
     """
 
     model: str
@@ -56,15 +56,15 @@ class Options:
 
 @dataclass(frozen=True)
 class Duel:
-    """This library beside a peer.
+    """A benchmark of this library against another one.
 
     Args:
-        work: what both do.
-        own, peer: `MODULE:FUNCTION` of each side; the peer may be missing.
-        package: the peer's, as Python imports it.
+        work: of both sides.
+        own, peer: `MODULE:FUNCTION` of each side; no peer if None.
+        package: import name of the other library.
         by_token: see `examples.bench.duel.summary`.
         warm_up: steps that do not count.
-        model: instead of the command line's.
+        model: in place of the command line's.
     """
 
     work: Work
@@ -105,7 +105,7 @@ class Duel:
 
 
 def _limits(threads: int) -> Limits:
-    """Return the limits of this machine, on which nobody else should work now, for float32 and so many threads."""
+    """Measure the limits of this machine for float32 and a number of threads; nothing else should run meanwhile."""
     import torch
 
     from rl_lightning.models.roofline import measured_limits
@@ -116,10 +116,10 @@ def _limits(threads: int) -> Limits:
 
 @dataclass(frozen=True)
 class Solo:
-    """A benchmark of its own kind, without a peer.
+    """A benchmark without another library.
 
     Args:
-        measure: options → the fields of its line.
+        measure: function of the options that returns the fields of the line.
     """
 
     measure: Callable[[Options], dict[str, Any]]
@@ -132,7 +132,7 @@ class Solo:
 
 
 def installed(package: str, name: str, python: str = sys.executable) -> str | None:
-    """Return a package and its version; None if it is missing, and then say what to do.
+    """Return a package and its version; if it is missing, print how to install it and return None.
 
     Raises:
         UserError: if there is no such interpreter.

@@ -1,4 +1,4 @@
-"""Lines of benchmarks as a table for people."""
+"""The lines of benchmarks as a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _COLUMNS += ("others' cores", "peer")
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return them with one row each; what a benchmark does not have is a dash."""
+    """Return a text table with one row per benchmark; missing fields are a dash."""
     rows = [_COLUMNS, *map(_cells, lines)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

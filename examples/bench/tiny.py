@@ -1,4 +1,4 @@
-"""A random model that takes no time: `--quick`."""
+"""A tiny random model, for `--quick`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TRL's side. Nothing here imports this library but the light parts of the benchmark, for its memory is measured."""
+"""TRL's side of a benchmark. It imports light parts of the benchmark alone, because its memory is measured."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ disable_progress_bars()
 
 
 class TakeTurns(TrainerCallback):
-    """Do an optimizer step, and all that belongs to it, for each command."""
+    """Does one optimizer step, with everything that belongs to it, per command."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Wait for the first one, with everything loaded."""
+        """Wait for the first command; everything is loaded."""
         turns().wait()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Wait for the next."""
+        """Wait for the next command."""
         turns().wait()
 
 
 def sft(work: Work) -> None:
-    """Train on demonstrations, a step for each command."""
+    """Train on demonstrations, one step per command."""
     settings: dict[str, Any] = {"max_length": None, "per_device_train_batch_size": work.batch}
     if work.packing:
-        # As many tokens as the other side's rows have on average, nearly; seconds are compared by token.
+        # About as many tokens per step as on the other side; seconds are compared per token.
         settings = {"max_length": MAX_ROW, "packing": True, "per_device_train_batch_size": work.batch // 2}
     trainer = SFTTrainer(**_common(work), args=SFTConfig(**_settings(work), **settings))
     _count_tokens(trainer)
@@ -41,7 +41,7 @@ def sft(work: Work) -> None:
 
 
 def dpo(work: Work) -> None:
-    """Train on pairs, a step for each command; both sides have computed the reference's log-probabilities before."""
+    """Train on pairs, one step per command; both sides compute the reference's log-probabilities before."""
     settings: dict[str, Any] = {"max_length": None, "per_device_train_batch_size": work.batch, "beta": 0.1}
     trainer = DPOTrainer(**_common(work), args=DPOConfig(**_settings(work), **settings, precompute_ref_log_probs=True))
     _count_tokens(trainer)
@@ -49,7 +49,7 @@ def dpo(work: Work) -> None:
 
 
 def grpo(work: Work) -> None:
-    """Train on samples, a step for each command."""
+    """Train on samples, one step per command."""
     rows = work.prompts * work.group
     args = GRPOConfig(
         **_settings(work),
@@ -75,7 +75,7 @@ def grpo(work: Work) -> None:
 
 
 def _settings(work: Work) -> dict[str, Any]:
-    """Return what all trainers are told: the optimizer, the logging, and what the other side does not do either."""
+    """Return the arguments of all trainers: optimizer and logging, with all that the other side does not do turned off."""
     return {
         "output_dir": f"{work.directory}/trl",
         "use_cpu": True,
@@ -105,7 +105,7 @@ def _common(work: Work) -> dict[str, Any]:
 
 
 def _count_tokens(trainer: Any) -> None:
-    """Have a trainer count the tokens of its batches, without padding."""
+    """Make a trainer count the tokens of its batches, without padding."""
     step = trainer.training_step
 
     def counted(model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
@@ -117,7 +117,7 @@ def _count_tokens(trainer: Any) -> None:
 
 
 def _force_lengths(trainer: Any, rows: int, new_tokens: int) -> None:
-    """Have a trainer's model sample responses of the lengths in the table."""
+    """Make a trainer's model sample responses of forced lengths."""
     table, generate = lengths_of_calls(rows, new_tokens), trainer.model.generate
 
     def forced(*inputs: Any, **options: Any) -> Any:
@@ -128,7 +128,7 @@ def _force_lengths(trainer: Any, rows: int, new_tokens: int) -> None:
 
 
 def _reward(path: str) -> Any:
-    """Return a reward of one response as TRL wants it: of a batch."""
+    """Turn a reward function of one response into one of a batch, as TRL calls it."""
     module, name = path.rsplit(".", 1)
     function = getattr(importlib.import_module(module), name)
 

@@ -1,8 +1,11 @@
 """The protocol between the benchmark and its two workers: lines on a pipe.
 
-A worker is told `step`, does one step of its work and answers with its seconds, CPU seconds and tokens, some also with
-the FLOPs and bytes that it needs; told `memory`, it answers
-with its peak; told `stop`, it ends. It begins to look for commands once everything is loaded.
+    command   answer (one JSON line)
+    step      seconds, CPU seconds and tokens of one step; some workers add FLOPs and bytes
+    memory    the peak in bytes
+    stop      none: the worker ends
+
+A worker reads its first command when everything is loaded.
 """
 
 from __future__ import annotations
@@ -31,16 +34,16 @@ class Turns:
         self._commands = commands
         self._answers = answers
         self._began: tuple[float, float] | None = None
-        #: Tokens of this step so far; whoever does the work counts them.
+        #: Tokens of this step so far; the worker's code adds to it.
         self.tokens = 0
-        #: FLOPs of this step, and bytes that it must read; None if nobody counts them.
+        #: FLOPs of this step and bytes that it must read; None if they are not counted.
         self.needs: tuple[float, float] | None = None
 
     def wait(self) -> None:
-        """Report the step that has ended, if one has, and return when the next is to begin.
+        """Report the step that has ended, if there was one, and wait for the command to begin the next.
 
         Raises:
-            SystemExit: when there is none.
+            SystemExit: on `stop`.
         """
         if self._began is not None:
             seconds, cpu = time.perf_counter() - self._began[0], cpu_seconds(os.getpid()) - self._began[1]
@@ -69,7 +72,7 @@ class Turns:
 
 @cache
 def turns() -> Turns:
-    """Return this process's, on its standard input and output; what others print goes to standard error from then on."""
+    """Return the turns of this process, on its standard input and output; all other output goes to standard error from then on."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return Turns(sys.stdin, answers)

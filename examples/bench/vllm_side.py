@@ -1,4 +1,4 @@
-"""vLLM's side of sampling. Nothing here imports this library but the light parts of the benchmark: vLLM may live elsewhere."""
+"""vLLM's side of the sampling benchmark. It imports light parts of the benchmark alone, because vLLM may have its own interpreter."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from examples.bench.generate import batches
 from examples.bench.turns import turns
 from examples.bench.work import Work, lengths_of_calls
 
-#: Of the cache; every row of the benchmark fits.
+#: Bytes of the key-value cache; all rows of the benchmark fit.
 _CACHE_BYTES = 1 << 29
 
 
 def generate(work: Work) -> None:
-    """Sample with vLLM, one call a step, in this process and with the log-probabilities of the tokens that it draws."""
+    """Sample with vLLM in this process, one call per step, with the log-probabilities of the drawn tokens."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     from vllm import LLM, SamplingParams

@@ -1,4 +1,4 @@
-"""What both sides of a benchmark have to do: shapes, forced lengths, and files of prompts and rows."""
+"""The work of both sides of a benchmark: sizes, forced lengths, and files of prompts and rows."""
 
 from __future__ import annotations
 
@@ -32,27 +32,29 @@ _WORDS = [
     "over",
 ]
 
-#: Rows of the offline benchmarks have at most this many tokens, which is what TRL packs them into.
+#: Longest row of the offline benchmarks in tokens; TRL packs rows into this length.
 MAX_ROW = 256
 
 
 @dataclass
 class Work:
-    """One benchmark's work.
+    """The work of one benchmark.
 
     Args:
-        kind: what the data are: `prompts`, `sums`, `demonstrations` or `pairs`.
+        kind: of data: `prompts`, `sums`, `demonstrations` or `pairs`.
         model: directory, or name on the hub.
-        directory: where the data are, and where each side may write.
-        steps: that there are data for.
-        threads: of torch.
-        prompts, group, new_tokens: responses to each of how many prompts, of up to how many tokens, in a step.
-        prompt_tokens: of each prompt, nearly.
-        batch: demonstrations or pairs in a step.
+        directory: of the data, and for files of each side.
+        steps: number of steps that there are data for.
+        threads: number of torch's threads.
+        prompts: prompts per step.
+        group: responses per prompt.
+        new_tokens: cap on the length of a response.
+        prompt_tokens: approximate length of a prompt.
+        batch: demonstrations or pairs per step.
         packing: whether TRL packs rows.
-        algorithm: the file under configs/ that this library trains with.
-        reward: what scores responses.
-        pass_tokens: of one forward pass of this library, at most; no bound if None. TRL passes a step's rows at once.
+        algorithm: the YAML in configs/ that this library trains with.
+        reward: name of the reward function.
+        pass_tokens: most tokens in one forward pass of this library; no limit if None. TRL passes all rows of a step at once.
     """
 
     kind: str
@@ -72,12 +74,12 @@ class Work:
 
     @property
     def ours(self) -> Path:
-        """The rows, as this library gets them."""
+        """The file of rows for this library."""
         return Path(self.directory) / "rows.jsonl"
 
     @property
     def theirs(self) -> Path:
-        """The rows in the order in which this library goes through them, for a peer that does not shuffle."""
+        """The file of rows in the order in which this library reads them, for a peer that does not shuffle."""
         return Path(self.directory) / "ordered.jsonl"
 
     def rows(self) -> list[dict[str, str]]:
@@ -85,7 +87,7 @@ class Work:
         return [json.loads(line) for line in self.theirs.read_text().splitlines()]
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write the rows, as many as the steps need."""
+        """Write the files of rows, as many as the steps need."""
         from rl_lightning.data.steps import permutation
 
         count = self.steps * (self.batch or self.prompts)
@@ -97,7 +99,7 @@ class Work:
             make = {"prompts": self._problem, "demonstrations": _demonstration, "pairs": _pair}[self.kind]
             rows = [make(writer, draw) for _ in range(count)]
         self.ours.write_text(_lines(rows))
-        # The key of the first pass over the data under seed 0.
+        # The key of the random order in the first pass over the data, with seed 0.
         self.theirs.write_text(_lines([rows[place] for place in permutation(count, 0, 0).tolist()]))
 
     def _problem(self, writer: Writer, draw: random.Random) -> dict[str, str]:
@@ -110,11 +112,11 @@ class Work:
 
 
 class Writer:
-    """Writes text without meaning, of a number of tokens.
+    """Writes random text of a given number of tokens.
 
     Args:
-        tokenizer: that counts them.
-        draw: where words come from.
+        tokenizer: counts the tokens.
+        draw: random numbers that choose the words.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, draw: random.Random) -> None:
@@ -127,7 +129,7 @@ class Writer:
         return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, tokens: int) -> str:
-        """Return at least one word, and words until the next would be one token too many."""
+        """Return a text of at most `tokens` tokens, and of at least one word."""
         words, used = "", 0
         while True:
             word = self._draw.choice(_WORDS)
@@ -140,7 +142,7 @@ class Writer:
 def _demonstration(writer: Writer, draw: random.Random) -> dict[str, str]:
     length = _log_normal(draw, 90, 0.7, 24, MAX_ROW)
     prompt = f"Question:{writer.text(12)}?"
-    return {"prompt": prompt, "completion": writer.text(length - writer.count(prompt) - 1)}  # one for its end
+    return {"prompt": prompt, "completion": writer.text(length - writer.count(prompt) - 1)}  # one token for its end
 
 
 def _pair(writer: Writer, draw: random.Random) -> dict[str, str]:
@@ -163,9 +165,9 @@ def _log_normal(draw: random.Random, median: float, sigma: float, low: int, high
 
 
 def forced_lengths(count: int, new_tokens: int, call: int) -> list[int]:
-    """Return how many tokens each response gets in the given call, the end-of-sequence token included.
+    """Return the length of each response in a given call, in tokens, the end-of-sequence token included.
 
-    Log-normal with median 0.4 of the cap and σ = 0.8: about one in eight is cut off by it, and has no end.
+    Lengths are log-normal with median 0.4 of the cap and σ = 0.8; about one in eight reaches the cap and is cut off.
     """
     draw = random.Random(call)
     return [_log_normal(draw, 0.4 * new_tokens, 0.8, min(4, new_tokens), new_tokens) for _ in range(count)]

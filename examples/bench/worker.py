@@ -1,4 +1,4 @@
-"""One side of a benchmark, in a process of its own: `python -m examples.bench.worker MODULE:FUNCTION WORK.json`."""
+"""One side of a benchmark, run in its own process: `python -m examples.bench.worker MODULE:FUNCTION WORK.json`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from examples.bench.work import Work
 
 
 def main() -> None:
-    """Do the work, a step for each command."""
+    """Do the work, one step per command."""
     target, path = sys.argv[1:]
-    sys.argv = sys.argv[:1]  # they were ours
-    turns()  # from here on the standard output belongs to the protocol
+    sys.argv = sys.argv[:1]  # Lightning's command line must not see this script's arguments
+    turns()  # from here on standard output is for the protocol alone
     work = Work(**json.loads(Path(path).read_text()))
     torch.set_num_threads(work.threads)
     warnings.filterwarnings("ignore")

@@ -1,1 +1,1 @@
-"""The fault drill: runs are killed at random moments, gone on with, and compared with runs that were left alone."""
+"""The fault drill: kill runs at random moments, resume them, and compare them with uninterrupted runs."""

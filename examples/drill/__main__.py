@@ -1,9 +1,9 @@
-"""Kill runs of every algorithm at random moments, go on with them, and compare each with the run that was left alone.
+"""Kill runs of every algorithm at random moments, resume them, and compare each with the uninterrupted run.
 
     python -m examples.drill --kills 50
 
-What is compared, to the last bit: weights, optimizer, schedule, counters and the state of data and callbacks in the last checkpoint; every
-curve, histogram and table in TensorBoard, where what is logged twice must be the same twice; and the exported model.
+Compared bit for bit: weights, optimizer, schedule, counters and the state of data and callbacks in the last checkpoint; every curve,
+histogram and table in TensorBoard, where a value that is logged twice must be the same both times; and the exported model.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from examples.drill.results import differences, last_checkpoint, result
 from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
 
 ALGORITHMS = ("sft", "rft", "rft_online", "dpo", "reward_model", "ppo", "grpo", "dapo")
-#: Signal → how often it is sent.
+#: Signal → its share of the kills.
 SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 3, signal.SIGINT: 1}
-#: How often a run that was done before its signal came is begun again, and how much longer than when left alone one may take.
+#: A run that ends before its signal is repeated this often. A run may take this many times as long as the uninterrupted one.
 _ATTEMPTS, _PATIENCE = 8, 20
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One run that is to be killed.
+    """Plan for one run that is killed.
 
     Args:
-        number: from 0.
-        algorithm: which run.
-        moments: when, as shares of the time that the run takes; again while it goes on, if there are two.
-        signals: what is sent, as often.
+        number: of the run, from 0.
+        algorithm: the run's YAML.
+        moments: when to kill it, as shares of the run's duration; a second moment kills the resumed run.
+        signals: one signal per moment.
     """
 
     number: int
@@ -49,20 +49,20 @@ class Kill:
 
 
 def start(algorithm: str, directory: Path, resume: bool) -> subprocess.Popen[bytes]:
-    """Start a run, or go on with it, in a process of its own; what it says goes to a file."""
+    """Start or resume a run in its own process, with its output in a file."""
     here = Path(__file__).parent
     configs = (here.parents[1] / "configs" / f"{algorithm}.yaml", here / "common.yaml", here / f"{algorithm}.yaml")
     command = [sys.executable, "-m", "rl_lightning", "fit", *(f"--config={path}" for path in configs)]
     command += [f"--trainer.default_root_dir={directory}"] + (["--ckpt_path=last"] if resume else [])
     directory.mkdir(parents=True, exist_ok=True)
-    # Sums are rounded by how they are split over threads.
+    # The number of threads must be the same: rounding of sums depends on how they are split.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (directory / "output.txt").open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
 
 def undisturbed(algorithm: str, directory: Path) -> tuple[dict[str, Any], float]:
-    """Return the result of a run that is left alone, and the seconds that it takes."""
+    """Run an algorithm without interruption; return its result and its duration in seconds."""
     began = time.monotonic()
     if start(algorithm, directory, resume=False).wait() != 0:
         sys.exit(f"{algorithm} fails when left alone: see {directory / 'output.txt'}")
@@ -70,12 +70,12 @@ def undisturbed(algorithm: str, directory: Path) -> tuple[dict[str, Any], float]
 
 
 def disturbed(kill: Kill, directory: Path, seconds: float) -> str:
-    """Run, kill and go on; return what happened."""
+    """Run, kill and resume as planned; return the lines of what happened."""
     story = []
     for moment, number in zip(kill.moments, kill.signals, strict=True):
         after = moment * seconds
         for attempt in range(_ATTEMPTS):
-            if attempt:  # It was done before: once more from the beginning, and sooner.
+            if attempt:  # The run ended before the signal: repeat it, with an earlier one.
                 shutil.rmtree(directory)
                 after *= 0.75
             status = _kill(kill.algorithm, directory, after, number, seconds)
@@ -93,7 +93,7 @@ def disturbed(kill: Kill, directory: Path, seconds: float) -> str:
 
 
 def _kill(algorithm: str, directory: Path, after: float, number: signal.Signals, seconds: float) -> int:
-    """Run, or go on, and send a signal after some seconds; return the exit status, 0 if the signal came too late."""
+    """Start or resume a run and send a signal after some seconds; return the exit status, 0 if the run ended before."""
     process = start(algorithm, directory, resume=_can_resume(directory))
     try:
         return process.wait(after)
@@ -103,7 +103,7 @@ def _kill(algorithm: str, directory: Path, after: float, number: signal.Signals,
 
 
 def _end(process: subprocess.Popen[bytes], seconds: float) -> int:
-    """Wait for the end of a run and return its status; one that does not end in many times its time is killed."""
+    """Wait for the end of a run and return its exit status; kill it if it takes many times its usual duration."""
     try:
         return process.wait(_PATIENCE * seconds)
     except subprocess.TimeoutExpired:
@@ -120,22 +120,22 @@ def _step(directory: Path) -> int:
 
 
 def draw_kills(count: int, seed: int) -> list[Kill]:
-    """Return what to kill, how and when: every algorithm as often, one run in four twice."""
+    """Return the plans of all kills: each algorithm equally often, every fourth run killed twice."""
     chance = random.Random(seed)
     kills = []
     for number in range(count):
         times = 1 + (chance.random() < 0.25)
         signals = chance.choices(list(SIGNALS), list(SIGNALS.values()), k=times)
-        # Nothing has begun in the first seconds, so little can be lost: fewer kills there.
+        # In the first seconds the run has not begun and little can be lost, so fewer kills fall there.
         moments = [chance.betavariate(2, 1.2) for _ in range(times)]
         kills.append(Kill(number, ALGORITHMS[number % len(ALGORITHMS)], moments, signals))
     return kills
 
 
 def drilled(kill: Kill, directory: Path, expected: dict[str, Any], seconds: float) -> tuple[str, list[str]]:
-    """Drill one run; return what happened, and what is other than when it is left alone.
+    """Drill one run; return what happened, and the first difference from the uninterrupted run, if any.
 
-    What differs stays in the directory, with a list of everything that does in `differences.txt`.
+    A run that differs stays in its directory, with the list of all differences in `differences.txt`.
     """
     story = disturbed(kill, directory, seconds)
     try:
@@ -152,14 +152,14 @@ def drilled(kill: Kill, directory: Path, expected: dict[str, Any], seconds: floa
 
 
 def main() -> None:
-    """Run the drill; exit with status 1 unless every run came out the same."""
+    """Run the drill; exit with status 1 unless all runs are identical."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--directory", type=Path, default=Path("runs/drill"), help="gets a folder for each drill")
     options = parser.parse_args()
-    # A shell has its background jobs ignore Ctrl-C, and what they start too.
+    # Background jobs of a shell ignore Ctrl-C, and so do the processes that they start: restore the default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     place = options.directory / time.strftime(f"%Y%m%d-%H%M%S-seed-{options.seed}")
     place.mkdir(parents=True)

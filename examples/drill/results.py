@@ -1,4 +1,4 @@
-"""What a run leaves behind, and whether two runs left the same."""
+"""Results of a finished run, and a bit-for-bit comparison of two."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from rl_lightning.strategies import load_plain
 
-#: Curves that measure this machine, not the run.
+#: Curves of times and speeds, which differ between identical runs.
 CLOCKS = ("time/", "speed/")
 
 
 def result(directory: Path) -> dict[str, Any]:
     """Return the last checkpoint, all curves and tables, and the exported model of a finished run."""
     checkpoint = last_checkpoint(directory)
-    # A run's own paths, and what Lightning's checkpoint callbacks know of them.
+    # Without the run's own paths, which are also in the state of Lightning's checkpoint callbacks.
     checkpoint["callbacks"] = {
         name: state for name, state in checkpoint["callbacks"].items() if "Checkpoint" not in name
     }
@@ -41,9 +41,9 @@ def result(directory: Path) -> dict[str, Any]:
 def last_checkpoint(directory: Path) -> dict[str, Any]:
     """Return the checkpoint after the last optimizer step of a run.
 
-    Two callbacks write one, and a run that is killed after the first has written its last has nothing left to do when it goes
-    on: then the second's is of an earlier step. Where both are there it is `StepCheckpoint`'s, in `steps`: Lightning's own
-    callback writes another one after the end if it has not written any in this process.
+    Two callbacks write one. If a run is killed between the two, it has nothing left to do when it resumes, and the second
+    checkpoint stays at an earlier step. If both are of the last step, `StepCheckpoint`'s, in `steps`, is taken: Lightning's own
+    callback may write another one after the end.
     """
     found = [(load_plain(path), path) for path in directory.rglob("last*.ckpt")]
     checkpoint: dict[str, Any] = max(
@@ -53,7 +53,7 @@ def last_checkpoint(directory: Path) -> dict[str, Any]:
 
 
 def curves(directory: Path) -> dict[str, dict[int, Any]]:
-    """Return tag → step → value of everything in TensorBoard's files, which may be those of several attempts.
+    """Return tag → step → value of everything in TensorBoard's files, over all attempts of a run.
 
     Raises:
         ValueError: if two attempts logged different values under the same tag and step.
@@ -72,7 +72,7 @@ def curves(directory: Path) -> dict[str, dict[int, Any]]:
 
 
 def _values(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield what one file holds, up to where a kill may have cut it off."""
+    """Yield the events of one file, up to where a kill may have cut it off."""
     for record in RawEventFileLoader(str(path)).Load():
         event = Event.FromString(record)
         for value in event.summary.value:
@@ -80,12 +80,12 @@ def _values(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def first_difference(actual: Any, expected: Any) -> str | None:
-    """Return where two results differ to the last bit, None if nowhere."""
+    """Return the first difference of two results, bit for bit; None if they are identical."""
     return next(differences(actual, expected), None)
 
 
 def differences(actual: Any, expected: Any, place: str = "") -> Iterator[str]:
-    """Yield every place where two results differ to the last bit, and how."""
+    """Yield a line for every place where two results are not identical bit for bit."""
     if isinstance(expected, torch.Tensor):
         if not isinstance(actual, torch.Tensor) or (actual.dtype, actual.shape) != (expected.dtype, expected.shape):
             yield f"{place}: {_shown(actual)} instead of {_shown(expected)}"
@@ -106,7 +106,7 @@ def differences(actual: Any, expected: Any, place: str = "") -> Iterator[str]:
             return
         for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
             yield from differences(one, other, f"{place}/{number}")
-    elif actual != expected and not (actual != actual and expected != expected):  # NaN is what differs from itself
+    elif actual != expected and not (actual != actual and expected != expected):  # two NaN count as equal
         yield f"{place}: {_shown(actual)} instead of {_shown(expected)}"
 
 

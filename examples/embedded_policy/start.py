@@ -1,4 +1,4 @@
-"""Make the untrained model directory that the embedded policy grows from: a small Llama with a character tokenizer.
+"""Create the untrained model of the embedded policy: a small Llama with a character tokenizer.
 
 Usage: python examples/embedded_policy/start.py DIRECTORY
 
@@ -18,7 +18,7 @@ SPECIAL = ["<pad>", "<eos>", "<unk>"]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one token a character."""
+    """Return a tokenizer with one token per character."""
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *CHARACTERS])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -45,8 +45,8 @@ def model(vocabulary_size: int) -> LlamaForCausalLM:
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=128,
-            # Weights four times the usual size, and a short rotary period: at the usual ones the model imitates the
-            # form of the answers long before it finds out which term a step adds.
+            # Initial weights four times the usual size, and a short rotary period. With the usual ones the model learns the
+            # form of the answers long before it learns which term a step adds.
             initializer_range=0.08,
             rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
             tie_word_embeddings=True,
@@ -58,7 +58,7 @@ def model(vocabulary_size: int) -> LlamaForCausalLM:
 
 
 def main(directory: str) -> None:
-    """Save model and tokenizer."""
+    """Save model and tokenizer in the directory given on the command line."""
     characters = tokenizer()
     model(len(characters)).save_pretrained(directory)
     characters.save_pretrained(directory)
