@@ -20,11 +20,11 @@ class Run:
     """What ran between the request for the first batch and the end of the first optimizer step.
 
     Args:
-        functions: (file, function) pairs; files are relative to the folder rl_lightning.
+        functions: (file, first line of a function) pairs; files are relative to the folder rl_lightning.
         calls: (file of the caller, file that is called) pairs; frames of other packages in between are skipped.
     """
 
-    functions: frozenset[tuple[str, str]]
+    functions: frozenset[tuple[str, int]]
     calls: frozenset[tuple[str, str]]
 
     @cached_property

@@ -69,6 +69,16 @@ class Source:
         """Every function and method, nested ones included."""
         return [node for node in ast.walk(self.tree) if isinstance(node, Function)]
 
+    def called(self, first_lines: set[int]) -> dict[str, int]:
+        """Return function → all of its lines, for the functions whose code begins at one of some lines.
+
+        Code begins at the first decorator. Lambdas and comprehensions belong to the function around them, code that dataclasses
+        generate to none.
+        """
+        starts = {min([node.lineno, *(one.lineno for one in node.decorator_list)]): node for node in self.functions}
+        found = {start: starts[start] for start in first_lines & starts.keys()}
+        return {node.name: (node.end_lineno or node.lineno) - start + 1 for start, node in sorted(found.items())}
+
     @property
     def any_places(self) -> int:
         """How often the type `Any` is used."""

@@ -32,10 +32,10 @@ PACKAGE = os.path.dirname(os.path.abspath(rl_lightning.__file__))
 
 
 class Trace:
-    """Records the functions of the package that are called, and from which of its files."""
+    """Records the functions of the package that are called, as (file, first line), and the files that call one another."""
 
     def __init__(self) -> None:
-        self.functions: set[tuple[str, str]] = set()
+        self.functions: set[tuple[str, int]] = set()
         self.calls: set[tuple[str, str]] = set()
         self.done = False
 
@@ -54,7 +54,7 @@ class Trace:
         file = _file(frame) if event == "call" and not self.done else None
         if file is None:
             return
-        self.functions.add((file, frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name))
+        self.functions.add((file, frame.f_code.co_firstlineno))
         # Lightning and torch often stand between two files of the package: the nearest frame of the package is the caller.
         above = frame.f_back
         while above is not None and _file(above) is None:

@@ -1,5 +1,6 @@
 """`python -m examples.house` counts what it says it counts."""
 
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
@@ -11,6 +12,8 @@ from examples.house.report import measure_text, table
 from examples.house.sources import House, Source, says_nothing
 from examples.house.traced import Trace, fit
 from tests.checks import holds_only_for
+
+ROOT = Path(__file__).parents[2]
 
 
 def house(**files: str) -> House:
@@ -71,6 +74,8 @@ def test_counts_of_one_file():
     assert sources.methods(source.classes[0]) == {"one", "two"}
     assert [sources.length(one) for one in source.functions] == [3, 1, 1]
     assert source.silent_docstrings() == ["Wide", "Wide.two", "Wide.two"]
+    first = {node.name: node.lineno for node in source.functions if node.name == "one"}["one"]
+    assert source.called({first, first + 5, 1}) == {"one": 4, "two": 2}
 
 
 def missing_only(docstring, path):
@@ -95,7 +100,7 @@ def test_a_docstring_that_repeats_its_name_says_nothing(check):
 
 def test_a_path_has_the_rooms_of_a_rollout_and_no_libraries():
     files = ("data/collect.py", "types.py", "hooks.py", "models/head.py", "data_of_others.py")
-    run = Run(frozenset((file, "f") for file in files), frozenset())
+    run = Run(frozenset((file, 1) for file in files), frozenset())
     assert run.path == ["data/collect.py", "hooks.py", "types.py"]
     assert run.everything == sorted(files)
 
@@ -104,7 +109,8 @@ def test_a_path_has_the_rooms_of_a_rollout_and_no_libraries():
 def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
     trace = Trace()
     fit(algorithm, trace)
-    names = {name.rpartition(".")[2] for _, name in trace.functions}
+    house = House.read(ROOT)
+    names = {name for file, line in trace.functions for name in house.sources[file].called({line})}
     assert {"collect", "generate", "score", "objective", "training_step"} <= names
     assert not names & {"setup", "configure_optimizers", "load", "restore"}  # before the first batch
     files = {file for file, _ in trace.functions}
@@ -114,19 +120,21 @@ def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
 
 
 def test_the_table_has_a_column_for_each_checkout(tmp_path):
-    size = {"files": {"types.py": 320}, "lines": 320, "classes": 6}
+    size = {"files": {"types.py": 320}, "lines": 320, "classes": 6, "functions": {"types.py": {"select": 3, "to": 4}}}
     paths = {name: {"path": size, "everything": size} for name in ("GRPO", "PPO")}
     measured = measure_text(house(types=CODE)) | {"paths": paths}
     lines = table([measured | {"root": "/a/before"}, measured | {"root": "/a/after"}]).splitlines()
     assert lines[0] == "|  | before | after |"
-    assert "| GRPO, path of a rollout: files, lines, classes | 1, 320, 6 | 1, 320, 6 |" in lines
-    assert "- path of GRPO: types.py 320" in lines
+    assert any(
+        line.startswith("| GRPO, path") and line.endswith("| 1, 320, 6; 2, 7 | 1, 320, 6; 2, 7 |") for line in lines
+    )
+    assert "- path of GRPO: types.py 320 (select, to)" in lines
 
 
 def test_the_picture_is_drawn(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     calls = frozenset({("types.py", "algorithms/grpo.py"), ("algorithms/grpo.py", "types.py")})
-    run = Run(frozenset((file, "f") for pair in calls for file in pair), calls)
+    run = Run(frozenset((file, 1) for pair in calls for file in pair), calls)
     monkeypatch.setattr(command, "run_algorithm", lambda root, algorithm: run)
     monkeypatch.setattr("sys.argv", ["house", "picture", str(tmp_path / "path.svg")])
     command.main()
