@@ -1,73 +1,20 @@
-"""Where a callback can step into a rollout."""
+"""Where a callback can step into a rollout, and the stages that run the callbacks of a trainer."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
-from rl_lightning.functional import Reduction
-from rl_lightning.models import PolicyFiles
-from rl_lightning.types import Microbatch, Rollout, Rows
-
-
-class Learner(Protocol):
-    """What DataModules ask of the algorithm that they serve."""
-
-    #: The files of the policy: its tokenizer, config and context length.
-    policy_files: PolicyFiles
-    #: What training steps must be given: `rollouts`, `demonstrations`, `samples` or `preferences`; None for whatever there is.
-    learns_from: str | None
-    #: What held-out data are: sampled and scored `responses`, or `preferences`.
-    evaluates_on: ClassVar[str]
-    #: Fields of a rollout that a callback must supply → the callback to add when none does.
-    needs: ClassVar[Mapping[str, str]]
-    #: Fields of a rollout that the module fills in itself; a callback that would overwrite them is refused.
-    fills: ClassVar[tuple[str, ...]]
-    #: Whether training data must bring log-probabilities of a frozen reference, that of `reference_files`.
-    wants_reference: ClassVar[bool]
-    #: How tokens are averaged in the loss.
-    reduction: Reduction
-
-    @property
-    def device(self) -> torch.device:
-        """Where the models are."""
-
-    def total(self, sums: Tensor) -> Tensor:
-        """Return sums of this rank's rows as those of all ranks; every rank must call it."""
-
-
-class PolicyLearner(Learner, Protocol):
-    """What DataModules ask of an algorithm with a policy that can be sampled."""
-
-    policy: nn.Module
-
-    @property
-    def learns_from_zero_advantages(self) -> bool:
-        """Whether a response may have a gradient though all of its advantages are 0."""
-
-    def rollout_mode(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which the policy is sampled, and rollouts are scored."""
-
-    def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
-        """Return the log-probabilities of the response tokens, (B, R) in nats, of the policy or of another model."""
-
-    def score(self, batch: Microbatch, single_update: bool) -> dict[str, Tensor]:
-        """Return what must be known of a rollout before the policy changes: names of `Rollout` fields → (B, R) or (B,)."""
-
-    def on_rollout_scored(self, rollout: Rollout) -> None:
-        """Fill in what follows from the scores of a rollout."""
-
-
-class ReferenceLearner(PolicyLearner, Protocol):
-    """What DataModules ask of an algorithm that compares stored responses with a frozen reference."""
-
-    reference_files: PolicyFiles
+from rl_lightning.errors import UserError
+from rl_lightning.learner import Learner
+from rl_lightning.shapes import require
+from rl_lightning.types import Rollout
 
 
 @dataclass
@@ -157,3 +104,127 @@ class RolloutCallback(Callback):
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Look at the finished rollout; its metrics, numbers over all ranks by now, may still be added to."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Runs the rollout callbacks of a trainer, each stage for all of them in their order.
+
+    Args:
+        trainer: has the callbacks.
+    """
+
+    trainer: Trainer
+
+    @property
+    def callbacks(self) -> list[RolloutCallback]:
+        """The trainer's callbacks that see rollouts."""
+        every = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in every if isinstance(callback, RolloutCallback)]
+
+    def check(self, module: Learner) -> None:
+        """Refuse to start without a callback that the algorithm relies on, or with one that cannot work.
+
+        Raises:
+            UserError: naming the callback.
+        """
+        supplied = {name for callback in self.callbacks for name in callback.supplies}
+        for name, class_path in module.needs.items():
+            if name not in supplied:
+                raise UserError(
+                    f"{type(module).__name__} needs {name}, which no callback supplies: add '- class_path: {class_path}' under "
+                    "trainer.callbacks"
+                )
+        for callback in self.callbacks:
+            for name in set(callback.supplies) & set(module.fills):
+                raise UserError(
+                    f"{type(module).__name__} computes {name} itself, and {type(callback).__name__} would overwrite them: take it "
+                    "out of trainer.callbacks"
+                )
+            callback.check_settings(self.trainer)
+
+    def refuse(self, stages: Sequence[str], reason: str) -> None:
+        """Refuse callbacks that change stages of a rollout that some data do not have: they would do nothing in silence.
+
+        Args:
+            stages: names of methods of `RolloutCallback`.
+            reason: goes on after the callback's name.
+
+        Raises:
+            UserError: naming the callback.
+        """
+        for callback in self.callbacks:
+            changes = any(getattr(type(callback), stage) is not getattr(RolloutCallback, stage) for stage in stages)
+            if changes and not callback.only_looks:
+                raise UserError(f"{type(callback).__name__} {reason}: take it out of trainer.callbacks")
+
+    def refill(self) -> Refill | None:
+        """Return how to fill up rollouts; None if no callback can drop a group, so that nobody needs to ask.
+
+        Raises:
+            UserError: if callbacks want different things.
+        """
+        refills = {callback.refill for callback in self.callbacks if callback.refill is not None}
+        if len(refills) > 1:
+            raise UserError(
+                "several callbacks say how to fill up a rollout, in different ways: keep one DynamicSampling"
+            )
+        drops = any(type(callback).keep_groups is not RolloutCallback.keep_groups for callback in self.callbacks)
+        return next(iter(refills), Refill()) if drops else None
+
+    # ------------------------------------------------------------------ stages
+
+    def rewards(self, rollout: Rollout) -> None:
+        """Let callbacks change `rollout.rewards`.
+
+        Raises:
+            UserError: naming a callback that leaves another shape than a rollout has.
+        """
+        for callback in self.callbacks:
+            callback.on_rollout_rewards(self.trainer, self.trainer.lightning_module, rollout)
+            _check_fields(callback, rollout)
+
+    def keep(self, rollout: Rollout, group_size: int) -> Tensor:
+        """Return the groups that every callback keeps, by row: (B,) bool.
+
+        Raises:
+            UserError: naming a callback that tells rows of a group apart, or says it in another shape.
+        """
+        kept = torch.ones(len(rollout), dtype=torch.bool, device=rollout.group_ids.device)
+        for callback in self.callbacks:
+            chosen = callback.keep_groups(self.trainer, self.trainer.lightning_module, rollout)
+            if chosen is None:
+                continue
+            what = f"what {type(callback).__name__}.keep_groups returns"
+            require(what, chosen, kept.shape, "one truth value a response", torch.bool)
+            groups = chosen.view(-1, group_size)
+            if not bool((groups == groups[:, :1]).all()):
+                raise UserError(f"{type(callback).__name__}.keep_groups must treat all rows of a group alike")
+            kept &= chosen
+        return kept
+
+    def advantages(self, rollout: Rollout) -> None:
+        """Let callbacks fill in `rollout.advantages`.
+
+        Raises:
+            UserError: naming a callback that leaves another shape than a rollout has.
+        """
+        for callback in self.callbacks:
+            callback.on_rollout_advantages(self.trainer, self.trainer.lightning_module, rollout)
+            _check_fields(callback, rollout)
+
+    def end(self, rollout: Rollout) -> None:
+        """Let callbacks look at the finished rollout."""
+        for callback in self.callbacks:
+            callback.on_rollout_end(self.trainer, self.trainer.lightning_module, rollout)
+
+
+def _check_fields(callback: RolloutCallback, rollout: Rollout) -> None:
+    name, table = type(callback).__name__, rollout.response_attention.shape
+    require(f"{name}: rollout.rewards", rollout.rewards, table[:1], "one number a response")
+    mask = rollout.response_mask
+    require(f"{name}: rollout.response_mask", mask, table, "one truth value a response token", torch.bool)
+    for field in ("token_rewards", "advantages", "returns"):
+        value = getattr(rollout, field)
+        if value is not None:
+            require(f"{name}: rollout.{field}", value, table, "one number a response token")

@@ -103,5 +103,5 @@ def module_gradient(module: Any, policy: TabularPolicy, batch: Any) -> Tensor:
     """Return ∇J of a module's own objective in the table of logits of its policy, by autograd."""
     module.policy = policy
     policy.table.grad = None
-    module.weigh(batch, module.objective(batch, module.outputs(batch).logprobs)).backward()
+    module.weigh(batch, module.objective(batch, module.logprobs(batch))).backward()
     return -policy.table.grad.clone()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl_lightning.callbacks import GroupNormalize
 from rl_lightning.data import ChainSum, RolloutDataModule
+from rl_lightning.data.collect import Collector
 from rl_lightning.generation import Request, Sampling
 from rl_lightning.types import Rollout
 from tests.tiny import CHARACTERS, PAD
@@ -92,6 +93,11 @@ class StoredRollouts(RolloutDataModule):
             prompts=ChainSum(train_size=64, val_size=8), prompts_per_rollout=len(rollout) // GROUP, **sizes
         )
         self.stored = rollout
+
+    def make_collector(self) -> Collector:
+        collector = super().make_collector()
+        collector.collect = self.collect  # type: ignore[method-assign]
+        return collector
 
     def collect(self, number: int) -> Rollout:
         assert self.trainer is not None

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from rl_lightning.algorithms.online import OnlineModule, clip_bounds
+from rl_lightning.algorithms.online import OnlineModule
 from rl_lightning.algorithms.policy import vanishes_with_advantage
+from rl_lightning.algorithms.settings import clip_bounds
 from rl_lightning.types import Microbatch
 
 

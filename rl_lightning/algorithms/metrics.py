@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,55 +13,6 @@ from torchmetrics.classification import BinaryCalibrationError
 
 from rl_lightning.functional import masked_mean
 from rl_lightning.types import Rollout
-
-
-class Observations:
-    """Per-token values of the microbatches of one optimizer step, summed until the step is logged.
-
-    Lightning keeps only the last microbatch of an accumulation window; these are means over all of its tokens.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, Tensor] = {}
-        self._loss: Tensor | None = None
-        self._extra: dict[str, float] = {}
-        #: Name → the observed tokens of the latest microbatch, one-dimensional, for histograms.
-        self.latest: dict[str, Tensor] = {}
-
-    def add(self, values: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Add (B, R) values where the mask is True."""
-        for name, value in values.items():
-            chosen = value.detach()[mask]
-            self.latest[name] = chosen
-            self._sums[name] = self._sums.get(name, 0.0) + chosen.double().sum()
-            self._counts[name] = self._counts.get(name, 0.0) + mask.sum().double()
-
-    def add_to_loss(self, loss: Tensor) -> None:
-        """Add a microbatch's share of the loss."""
-        self._loss = loss.detach().double() + (0.0 if self._loss is None else self._loss)
-
-    def keep(self, metrics: Mapping[str, float]) -> None:
-        """Log these scalars, already final, with the step."""
-        self._extra.update(metrics)
-
-    def flush(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Return name → mean over all tokens of the step and all ranks, where there was one, and begin anew."""
-        names = sorted(self._sums)
-        assert self._loss is not None
-        parts = [self._loss, *(self._sums[name] for name in names), *(self._counts[name] for name in names)]
-        loss, *rest = sum_over_ranks(torch.stack(parts)).tolist()
-        sums, counts = rest[: len(names)], rest[len(names) :]
-        means = {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
-        for square in [name for name in means if name.endswith("/ratio_square")]:
-            kind = square.removesuffix("/ratio_square")
-            # The effective sample size of the importance weights, as a share of the tokens; none where all are 0 to rounding.
-            mean, squares = means[f"{kind}/ratio_mean"], means.pop(square)
-            if squares:
-                means[f"{kind}/ess"] = mean * mean / squares
-        result = {"train/loss": loss, **means, **self._extra}
-        self._sums, self._counts, self._loss, self._extra = {}, {}, None, {}
-        return result
 
 
 class PassAtK(Metric):

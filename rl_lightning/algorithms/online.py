@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from rl_lightning.algorithms.correction import SamplerCorrection
 from rl_lightning.algorithms.policy import Outputs, PolicyModule
+from rl_lightning.algorithms.settings import warn_of_estimator
 from rl_lightning.errors import UserError
 from rl_lightning.functional import (
     KLEstimator,
@@ -25,8 +25,6 @@ from rl_lightning.functional import (
 )
 from rl_lightning.models import PolicyFiles, adapter_off
 from rl_lightning.types import Microbatch, Rollout, Rows
-
-log = logging.getLogger(__name__)
 
 
 class OnlineModule(PolicyModule):
@@ -78,7 +76,7 @@ class OnlineModule(PolicyModule):
         self.entropy_coef = entropy_coef
         self.sampler_correction = sampler_correction or SamplerCorrection()
         if kl_coef:
-            _warn_of_estimator(self.kl_estimator, kl_in)
+            warn_of_estimator(self.kl_estimator, kl_in)
         self.reference_files = PolicyFiles(reference, self.policy_files.options) if reference else self.policy_files
         self.reference: nn.Module | None = None
 
@@ -254,27 +252,3 @@ class OnlineModule(PolicyModule):
 def old_logprobs(batch: Microbatch, logprobs: Tensor) -> Tensor:
     """Return log π_old; where the rollout serves a single update these are the current ones, without gradient."""
     return logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
-
-
-def clip_bounds(clip_low: float, clip_high: float | None) -> tuple[float, float]:
-    """Return ε_low and ε_high, the same if the second is not given.
-
-    Raises:
-        UserError: if one of them is out of range.
-    """
-    high = clip_low if clip_high is None else clip_high
-    if not 0 <= clip_low <= 1 or high < 0:
-        raise UserError(f"clip_low must lie in [0, 1] and clip_high above 0, not {clip_low} and {clip_high}")
-    return clip_low, high
-
-
-def _warn_of_estimator(estimator: KLEstimator, place: str) -> None:
-    """Name the combinations whose gradient is none, or not the divergence's."""
-    if place == "loss" and estimator == "k1":
-        log.warning("kl_estimator: k1 in the loss has no gradient in expectation, only noise: use k2, k3 or rho_k3")
-    if place == "reward" and estimator != "k1":
-        log.warning(
-            "kl_estimator: %s in the reward does not follow the divergence: its pull fades near the reference, where it can "
-            "even point away: use k1, whose gradient there is exact",
-            estimator,
-        )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rl_lightning.algorithms.critic import CriticModule
-from rl_lightning.algorithms.online import clip_bounds
+from rl_lightning.algorithms.settings import clip_bounds
 from rl_lightning.errors import UserError
 from rl_lightning.functional import gae, masked_variance, masked_whiten
 from rl_lightning.types import Microbatch, Rollout

@@ -5,25 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.refill import Refilling, logprobs_when_sampled
+from rl_lightning.data.rollout_epoch import RolloutEpoch
 from rl_lightning.data.sampler import SampledPolicy, Sampler
-from rl_lightning.data.stages import Stages
 from rl_lightning.data.steps import Layout, StepSizes, permutation
 from rl_lightning.data.supply import Filling, Supply
 from rl_lightning.errors import UserError
-from rl_lightning.functional import known_or, masked_mean, masked_variance
+from rl_lightning.functional import masked_mean, masked_variance
 from rl_lightning.functional.masking import Total, alone
 from rl_lightning.generation import Sampling
-from rl_lightning.hooks import PolicyLearner, Refill
+from rl_lightning.hooks import Refill, Stages, Watch
+from rl_lightning.learner import PolicyLearner
 from rl_lightning.measures import Seconds
 from rl_lightning.shapes import require
-from rl_lightning.strategies import metrics_of_all_ranks
+from rl_lightning.strategies import metrics_of_all_ranks, sum_over_ranks
 from rl_lightning.types import Rollout
 
 log = logging.getLogger(__name__)
@@ -55,7 +58,31 @@ class Collector:
     prompts: Sequence[EncodedPrompt]
     sampling: Sampling
     refill: Refill | None
-    supply: Supply
+    supply: Supply = field(default_factory=Supply)
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer whose callbacks act on rollouts."""
+        return self.stages.trainer
+
+    @property
+    def watch(self) -> Watch:
+        """How callbacks watch and end the run."""
+        return self.sampler.watch
+
+    def total(self, sums: Tensor) -> Tensor:
+        """Return sums of this rank's rows as those of all ranks; every rank must call it."""
+        return sum_over_ranks(self.trainer, sums)
+
+    def microbatches_per_epoch(self) -> int:
+        """Return the number of forward passes that a rollout is trained with on each rank."""
+        return self.layout.updates * self.sizes.accumulate
+
+    def epoch(self, number: int, state: dict[str, Any] | None) -> RolloutEpoch:
+        """Collect rollout `number`, or restore it, and return what it is trained on."""
+        rollout = self.collect(number) if state is None else Rollout.from_state_dict(state).to(self.module.device)
+        longest, from_copy = self.sampling.max_new_tokens, self.sampler.generator.samples_from_copy
+        return RolloutEpoch(self.layout, self.sizes, self.module, self.total, number, rollout, longest, from_copy)
 
     def collect(self, number: int) -> Rollout:
         """Return this rank's rows of rollout `number`, in the order of the first epoch, ready to be trained on.
@@ -64,7 +91,7 @@ class Collector:
         not; times are sums over chunks. Rewards are those before the divergence. `rollout/answers` counts all responses
         that were sampled in the run so far.
         """
-        filling = Filling(self.layout, number, self.supply, self.refill, len(self.prompts), self.pad_id)
+        filling = self.filling(number)
         while filling.needs_more():
             part = self.respond(filling.numbers())  # 1 prompts, 2 responses, 3 rewards
             self.stages.rewards(part)  # 4 callbacks change rewards
@@ -86,11 +113,12 @@ class Collector:
         self.supply = filled.supply
         return rollout
 
-    @property
-    def pad_id(self) -> int:
-        """The token id that rows are filled up with."""
-        pad_id: int = self.module.policy_files.tokenizer.pad_token_id
-        return pad_id
+    def filling(self, number: int) -> Filling:
+        """Return rollout `number`, still empty."""
+        if self.refill is None:
+            return Filling(self.layout, number, self.supply)
+        pad_id = self.module.policy_files.tokenizer.pad_token_id
+        return Refilling(self.layout, number, self.supply, self.refill, len(self.prompts), pad_id)
 
     def respond(self, numbers: Sequence[int]) -> Rollout:
         """Return the scored responses to some prompts, group by group.
@@ -103,7 +131,7 @@ class Collector:
         total, ascending = len(self.prompts), sorted(numbers)
         orders = {turn: permutation(total, self.sampler.seed, turn) for turn in {number // total for number in numbers}}
         prompts = [self.prompts[int(orders[number // total][number % total])] for number in ascending]
-        with self.sampler.watch.agreed():
+        with self.watch.agreed():
             part = self.sampler.respond(
                 self.policy(), "train", prompts, ascending, self.layout.group_size, self.sampling
             )
@@ -112,7 +140,7 @@ class Collector:
 
     def report(self, sampled: Rollout | None) -> dict[str, float]:
         """Return what the loggers see of everything that was sampled; nothing if nothing was."""
-        return {} if sampled is None else sampled.metrics | rollout_metrics(sampled, self.module.total)
+        return {} if sampled is None else sampled.metrics | rollout_metrics(sampled, self.total)
 
     def score(self, rollout: Rollout, number: int, stale: int) -> Rollout:
         """Let the algorithm look at a rollout in the microbatches of its first epoch, so that the same kernels run on the same
@@ -125,7 +153,7 @@ class Collector:
         """
         started = time.perf_counter()
         # All ranks do the same passes, whether their own rows are stale or not.
-        single_update = self.layout.epochs * self.layout.steps == 1 and not stale
+        single_update = self.layout.updates == 1 and not stale
         profile = self.sampler.profile("[rl_lightning]score")
         with profile, self.module.rollout_mode():
             parts = [
@@ -140,15 +168,14 @@ class Collector:
         """Yield the rows of the microbatches of a rollout's first epoch; the run may be stopped between two."""
         for step in torch.arange(len(rollout)).split(self.sizes.minibatch):
             for part in step.split(self.sizes.cut(rollout, step)):
-                self.sampler.watch.on_boundary(False)
+                self.watch.on_boundary(False)
                 yield part
 
     def _run_short(self, shortage: str) -> None:
-        trainer = self.stages.trainer
-        if trainer.is_global_zero:
+        if self.trainer.is_global_zero:
             log.warning("%s", shortage)
         if self.refill is not None and self.refill.on_exhaustion == "stop":
-            trainer.should_stop = True
+            self.trainer.should_stop = True
 
 
 def joined_scores(
@@ -180,17 +207,6 @@ def joined_scores(
                 require(what, value, (len(rows), width), "one number a response token")
                 scored.setdefault(name, value.new_zeros(rollout.response_mask.shape))[rows, :width] = value
     return scored
-
-
-def logprobs_when_sampled(rollout: Rollout, number: int) -> Tensor:
-    """Return log π_old, (B, R), for rollout `number` in which groups waited since an earlier one.
-
-    Theirs is of the policy that sampled them, as the sampler reported it: the present one is not what they came from. A token
-    for which it reported none has the present policy's.
-    """
-    assert rollout.sampled_in is not None and rollout.old_logprobs is not None
-    waited = (rollout.sampled_in < number).unsqueeze(1) & rollout.response_attention
-    return torch.where(waited, known_or(rollout.rollout_logprobs, rollout.old_logprobs), rollout.old_logprobs)
 
 
 def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 from lightning.pytorch import Trainer
 
-from rl_lightning.data.steps import StepSizes
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import Watch
 from rl_lightning.strategies import from_every_rank
@@ -30,16 +29,19 @@ class Epoch(Protocol):
 class EpochSource(Protocol):
     """Makes epochs by number."""
 
-    watch: Watch
+    @property
+    def trainer(self) -> Trainer | None:
+        """Knows how far the run is; None outside of a run."""
+
+    @property
+    def watch(self) -> Watch:
+        """May end the run between two optimizer steps."""
 
     def microbatches_per_epoch(self) -> int:
         """Return how many microbatches every epoch has."""
 
     def epoch(self, number: int, state: dict[str, Any] | None) -> Epoch:
         """Make an epoch, or restore one from its state."""
-
-    def check_position(self, position: int) -> None:
-        """Refuse to begin where the Trainer is not; it counts batches too."""
 
 
 class EpochLoader:
@@ -51,17 +53,17 @@ class EpochLoader:
     """
 
     def __init__(self, source: EpochSource) -> None:
-        self._source = source
+        self.source = source
         self._number = -1
         self._position = 0
         self._epoch: Epoch | None = None
         self._restored: dict[str, Any] | None = None
 
     def __len__(self) -> int:
-        return self._source.microbatches_per_epoch()
+        return self.source.microbatches_per_epoch()
 
     def __iter__(self) -> Iterator[Sealed]:
-        self._source.watch.on_boundary(True)
+        self.source.watch.on_boundary(True)
         saved, self._restored = self._restored, None
         if saved is not None and saved["microbatches"] not in (None, len(self)):
             raise UserError(
@@ -70,12 +72,13 @@ class EpochLoader:
             )
         if saved is None or self._number < 0 or self._position == _END:
             self._number, self._position, saved = self._number + 1, 0, None
-        self._source.check_position(self._position)
-        self._epoch = self._source.epoch(self._number, None if saved is None else saved["epoch"])
+        if self.source.trainer is not None:
+            check_position(self.source.trainer, self._position)
+        self._epoch = self.source.epoch(self._number, None if saved is None else saved["epoch"])
         ended = False
         for batch in self._epoch.microbatches(self._position):
             if ended:
-                self._source.watch.on_boundary(True)
+                self.source.watch.on_boundary(True)
             self._position += 1
             ended = batch.ends_step
             yield Sealed(batch)
@@ -111,35 +114,16 @@ class EpochLoader:
         self._restored = {"epoch": states[rank] if states else None, "microbatches": inside}
 
 
-def accumulate(trainer: Trainer, sizes: StepSizes) -> StepSizes:
-    """Tell Lightning how many forward passes make an optimizer step, and return the sizes.
-
-    Args:
-        trainer: its `accumulate_grad_batches` is set, as Lightning's own scheduler of accumulation does.
-        sizes: of an optimizer step.
+def check_position(trainer: Trainer, position: int) -> None:
+    """Refuse to begin an epoch where the Trainer goes on in the middle of one: it would cut the epoch short.
 
     Raises:
-        UserError: if the trainer was given another number.
+        UserError: for a checkpoint from the last step of an epoch, on another number of ranks or of microbatches.
     """
-    if trainer.accumulate_grad_batches not in (1, sizes.accumulate):
+    if trainer.fit_loop.epoch_loop.batch_progress.current.ready != position:
         raise UserError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} contradicts the {sizes.accumulate} microbatches "
-            "that an optimizer step is cut into; leave it out, it follows from the sizes"
-        )
-    trainer.accumulate_grad_batches = sizes.accumulate
-    return sizes
-
-
-def refuse_partial_epochs(trainer: Trainer, microbatches: int) -> None:
-    """Refuse to train on part of an epoch: optimizer steps would lack tokens that their weights count.
-
-    Raises:
-        UserError: for `limit_train_batches` or `overfit_batches` between none and all; `fast_dev_run` may.
-    """
-    limit = trainer.limit_train_batches
-    whole = limit in (0, 1.0) if isinstance(limit, float) else limit == 0 or limit >= microbatches
-    if not whole and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        raise UserError(
-            f"limit_train_batches={limit} would cut an epoch of {microbatches} microbatches short, in the middle of an optimizer "
-            "step: use fewer prompts, or trainer.max_steps"
+            "the checkpoint is from the last step of an epoch, before the epoch had ended, and epochs have another number of "
+            "microbatches now: go on from a checkpoint that was written at the end of an epoch (ModelCheckpoint's "
+            "save_on_train_epoch_end: true), or with as many devices and the same microbatch_size (max_tokens_per_microbatch) "
+            "as then"
         )

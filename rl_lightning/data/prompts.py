@@ -6,14 +6,15 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal
 
 from rl_lightning.data.sources.base import Example
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.text import Messages, TextFormat, has_lone_surrogate
+
+if TYPE_CHECKING:  # sources and prompts are read without loading transformers
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 

@@ -6,16 +6,21 @@ from typing import Any, cast
 
 from rl_lightning.data.collect import Collector
 from rl_lightning.data.cuts import rollout_passes
-from rl_lightning.data.epochs import accumulate, refuse_partial_epochs
-from rl_lightning.data.rollout_epoch import RolloutEpoch
 from rl_lightning.data.sampling import SamplingDataModule
-from rl_lightning.data.stages import Stages
-from rl_lightning.data.steps import Layout, StepSizes, bound_line, check_cuts, equal_cuts, share_of_rank
+from rl_lightning.data.sizes import (
+    accumulate,
+    bound_line,
+    check_cuts,
+    equal_cuts,
+    refuse_partial_epochs,
+    share_of_rank,
+)
+from rl_lightning.data.steps import Layout, StepSizes
 from rl_lightning.data.supply import Supply
 from rl_lightning.errors import UserError
-from rl_lightning.hooks import PolicyLearner, Refill
+from rl_lightning.hooks import Refill, Stages
+from rl_lightning.learner import PolicyLearner
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
-from rl_lightning.types import Rollout
 
 
 class RolloutDataModule(SamplingDataModule):
@@ -68,7 +73,8 @@ class RolloutDataModule(SamplingDataModule):
         check_cuts(microbatch_size, max_tokens_per_microbatch)
         self.microbatch_size = microbatch_size
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
-        self.supply = Supply()
+        #: Makes rollouts; there from the set-up of `fit` on.
+        self.collector: Collector | None = None
         #: How to fill a rollout when callbacks drop groups; None where none does.
         self.refill: Refill | None = None
 
@@ -126,6 +132,7 @@ class RolloutDataModule(SamplingDataModule):
         for name, size in (("prompts_per_rollout", self.prompts_per_rollout), ("prompts_per_chunk", chunk)):
             if self.train_prompts < size:
                 raise UserError(f"{name}={size} but there are only {self.train_prompts} training prompts")
+        self.loader.source = self.collector = self.make_collector()
 
     def _plan(self) -> None:
         """Cut optimizer steps up; by tokens only once the prompts are known."""
@@ -149,7 +156,8 @@ class RolloutDataModule(SamplingDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far training and sampling have come."""
-        return super().state_dict() | {"supply": self.supply.state_dict()}
+        supply = Supply() if self.collector is None else self.collector.supply
+        return super().state_dict() | {"supply": supply.state_dict()}
 
     def record(self) -> dict[str, Any]:
         """Return what may not change between a checkpoint and a run that goes on from it."""
@@ -159,7 +167,8 @@ class RolloutDataModule(SamplingDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the same supply of prompts."""
         super().load_state_dict(state_dict)
-        self.supply = Supply.from_state_dict(state_dict["supply"])
+        if self.collector is not None:
+            self.collector.supply = Supply.from_state_dict(state_dict["supply"])
 
     def microbatches_per_epoch(self) -> int:
         """Return the number of forward passes that a rollout is trained with on each rank."""
@@ -179,28 +188,18 @@ class RolloutDataModule(SamplingDataModule):
             seed=self.seed,
         )
 
-    def epoch(self, number: int, state: dict[str, Any] | None) -> RolloutEpoch:
-        """Sample rollout `number`, or restore it."""
-        module = cast(PolicyLearner, self.module)
-        rollout = self.collect(number) if state is None else Rollout.from_state_dict(state).to(module.device)
-        longest, from_copy = self.sampling.max_new_tokens, self.generator.samples_from_copy
-        return RolloutEpoch(self.layout, self.sizes, module, number, rollout, longest, from_copy)
-
-    def collect(self, number: int) -> Rollout:
-        """Sample, score and shape rollout `number`, ready to be trained on: see `Collector.collect`."""
+    def make_collector(self) -> Collector:
+        """Return what makes the rollouts of this run; override it for another way to collect them."""
         assert self.trainer is not None
-        collector = Collector(
+        return Collector(
             layout=self.layout,
             sizes=self.sizes,
             sampler=self.sampler,
-            policy=self.trained_policy,
+            policy=self.trained_policy(),
             module=cast(PolicyLearner, self.module),
             stages=Stages(self.trainer),
             prompts=self._encoded["train"],
             sampling=self.sampling,
             refill=self.refill,
-            supply=self.supply,
+            supply=Supply() if self.collector is None else self.collector.supply,
         )
-        rollout = collector.collect(number)
-        self.supply = collector.supply
-        return rollout

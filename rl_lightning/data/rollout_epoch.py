@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_lightning.data.refill import groups_that_count
 from rl_lightning.data.steps import Layout, StepSizes, step_totals, step_weights
-from rl_lightning.data.supply import groups_that_count
-from rl_lightning.hooks import PolicyLearner
+from rl_lightning.functional.masking import Total
+from rl_lightning.learner import PolicyLearner
 from rl_lightning.measures import Mean
 from rl_lightning.strategies import from_every_rank, metrics_of_all_ranks
 from rl_lightning.types import Microbatch, Rollout
@@ -24,6 +25,7 @@ class RolloutEpoch:
         layout: the groups of the rollout.
         sizes: how an optimizer step is cut into microbatches.
         module: the algorithm.
+        total: adds sums up over the ranks.
         number: of the rollout in the run, from 0.
         rollout: this rank's rows, in the order of the first epoch.
         longest: L_max, the cap on a response's length in tokens.
@@ -35,6 +37,7 @@ class RolloutEpoch:
         layout: Layout,
         sizes: StepSizes,
         module: PolicyLearner,
+        total: Total,
         number: int,
         rollout: Rollout,
         longest: int,
@@ -43,6 +46,7 @@ class RolloutEpoch:
         self.layout = layout
         self.sizes = sizes
         self.module = module
+        self.total = total
         self.number = number
         self.rollout = rollout
         self.longest = longest
@@ -55,7 +59,7 @@ class RolloutEpoch:
         self._metrics = rollout.metrics
         self._served = rollout
         # Old log-probabilities were scored in microbatches of all rows; in others the first ratio would not be 1 exactly.
-        single = layout.epochs * layout.steps == 1 and rollout.old_logprobs is None and rollout.advantages is not None
+        single = layout.updates == 1 and rollout.old_logprobs is None and rollout.advantages is not None
         if single and not module.learns_from_zero_advantages:
             self._leave_out()
 
@@ -79,7 +83,7 @@ class RolloutEpoch:
         ]
         # Weights are those of whole optimizer steps, over all ranks: any split into microbatches has the same gradient.
         masks = [(self.rollout.response_mask[rows], self.rollout.group_ids[rows]) for rows in steps]
-        totals = step_totals(masks, self.module.total)
+        totals = step_totals(masks, self.total)
         idle = [not float(counts.tokens) for counts in totals]
         weights = step_weights(masks, totals, self.module.reduction, self.longest)
         first, skip = divmod(start, self.sizes.accumulate)

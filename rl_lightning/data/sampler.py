@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,6 +17,7 @@ from rl_lightning.data.sources.base import Split
 from rl_lightning.generation import Generator, Request, Responses, Sampling
 from rl_lightning.generation.base import Progress, Stream
 from rl_lightning.hooks import Watch
+from rl_lightning.learner import PolicyLearner
 from rl_lightning.measures import Mean, Seconds, Sum
 from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import Ahead, Rewarder, RewardSample
@@ -43,6 +45,21 @@ class SampledPolicy:
     ends: Ends
     version: Hashable
     mode: Callable[[], contextlib.AbstractContextManager[None]]
+
+
+def trained_policy(trainer: Trainer, ends: Ends) -> Callable[[], SampledPolicy]:
+    """Return a function that returns the policy as it is in training: where the strategy has put it, at its optimizer step.
+
+    Args:
+        trainer: trains or evaluates the policy.
+        ends: what ends its responses.
+    """
+
+    def now() -> SampledPolicy:
+        module = cast(PolicyLearner, trainer.lightning_module)
+        return SampledPolicy(module.policy, module.policy_files, ends, trainer.global_step, module.rollout_mode)
+
+    return now
 
 
 @dataclass
@@ -168,13 +185,6 @@ class Sampler:
             reward_components=components,
             metrics={"rollout/failed_fraction": Mean(int(total.isnan().sum()), len(total)), **failures},
         )
-
-
-@contextlib.contextmanager
-def frozen_mode(trainer: Trainer) -> Iterator[None]:
-    """Run frozen models inside this: no gradients, and the precision of the training step."""
-    with torch.no_grad(), trainer.precision_plugin.forward_context():
-        yield
 
 
 def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool) -> RewardSample:

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
 
-import lightning.pytorch as pl
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from rl_lightning.data.epochs import Epoch, EpochLoader
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.prompts import AddWritten, EncodedPrompt, encode_prompts, text_format
 from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
 from rl_lightning.data.reward_models import with_models
-from rl_lightning.data.sampler import SampledPolicy, Sampler
+from rl_lightning.data.sampler import SampledPolicy, Sampler, trained_policy
+from rl_lightning.data.served import EpochDataModule
 from rl_lightning.data.sources import ChainSum, ExampleSource
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling
-from rl_lightning.hooks import Learner, PolicyLearner, StopCallback, Watch
+from rl_lightning.hooks import StopCallback
+from rl_lightning.learner import Learner
 from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.text import TextFormat
-from rl_lightning.types import Rows, Sealed
+from rl_lightning.types import Sealed
 
 
 @dataclass
@@ -50,7 +49,7 @@ class PromptOptions:
     on_bad: Literal["error", "drop"] = "error"
 
 
-class SamplingDataModule(pl.LightningDataModule):
+class SamplingDataModule(EpochDataModule):
     """Prompts in, scored responses out.
 
     Attributes:
@@ -95,28 +94,12 @@ class SamplingDataModule(pl.LightningDataModule):
         specs = rewards or ([RewardSpec(default)] if default else [])
         scorers, self._reward_models = with_models(specs)
         self.rewarder = Rewarder(scorers, reward_limits or RewardLimits()) if specs else None
-        self.loader = EpochLoader(self)
         self.correct_threshold = correct_threshold
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         if self.seed < 0:
             raise UserError(f"seed must be at least 0, not {self.seed}")
         self._encoded: dict[Split, list[EncodedPrompt]] = {}
         self._digests: dict[str, str] | None = None
-        self.watch = Watch()
-
-    # The loader of training data, and where it is; subclasses say what an epoch is.
-
-    def microbatches_per_epoch(self) -> int:
-        """Return how many forward passes an epoch has on each rank."""
-        raise UserError(f"{type(self).__name__} has nothing to train on: it only evaluates")
-
-    def epoch(self, number: int, state: dict[str, Any] | None) -> Epoch:
-        """Make epoch `number`, or restore it from its state."""
-        raise UserError(f"{type(self).__name__} has nothing to train on: it only evaluates")
-
-    def train_dataloader(self) -> EpochLoader:
-        """Return the loader whose every pass is one epoch: always the same, so that no reload starts it anew."""
-        return self.loader
 
     def state_dict(self) -> dict[str, Any]:
         """Return how far training has come, and in what."""
@@ -149,21 +132,6 @@ class SamplingDataModule(pl.LightningDataModule):
         if self.trainer.state.fn == TrainerFn.FITTING:
             refuse_changes(state_dict["record"], self.record())
         self.loader.restore(state_dict, data_parallel_rank(self.trainer), data_parallel_size(self.trainer))
-
-    def check_position(self, position: int) -> None:
-        """Refuse to begin an epoch where the Trainer goes on in the middle of one: it would cut the epoch short.
-
-        Raises:
-            UserError: for a checkpoint from the last step of an epoch, on another number of ranks or of microbatches.
-        """
-        assert self.trainer is not None
-        if self.trainer.fit_loop.epoch_loop.batch_progress.current.ready != position:
-            raise UserError(
-                "the checkpoint is from the last step of an epoch, before the epoch had ended, and epochs have another number of "
-                "microbatches now: go on from a checkpoint that was written at the end of an epoch (ModelCheckpoint's "
-                "save_on_train_epoch_end: true), or with as many devices and the same microbatch_size (max_tokens_per_microbatch) "
-                "as then"
-            )
 
     @property
     def module(self) -> Learner:
@@ -296,12 +264,10 @@ class SamplingDataModule(pl.LightningDataModule):
 
     # -------------------------------------------------------------- evaluation
 
-    def trained_policy(self) -> SampledPolicy:
-        """Return the policy that is trained, as a sampler takes it."""
+    def trained_policy(self) -> Callable[[], SampledPolicy]:
+        """Return a function that returns the policy that is trained, as a sampler takes it."""
         assert self.trainer is not None
-        module = cast(PolicyLearner, self.module)
-        ends = self.ends(module.policy_files, self.sampling)
-        return SampledPolicy(module.policy, module.policy_files, ends, self.trainer.global_step, module.rollout_mode)
+        return trained_policy(self.trainer, self.ends(self.module.policy_files, self.sampling))
 
     def evaluation_loader(self, split: Split) -> Iterable[Sealed]:
         """Return the held-out prompts of a split, sampled and scored batch by batch."""
@@ -309,7 +275,7 @@ class SamplingDataModule(pl.LightningDataModule):
         return EvaluationLoader(
             self.trainer,
             self.sampler,
-            self.trained_policy,
+            self.trained_policy(),
             split,
             self._encoded.get(split, ()),
             self.evaluation,
@@ -327,7 +293,3 @@ class SamplingDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> Iterable[Sealed]:
         """Return the test data, batch by batch."""
         return self.evaluation_loader("test")
-
-    def transfer_batch_to_device(self, batch: Sealed, device: torch.device, dataloader_idx: int) -> Rows:
-        """Open a batch and move it."""
-        return batch.batch.to(device)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rl_lightning.data.cuts import Stretches
-from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals, token_weights
 from rl_lightning.functional.masking import Total
 from rl_lightning.types import Rows
@@ -49,19 +48,18 @@ class Layout:
     ranks: int
     seed: int
 
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that one rollout serves."""
+        return self.epochs * self.steps
+
     def dealt(self, order: Tensor) -> Tensor:
         """Return this rank's groups of an order of all, (groups / ranks,) long: an equal share of every optimizer step."""
         return order.view(self.steps, -1)[:, self.rank :: self.ranks].flatten()
 
-    def first_order(self, number: int, counts: Tensor | None = None) -> Tensor:
-        """Return the order of all groups in the first pass over rollout `number`, (groups,) long.
-
-        Args:
-            number: of the rollout in the run, from 0.
-            counts: (groups,) bool; the groups that count are spread evenly over the steps. All count if None.
-        """
-        order = permutation(self.groups, self.seed, number, 0)
-        return order if counts is None else spread(order, counts, self.steps)
+    def first_order(self, number: int) -> Tensor:
+        """Return the order of all groups in the first pass over rollout `number`, (groups,) long."""
+        return permutation(self.groups, self.seed, number, 0)
 
     def rows(self, groups: Tensor) -> Tensor:
         """Return the row numbers of whole groups, (n × G,) long, for rows that stand group by group."""
@@ -85,27 +83,6 @@ class Layout:
         elif epoch:
             table = table[permutation(self.steps, self.seed, number, epoch)]
         return self.rows(table.flatten())
-
-
-def spread(order: Tensor, counts: Tensor, steps: int) -> Tensor:
-    """Return an order in which what counts is dealt out evenly over equal steps; the same order if everything counts.
-
-    Args:
-        order: (n,) long; a permutation.
-        counts: (n,) bool, by number and not by place in the order.
-        steps: a divisor of n.
-
-    Example:
-        >>> spread(torch.tensor([3, 1, 0, 2]), torch.tensor([True, True, False, False]), steps=2)
-        tensor([1, 3, 0, 2])
-    """
-    if bool(counts.all()):
-        return order
-    size = len(order) // steps
-    counting, rest = order[counts[order]], order[~counts[order]]
-    shares = [counting[step::steps] for step in range(steps)]
-    fillers = rest.split([size - len(share) for share in shares])
-    return torch.cat([torch.cat(pair) for pair in zip(shares, fillers, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -133,62 +110,6 @@ class StepSizes:
         if self.microbatch is None:
             return Stretches.of(rows, order, unit).cut(self.accumulate)
         return [len(part) for part in torch.arange(len(order) // unit).tensor_split(self.accumulate)]
-
-
-def check_cuts(microbatch_size: int | None, max_tokens: int | None) -> None:
-    """Refuse two ways to cut an optimizer step up, and an impossible one.
-
-    Raises:
-        UserError: for both options, or a budget below one token.
-    """
-    if microbatch_size is not None and max_tokens is not None:
-        raise UserError(
-            "microbatch_size and max_tokens_per_microbatch both say what goes into a forward pass: drop one of them"
-        )
-    if max_tokens is not None and max_tokens < 1:
-        raise UserError(f"max_tokens_per_microbatch must be at least 1, not {max_tokens}")
-
-
-def bound_line(max_tokens: int | None) -> str:
-    """Return what the run card says of the size of microbatches, after their number."""
-    return "" if max_tokens is None else f" of up to {max_tokens:,} tokens"
-
-
-def share_of_rank(minibatch_size: int, ranks: int, unit: int = 1) -> int:
-    """Return how many rows of an optimizer step each rank has.
-
-    Args:
-        minibatch_size: rows in an optimizer step, over all ranks.
-        ranks: data-parallel ranks.
-        unit: rows that must stay together, such as the members of a group.
-
-    Raises:
-        UserError: if the ranks cannot have as many.
-    """
-    if minibatch_size < 1 or minibatch_size % (ranks * unit):
-        together = f" whole groups of {unit}" if unit > 1 else ""
-        raise UserError(
-            f"minibatch_size={minibatch_size} must be a multiple of {ranks * unit}:{together} on {ranks} rank(s)"
-        )
-    return minibatch_size // ranks
-
-
-def equal_cuts(minibatch: int, microbatch_size: int | None) -> StepSizes:
-    """Cut an optimizer step into microbatches of as many rows.
-
-    Args:
-        minibatch: rows that one rank has of an optimizer step.
-        microbatch_size: rows in one forward pass of one rank; all that the rank has if None.
-
-    Raises:
-        UserError: naming the two sizes that do not divide.
-    """
-    microbatch = minibatch if microbatch_size is None else microbatch_size
-    if microbatch < 1 or minibatch % microbatch:
-        raise UserError(
-            f"microbatch_size={microbatch_size} must divide the {minibatch} rows that each rank has of an optimizer step"
-        )
-    return StepSizes(minibatch, microbatch, minibatch // microbatch)
 
 
 def step_totals(steps: Sequence[tuple[Tensor, Tensor]], total: Total) -> list[BatchTotals]:

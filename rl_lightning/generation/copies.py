@@ -15,7 +15,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses, Stream
 from rl_lightning.measures import Seconds, Sum
 from rl_lightning.models import PolicyFiles
-from rl_lightning.types import pad_left, pad_right
+from rl_lightning.padding import pad_left, pad_right
 
 
 @dataclass(frozen=True)

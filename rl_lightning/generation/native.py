@@ -22,8 +22,8 @@ from rl_lightning.generation.transformers import TransformersGenerator
 from rl_lightning.measures import Sum
 from rl_lightning.models.families import accepts, unlike_plain_attention
 from rl_lightning.models.forward import padded
+from rl_lightning.padding import pad_left
 from rl_lightning.stopping import StopStrings
-from rl_lightning.types import pad_left
 
 #: Prompt tokens read in one pass.
 _PREFILL_TOKENS = 8192

@@ -18,8 +18,8 @@ from transformers import (
 
 from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses
 from rl_lightning.generation.sampling import check_drawn, draw, uniforms
+from rl_lightning.padding import pad_left, pad_right
 from rl_lightning.stopping import StopStrings
-from rl_lightning.types import pad_left, pad_right
 
 
 class TransformersGenerator(Generator):

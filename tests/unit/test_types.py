@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rl_lightning.padding import stacked
 from rl_lightning.types import Rollout
 from tests.checks import holds_only_for
 from tests.support import random_rollout
@@ -38,7 +39,7 @@ def same_groups(joined, given):
 
 
 def join(given):
-    return Rollout.concatenate(given, FILL)
+    return stacked(given, FILL)
 
 
 def groups_meet(given):
@@ -56,7 +57,7 @@ def values_one_late(given):
 
 
 def other_fill(given):
-    return Rollout.concatenate(given, FILL + 1)
+    return stacked(given, FILL + 1)
 
 
 def components_of_the_first(given):

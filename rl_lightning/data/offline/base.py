@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rl_lightning.data.cuts import table_passes
-from rl_lightning.data.epochs import accumulate, refuse_partial_epochs
 from rl_lightning.data.offline.written import Truncation, WrittenReader
 from rl_lightning.data.sampling import SamplingDataModule
-from rl_lightning.data.sources.base import Split
-from rl_lightning.data.steps import (
-    StepSizes,
+from rl_lightning.data.sizes import (
+    accumulate,
     bound_line,
     check_cuts,
     equal_cuts,
-    permutation,
+    refuse_partial_epochs,
     share_of_rank,
-    step_totals,
-    step_weights,
 )
+from rl_lightning.data.sources.base import Split
+from rl_lightning.data.steps import StepSizes, permutation, step_totals, step_weights
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size, sum_over_ranks
 from rl_lightning.types import Microbatch
 
 log = logging.getLogger(__name__)
@@ -227,12 +226,14 @@ class OfflineEpoch:
     def microbatches(self, start: int) -> Iterator[Microbatch]:
         """Yield the microbatches from number `start` on."""
         table, sizes, module = self.data.table, self.data.sizes, self.data.module
+        assert self.data.trainer is not None
+        total = partial(sum_over_ranks, self.data.trainer)
         first, skip = divmod(start, sizes.accumulate)
         metrics = table.metrics if self.number == start == 0 else {}
         for units in self._steps[first:]:
             whole = table.batch(units)
             masks = [(whole.response_mask, whole.group_ids)]
-            (weights,) = step_weights(masks, step_totals(masks, module.total), module.reduction, table.longest)
+            (weights,) = step_weights(masks, step_totals(masks, total), module.reduction, table.longest)
             unit = len(whole) // len(units)
             cut = sizes.cut(whole, torch.arange(len(whole)), unit)
             rows = (table.weight_scale(module.reduction) * weights).split([size * unit for size in cut])

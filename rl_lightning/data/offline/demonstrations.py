@@ -15,8 +15,8 @@ from rl_lightning.data.offline.written import stack
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.record import digest
 from rl_lightning.data.sources.base import Split
-from rl_lightning.data.stages import Stages
 from rl_lightning.functional import Reduction
+from rl_lightning.hooks import Stages
 from rl_lightning.types import Microbatch
 
 

@@ -16,13 +16,14 @@ from tqdm.auto import tqdm
 from rl_lightning.data.offline.cache import Cache, rewards_key, settings_key, tensors_key
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.reward_models import ModelReward
-from rl_lightning.data.sampler import SampledPolicy, Sampler, frozen_mode
+from rl_lightning.data.sampler import SampledPolicy, Sampler
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
-from rl_lightning.hooks import ReferenceLearner
+from rl_lightning.learner import ReferenceLearner
 from rl_lightning.measures import merged, packed, unpacked
 from rl_lightning.models import ClassifierFiles, PolicyFiles
+from rl_lightning.padding import stacked
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank
 from rl_lightning.types import Rollout
@@ -171,7 +172,7 @@ class FrozenTables:
         states = [state for rank in from_every_rank([part.state_dict() for part in parts]) for state in rank]
         chunks = {int(state["prompt_index"][0]): Rollout.from_state_dict(state) for state in states}
         ordered = [chunks[first] for first in sorted(chunks)]
-        joined = Rollout.concatenate(ordered, self.policy_files.tokenizer.pad_token_id)
+        joined = stacked(ordered, self.policy_files.tokenizer.pad_token_id)
         index = torch.cat([chunk.prompt_index for chunk in ordered])
         # What it took to make the table is not known of one that was kept.
         whole = merged([chunk.metrics for chunk in ordered])
@@ -233,6 +234,13 @@ class FrozenTables:
         finally:
             # The caller may still hold the name: the weights are what matters.
             model.to("meta")
+
+
+@contextmanager
+def frozen_mode(trainer: Trainer) -> Iterator[None]:
+    """Run frozen models inside this: no gradients, and the precision of the training step."""
+    with torch.no_grad(), trainer.precision_plugin.forward_context():
+        yield
 
 
 def check_same_tokens(own: PolicyFiles, files: PolicyFiles, role: str) -> None:

@@ -25,9 +25,9 @@ from rl_lightning.data.offline.samples import ResponseTable, with_demonstrations
 from rl_lightning.data.offline.written import written_rollout
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
-from rl_lightning.data.stages import Stages
 from rl_lightning.errors import UserError
-from rl_lightning.hooks import ReferenceLearner
+from rl_lightning.hooks import Stages
+from rl_lightning.learner import ReferenceLearner
 from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_size

@@ -15,6 +15,7 @@ from rl_lightning.data.record import digest
 from rl_lightning.data.rollout_epoch import teaches
 from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals
+from rl_lightning.padding import stacked
 from rl_lightning.stopping import Ends
 from rl_lightning.types import Microbatch, Rollout, Rows
 
@@ -97,4 +98,4 @@ def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], ends
         reward_components=missing,
         advantages=None if rollout.advantages is None else written.response_mask.to(rollout.advantages),
     )
-    return Rollout.concatenate([rollout, written], ends.tokenizer.pad_token_id)
+    return stacked([rollout, written], ends.tokenizer.pad_token_id)

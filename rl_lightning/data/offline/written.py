@@ -10,9 +10,10 @@ import torch
 
 from rl_lightning.data.prompts import EncodedPrompt, Problem
 from rl_lightning.errors import UserError
+from rl_lightning.padding import pad_left, pad_right
 from rl_lightning.stopping import Ends
 from rl_lightning.text import TextFormat, cut_left, has_lone_surrogate
-from rl_lightning.types import Rollout, Rows, pad_left, pad_right
+from rl_lightning.types import Rollout, Rows
 
 #: What becomes of a prompt and a response that are longer than the policy reads, or than is wanted.
 Truncation = Literal["drop", "left"]

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from rl_lightning.algorithms import DPO
+from rl_lightning.algorithms.policy import Outputs
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions
 from tests.checks import assert_same, gradient_difference, holds_only_for
@@ -118,6 +119,7 @@ def test_label_smoothing_takes_its_share_of_the_gradient():
 
 def observed(module, batch, logprobs):
     """Return what the step logs."""
+    module.observe(module.observed(batch, Outputs(logprobs, torch.zeros_like(logprobs))), batch)
     module.observations.add_to_loss(module.weigh(batch, module.objective(batch, logprobs)))
     return module.observations.flush(lambda totals: totals)
 

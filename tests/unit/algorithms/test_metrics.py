@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from rl_lightning.algorithms.metrics import Observations, PassAtK, RolloutMean, pass_at_k, sampling_metrics
+from rl_lightning.algorithms.base import Observations
+from rl_lightning.algorithms.metrics import PassAtK, RolloutMean, pass_at_k, sampling_metrics
 from tests.checks import assert_same, holds_only_for
 from tests.support import random_rollout
 

@@ -15,8 +15,9 @@ from rl_lightning.callbacks import HFExport
 from rl_lightning.data.reward_models import ModelReward
 from rl_lightning.errors import UserError
 from rl_lightning.models import ClassifierFiles, Judge, LoadOptions, PolicyFiles, Text
+from rl_lightning.padding import pad_left, pad_right
 from rl_lightning.rewards import RewardSample, RewardSpec
-from rl_lightning.types import Microbatch, pad_left, pad_right
+from rl_lightning.types import Microbatch
 from tests.checks import assert_same, gradient_difference, holds_only_for
 from tests.pairs import part_of, random_pairs
 from tests.support import trainer

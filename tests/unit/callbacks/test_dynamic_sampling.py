@@ -8,8 +8,7 @@ import torch
 from rl_lightning.algorithms import DAPO, SFT
 from rl_lightning.callbacks import DynamicSampling, GroupNormalize, OverlongFilter, OverlongShaping, RolloutCallback
 from rl_lightning.data import ChainSum, DemonstrationDataModule, RolloutDataModule
-from rl_lightning.data.steps import spread
-from rl_lightning.data.supply import blank
+from rl_lightning.data.refill import blank, spread
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from tests.checks import holds_only_for

@@ -56,7 +56,7 @@ def test_whatever_is_wrong_with_a_row_it_is_dropped_and_counted_by_reason(tiny_p
     path = write(tmp_path / "a.jsonl", ["\ufeff" + GOOD[0], *BAD, *GOOD[1:]])
     with caplog.at_level(logging.WARNING):
         data = fit(demonstrations(path), SFT(policy=tiny_policy), tmp_path)
-    assert data.count() == 4
+    assert len(data.table) == 4
     (line,) = [record.message for record in caplog.records if record.message.startswith("dropped")]
     assert line.startswith(f"dropped {len(BAD)} of {len(BAD) + 4} prompts: ")
     for reason in set(BAD.values()):
@@ -148,7 +148,7 @@ def test_a_response_is_never_cut(tiny_policy, tmp_path, caplog):
     path = write(tmp_path / "a.jsonl", [*GOOD, LONG])
     with caplog.at_level(logging.WARNING):
         data = fit(demonstrations(path, max_length=7, truncation="left"), SFT(policy=tiny_policy), tmp_path)
-    assert data.count() == 4 and "1 response without room for a prompt in max_length: 7" in caplog.text
+    assert len(data.table) == 4 and "1 response without room for a prompt in max_length: 7" in caplog.text
 
 
 def test_what_the_policy_cannot_read_is_an_error_or_dropped(tiny_policy, tmp_path, caplog):
@@ -158,7 +158,7 @@ def test_what_the_policy_cannot_read_is_an_error_or_dropped(tiny_policy, tmp_pat
     with pytest.raises(UserError, match=said):
         fit(demonstrations(path, "error"), SFT(policy=tiny_policy), tmp_path)
     with caplog.at_level(logging.WARNING):
-        assert fit(demonstrations(path), SFT(policy=tiny_policy), tmp_path).count() == 4
+        assert len(fit(demonstrations(path), SFT(policy=tiny_policy), tmp_path).table) == 4
     assert "dropped 1 of 5 prompts: 1 longer than the policy's context of 64" in caplog.text
 
 

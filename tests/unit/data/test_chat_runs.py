@@ -61,7 +61,7 @@ def test_demonstrations_and_pairs_end_as_the_template_ends_a_turn(tmp_path, kind
     path, tokenizer = policy(kind, tmp_path / "policy")
     data = DemonstrationDataModule(prompts=source(tmp_path, response_column="good"), batch_size=2, seed=0)
     card = fit(data, SFT(policy=path), tmp_path, online=False)
-    batch = data.batch(torch.tensor([1]))
+    batch = data.table.batch(torch.tensor([1]))
     assert tokenizer.decode(batch.response_ids[0]) == f"2{end}"
     assert f"written ones end with {end}" in card and "sampling stops at" in card
     for module in (DPO(policy=path), RewardModel(policy=path)):

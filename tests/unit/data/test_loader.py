@@ -37,8 +37,7 @@ class Numbers:
     def microbatches_per_epoch(self):
         return 3
 
-    def check_position(self, position):
-        assert 0 <= position < self.microbatches_per_epoch()
+    trainer = None
 
     def epoch(self, number, state):
         self.made.append((number, state))

@@ -56,8 +56,15 @@ def rollout(policy, tmp_path, generator, reward):
     data = prompts_and(generator, reward)
     module = GRPO(policy=policy, kl_coef=0.0)
     collected = []
-    collect = data.collect
-    data.collect = lambda number: collected.append(collect(number)) or collected[-1]
+    make = data.make_collector
+
+    def watched():
+        collector = make()
+        collect = collector.collect
+        collector.collect = lambda number: collected.append(collect(number)) or collected[-1]
+        return collector
+
+    data.make_collector = watched
     trainer(tmp_path, max_epochs=1).fit(module, datamodule=data)
     return collected[0]
 

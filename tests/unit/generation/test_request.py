@@ -8,8 +8,8 @@ from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, Request, Responses, Sampling
 from rl_lightning.hooks import RolloutCallback
+from rl_lightning.padding import pad_left, pad_right
 from rl_lightning.rewards import RewardSpec
-from rl_lightning.types import pad_left, pad_right
 from tests.support import Tokens, trainer
 
 GROUP = 3

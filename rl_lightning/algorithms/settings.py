@@ -1,0 +1,34 @@
+"""Settings of online algorithms that cannot be, or do not do what one may think."""
+
+from __future__ import annotations
+
+import logging
+
+from rl_lightning.errors import UserError
+from rl_lightning.functional import KLEstimator
+
+log = logging.getLogger(__name__)
+
+
+def clip_bounds(clip_low: float, clip_high: float | None) -> tuple[float, float]:
+    """Return ε_low and ε_high, the same if the second is not given.
+
+    Raises:
+        UserError: if one of them is out of range.
+    """
+    high = clip_low if clip_high is None else clip_high
+    if not 0 <= clip_low <= 1 or high < 0:
+        raise UserError(f"clip_low must lie in [0, 1] and clip_high above 0, not {clip_low} and {clip_high}")
+    return clip_low, high
+
+
+def warn_of_estimator(estimator: KLEstimator, place: str) -> None:
+    """Name the combinations whose gradient is none, or not the divergence's."""
+    if place == "loss" and estimator == "k1":
+        log.warning("kl_estimator: k1 in the loss has no gradient in expectation, only noise: use k2, k3 or rho_k3")
+    if place == "reward" and estimator != "k1":
+        log.warning(
+            "kl_estimator: %s in the reward does not follow the divergence: its pull fades near the reference, where it can "
+            "even point away: use k1, whose gradient there is exact",
+            estimator,
+        )

@@ -1,0 +1,274 @@
+"""What Lightning asks of a module besides its loss: checkpoints, an optimizer and what surrounds its steps, evaluations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+from torchmetrics import MetricCollection
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rl_lightning.algorithms.state import check_adapter, check_kind, left_out
+from rl_lightning.errors import UserError
+from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
+from rl_lightning.strategies import clip_gradients, gradient_norm, place
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class OptimizerOptions:
+    """AdamW and its learning rate over time.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay rates of the two moments.
+        weight_decay: decoupled, on every parameter.
+        warmup_steps: optimizer steps over which the rate rises linearly from 0.
+        schedule: what follows: `constant`, or `linear` or `cosine` down to 0 at the last step of the run.
+    """
+
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        """Refuse what AdamW would refuse later, or accept in silence."""
+        for name in ("lr", "weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optimizer.{name} must be at least 0, not {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas must lie in [0, 1), not {list(self.betas)}")
+
+
+class TrainedModule(pl.LightningModule):
+    """A module whose checkpoints hold what is trained and nothing else: what is frozen comes from its own files.
+
+    Args:
+        policy, load, optimizer, lora: see `ObjectiveModule`.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        load: LoadOptions | None = None,
+        optimizer: OptimizerOptions | None = None,
+        lora: LoraOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy_files = PolicyFiles(policy, load)
+        self.optimizer_options = optimizer or OptimizerOptions()
+        #: The adapter that is trained instead of all weights, if one is.
+        self.lora = lora
+        #: Which layers have an adapter, for the run card.
+        self.adapter_says: str | None = None
+        #: Whether the latest optimizer step had a finite loss and gradient; the weights stay as they are in the others.
+        self.finite = True
+        #: Whether no token of the present optimizer step counts, and whether the present microbatch is its last.
+        self._idle = False
+        self._ends_step = False
+        self._loss_finite = True
+        self._has_looked_for_gradients = False
+        self._evaluation: dict[str, MetricCollection] = {}
+
+    # -------------------------------------------------------------------- models
+
+    def adapted(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Return a loaded model that is to be trained, in place: with an adapter and the rest frozen, if that is wanted."""
+        if self.lora is None:
+            return model
+        if self._trainer is not None:
+            check_adapter_precision(self._trainer, model.dtype)
+        add_adapter(model, self.lora)
+        self.adapter_says = self.adapter_says or describe_adapter(model)
+        return model
+
+    def placed(self, model: ModelT) -> ModelT:
+        """Return a loaded model, spread over the ranks where the strategy shards; `configure_model` gives it every model."""
+        return place(model, self._trainer)
+
+    def hf_parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return the trained model and its tokenizer, as `HFExport` saves them."""
+        raise TypeError(f"{type(self).__name__} must define hf_parts()")
+
+    # --------------------------------------------------------------- checkpoints
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return the state of what is trained."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        frozen = left_out(self)
+        return {name: value for name, value in state.items() if name not in frozen}
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load the state of what is trained.
+
+        Raises:
+            UserError: if it does not fit this module.
+        """
+        check_kind(self, state_dict)
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the checkpoint does not fit {type(self).__name__}: {reason[:300]}") from error
+        frozen = left_out(self)
+        missing = [name for name in result.missing_keys if name not in frozen]
+        if strict and (missing or result.unexpected_keys):
+            raise UserError(
+                f"the checkpoint does not fit {type(self).__name__}: it lacks {missing[:5]} and has in excess "
+                f"{result.unexpected_keys[:5]}; was it made with another policy?"
+            )
+        return _IncompatibleKeys(missing, result.unexpected_keys)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the adapter is: its weights alone do not tell what they are multiplied by."""
+        checkpoint["lora"] = None if self.lora is None else asdict(self.lora)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another adapter by a `UserError`."""
+        check_adapter(checkpoint.get("lora"), self.lora)
+
+    # ----------------------------------------------------------------- optimizer
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups: one, of whatever is trainable."""
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW over the parameter groups, and its schedule."""
+        options = self.optimizer_options
+        # Lightning's mixed precision refuses to clip the gradients of fused optimizers.
+        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
+        optimizer = torch.optim.AdamW(
+            self.parameter_groups(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=fused
+        )
+        if options.schedule == "constant" and options.warmup_steps == 0:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if options.schedule != "constant" and steps == float("inf"):
+            raise UserError(f"optimizer.schedule: {options.schedule} needs an end: set trainer.max_epochs or max_steps")
+        total = 0 if options.schedule == "constant" else int(steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(options, step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_after_backward(self) -> None:
+        """Name, once, what no gradient reaches: pictures' part of a model that reads text, say, or layers that a foreign model's code
+        has no gradient for in evaluation mode."""
+        if self._has_looked_for_gradients or self._idle or not self._ends_step:
+            return
+        self._has_looked_for_gradients = True
+        # An empty parameter is one whose numbers other ranks have.
+        trained = {name: one for name, one in self.named_parameters() if one.requires_grad and one.numel()}
+        without = [name for name, parameter in trained.items() if parameter.grad is None]
+        if without:
+            log.warning(
+                "no gradient reached %d of %d trained weights in the first optimizer step, such as %s: what no step reaches stays as "
+                "it was loaded",
+                len(without),
+                len(trained),
+                without[0],
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log the norm of the gradient before it is clipped, and drop it where it must not move anything: it is not finite, or
+        nothing counts in this step."""
+        norm = gradient_norm(self.trainer, self.parameters())
+        self.log("train/grad_norm", norm)
+        finite = bool(norm.isfinite())
+        # Float16 training expects overflows now and then: its scaler skips such steps and halves its scale, to some end.
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        overflow = scaler is not None and not finite and scaler.get_scale() >= 1
+        self.finite = overflow or (finite and self._loss_finite)
+        if self._idle or not self.finite:
+            # Without a gradient the optimizer passes a parameter over; with a zero, momentum and weight decay would move it.
+            # Lightning cannot skip such a step itself: it refuses a training_step that returns None on several ranks.
+            for parameter in self.parameters():
+                parameter.grad = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip gradients by their norm over all ranks, also where Lightning would refuse."""
+        by_norm = gradient_clip_val is not None and gradient_clip_algorithm in (None, "norm")
+        if not (by_norm and clip_gradients(self.trainer, float(gradient_clip_val or 0))):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    # ---------------------------------------------------------------- evaluation
+
+    def evaluation_step(self, batch: Any, stage: str) -> None:
+        """Add a batch of held-out data to the metrics of a stage, `val` or `test`."""
+        raise TypeError(f"{type(self).__name__} must define evaluation_step(batch, stage)")
+
+    def evaluation_metrics(self, stage: str, make: Callable[[str], MetricCollection]) -> MetricCollection:
+        """Return the metrics of a stage, made anew, under the prefix of their names, for its first batch."""
+        if stage not in self._evaluation:
+            self._evaluation[stage] = make(f"{stage}/").to(self.device)
+        return self._evaluation[stage]
+
+    def _log_evaluation(self, stage: str) -> None:
+        metrics = self._evaluation.pop(stage, None)
+        if metrics is not None:
+            self.log_dict({name: value for name, value in metrics.compute().items() if not torch.isnan(value)})
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """See `evaluation_step`."""
+        self.evaluation_step(batch, "test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log_evaluation("test")
+
+
+def check_adapter_precision(trainer: Trainer, dtype: torch.dtype) -> None:
+    """Warn, or refuse, where a float32 adapter cannot stand beside weights of another precision.
+
+    Raises:
+        UserError: under `FSDPStrategy`, which makes one flat tensor of both.
+    """
+    if str(trainer.precision).endswith("16-true"):
+        log.warning(
+            "precision %s rounds the adapter too, so small updates to it are lost: use model.load.dtype: bfloat16 with "
+            "trainer.precision: bf16-mixed",
+            trainer.precision,
+        )
+    flat = isinstance(trainer.precision_plugin, FSDPPrecision) and str(trainer.precision).endswith("mixed")
+    if flat and dtype in (torch.bfloat16, torch.float16):
+        raise UserError(
+            "FSDPStrategy cannot shard a float32 adapter together with half-precision weights: set model.load.dtype to float32, "
+            "or trainer.strategy to rl_lightning.strategies.FSDP2Strategy"
+        )
+
+
+def learning_rate_factor(options: OptimizerOptions, step: int, total: int) -> float:
+    """Return the share of the peak learning rate at an optimizer step, counted from 0."""
+    if step < options.warmup_steps:
+        return (step + 1) / (options.warmup_steps + 1)
+    if options.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - options.warmup_steps) / max(1, total - options.warmup_steps))
+    if options.schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + float(torch.cos(torch.tensor(progress * torch.pi))))
