@@ -57,7 +57,7 @@ def small(config: Path, policy: str, directory: Path) -> list[str]:
 @pytest.mark.parametrize("config", [p for p in ALGORITHMS if p.stem != "reward_model"], ids=lambda path: path.stem)
 def test_every_config_fits_exports_and_answers(config, tiny_policy, tmp_path, capsys):
     arguments = [f"--config={config}", *small(config, tiny_policy, tmp_path)]
-    module = run(["fit", *arguments, "--trainer.check_val_every_n_epoch=1"]).model
+    module = run(["fit", *arguments, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]).model
     assert "algorithm" in capsys.readouterr().out  # the run card
 
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
