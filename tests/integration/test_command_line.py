@@ -26,7 +26,7 @@ SMALL = [
 ]  # fmt: skip
 SMALL_SIZES = {
     "DemonstrationDataModule": ["--data.batch_size=8"],
-    "RewardDataModule": ["--data.batch_size=8", "--data.max_prompts=null"],
+    "RewardDataModule": ["--data.batch_size=8", "--data.max_prompts=null", "--data.group_size=4"],
     "RolloutDataModule": ["--data.prompts_per_rollout=4", "--data.group_size=2"],
 }
 #: What single configs need besides, such as answers of both kinds where groups without them are dropped.
