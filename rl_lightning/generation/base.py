@@ -66,7 +66,7 @@ class Sampling:
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"top_k must be at least 0 and top_p in (0, 1], not {self.top_k} and {self.top_p}")
         if any(not text for text in self.stop or ()):
-            raise UserError("stop: an empty text ends nothing, or everything: take it out")
+            raise UserError("stop: an empty text cannot end a response: remove it")
         if any(number < 0 for number in self.stop_token_ids or ()):
             raise UserError(f"stop_token_ids must be at least 0, not {min(self.stop_token_ids or ())}")
         if training and self.truncates:

@@ -70,8 +70,8 @@ class Connection:
                 return self._once(method, path, body)
             except TimeoutError as error:
                 raise UserError(
-                    f"{self.url}{path} did not answer within {self.timeout_s:g} s: raise generator.timeout_s, or see whether the "
-                    "server hangs"
+                    f"{self.url}{path} did not answer within {self.timeout_s:g} s: raise generator.timeout_s, or check whether "
+                    "the server hangs"
                 ) from error
             except (ConnectionError, http.client.HTTPException, urllib.error.URLError) as error:
                 if attempt == self.retries:

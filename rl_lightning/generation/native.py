@@ -113,8 +113,9 @@ class NativeGenerator(Generator):
         with self._precision(batch.ids.device), blocked_weights(model, most):
             for ended in run.to_the_end(batch):
                 done += len(ended)
-                for row in ended if finished is not None else ():
-                    finished(row, batch.ids[row, : int(batch.lengths[row])].tolist())  # type: ignore[misc]
+                if finished is not None:
+                    for row in ended:
+                        finished(row, batch.ids[row, : int(batch.lengths[row])].tolist())
                 if progress is not None:
                     progress(done, rows)
         self._work = {f"generation/{name}": Sum(count) for name, count in run.work.items()}

@@ -57,7 +57,7 @@ class VLLMGenerator(CopyGenerator):
             raise UserError(f"kv_cache_gib and max_rows must be above 0, not {kv_cache_gib:g} and {max_rows}")
         for name in _OWN:
             if name in (engine or {}):
-                raise UserError(f"generator.engine: {name} is not to be set there: this generator sets it itself")
+                raise UserError(f"generator.engine: {name} is not to be set there: this generator sets it")
         self.kv_cache_gib = kv_cache_gib
         self.max_rows = max_rows
         self.engine = engine or {}
@@ -207,8 +207,8 @@ class VLLMGenerator(CopyGenerator):
                 if type(error).__name__ != "EngineDeadError":
                     raise error
             raise UserError(
-                "vLLM's process has died, most often for lack of memory: lower generator.kv_cache_gib or max_rows, or see what it "
-                "says with VLLM_LOGGING_LEVEL=INFO"
+                "vLLM's process has died, most often for lack of memory: lower generator.kv_cache_gib or max_rows, or read its log "
+                "with VLLM_LOGGING_LEVEL=INFO"
             ) from error
 
     def close(self) -> None:

@@ -90,7 +90,7 @@ class VLLMServerGenerator(CopyGenerator):
         mode = info["model_config"]["logprobs_mode"]
         if mode != "processed_logprobs":
             raise UserError(
-                f"the vLLM server at {self.server.url} reports {mode}, which are not those that it samples from: {_HOW_TO_START}"
+                f"the vLLM server at {self.server.url} reports {mode}, not log-probabilities at the sampling temperature: {_HOW_TO_START}"
             )
         self._check_vocabulary(served["id"], model)
         self._check_head(served["root"], info["device_config"]["device"], model)
@@ -123,8 +123,8 @@ class VLLMServerGenerator(CopyGenerator):
             return
         if json.loads(config.read_text()).get("tie_word_embeddings", True):
             raise UserError(
-                f"the vLLM server at {self.server.url} runs on a CPU and shares weights between embeddings and head, which its "
-                "updates would not reach: start it from a directory that python -m rl_lightning.generation.export has written"
+                f"the vLLM server at {self.server.url} runs on a CPU with a head that shares the weights of the embeddings, "
+                "and updates would not reach that head: start it from a directory that python -m rl_lightning.generation.export has written"
             )
 
     def _reload(self, snapshot: Path) -> None:
@@ -132,7 +132,8 @@ class VLLMServerGenerator(CopyGenerator):
         self._ask(
             "POST",
             "/collective_rpc",
-            f"it could not load {snapshot}: see that it finds that directory and serves this policy, and restart it, for it has lost its weights",
+            f"it could not load {snapshot}: check that it sees that directory and serves this policy, and restart it, because its "
+            "weights are lost",
             body,
         )
         # Cached keys and values of prompts come from the old weights.

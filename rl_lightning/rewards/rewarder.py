@@ -186,7 +186,7 @@ def _bind(reward: RewardSpec | BatchReward | Callable[..., Any]) -> BoundReward:
     if isinstance(reward, RewardSpec):
         if reward.function is None:
             raise UserError(
-                f"The reward model {reward.model!r} must be loaded first: a DataModule does, list it under rewards"
+                f"The reward model {reward.model!r} must be loaded first: a DataModule does that, list it under data.init_args.rewards"
             )
         return bind(reward.function, reward.weight, reward.name, reward.arguments)
     return bind(reward, 1.0, None, {})
@@ -214,7 +214,7 @@ def _judged(outcome: Outcome) -> Outcome:
     if math.isfinite(number):
         return replace(outcome, value=number)
     # Python refuses to print an integer that is too large for a float.
-    shown = "an integer without end" if isinstance(outcome.value, int) else repr(str(outcome.value)[:80])
+    shown = "an integer too large for a float" if isinstance(outcome.value, int) else repr(str(outcome.value)[:80])
     return replace(outcome, value=math.nan, error=f"It returned {shown}, not a finite number")
 
 

@@ -83,7 +83,7 @@ def check_origin(path: str | Path, goes_on: bool) -> None:
     path = Path(path)
     if path.is_dir():
         if not (path / "meta.pt").is_file():
-            raise UserError(f"{path} is a directory, and none that a run has saved as a checkpoint")
+            raise UserError(f"{path} is a directory, but not a checkpoint that a run has saved")
         found = load_plain(path / "meta.pt", map_location="cpu")
         needed = {"epoch", "global_step"}
     else:
@@ -97,7 +97,7 @@ def check_origin(path: str | Path, goes_on: bool) -> None:
     training = {"loops"} if path.is_dir() else {"loops", "optimizer_states"}
     if goes_on and not training <= found.keys():
         raise UserError(
-            f"{path} holds no state of training (save_weights_only), so none can go on from it; it can be evaluated"
+            f"{path} holds no training state (save_weights_only): training cannot go on from it, but it can be evaluated"
         )
 
 

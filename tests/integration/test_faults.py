@@ -336,10 +336,10 @@ def test_checkpoint_of_others(tiny_policy, tmp_path, capsys):
         torch.save({name: value for name, value in own.items() if name != lost}, tmp_path / file)
     said = {
         "text": "text cannot be read, it is damaged or no checkpoint: ", "empty": "empty cannot be read, it is damaged or no",
-        "folder": "folder is a directory, and none that a run has saved as a checkpoint",
+        "folder": "folder is a directory, but not a checkpoint that a run has saved",
         "weights": "weights is no checkpoint of a run: --ckpt_path takes", "list": "list is no checkpoint of a run",
         "no version": "no version is no checkpoint of a run",
-        "no optimizer": "no optimizer holds no state of training (save_weights_only), so none can go on from it",
+        "no optimizer": "no optimizer holds no training state (save_weights_only): training cannot go on from it",
     }  # fmt: skip
     for name, words in said.items():
         assert words in refused(fit(tiny_policy, tmp_path / "new", f"--ckpt_path={tmp_path / name}"), capsys)
