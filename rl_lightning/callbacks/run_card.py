@@ -13,7 +13,7 @@ class RunCard(Callback):
     """Print the run card at the start of `fit`, on rank 0."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the card of this run."""
+        """Print the card; at this point all models are loaded."""
         if trainer.is_global_zero:
             print(run_card(trainer, pl_module))
 
