@@ -223,7 +223,13 @@ LEARNABLE = [
 ]
 
 
-@pytest.mark.parametrize("config", ALGORITHMS, ids=lambda path: path.stem)
+#: YAMLs whose data, callbacks and models are those of others.
+ALIKE = ("rft", "rft_online", "reward_model")
+
+
+@pytest.mark.parametrize(
+    "config", cases(ALGORITHMS, soon=lambda path: path.stem not in ALIKE), ids=lambda path: path.stem
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(config, tiny_policy, tmp_path):
     """With what the YAMLs ship: validation, checkpoints by epoch, a schedule; stopped, not finished, after two epochs."""
     changes = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=1", *LEARNABLE]

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from rl_lightning.algorithms import DAPO
 from rl_lightning.callbacks import DynamicSampling, RolloutCallback
+from tests.checks import cases
 from tests.invariants.dynamic import SCENARIOS, FirstOfChunk, KeepAll, Never, run, same
 
 
@@ -44,8 +45,10 @@ def expected_rollouts(sampled, chunk, surplus):
 # ---------------------------------------------------------------------------------------------- which groups are trained on
 
 
-@pytest.mark.parametrize("surplus", ["keep", "drop"])
-@pytest.mark.parametrize("chunk", [None, 2, 12])
+@pytest.mark.parametrize(
+    ("chunk", "surplus"),
+    cases([None, 2, 12], ["keep", "drop"], soon=lambda chunk, surplus: chunk == 12 or surplus == "keep"),
+)
 def test_rollouts_are_the_mixed_groups_of_the_stream_in_its_order(chunk, surplus, sampled, tiny_policy, tmp_path):
     """And their metrics are over everything that was sampled."""
     assert {0, 1, 2, 3, 4} == {group[2] for group in sampled}
@@ -218,26 +221,27 @@ def test_prompts_all_solved_or_all_failed_are_reported(threshold, right, wrong, 
 # ------------------------------------------------------------------------------------------------------------ resume, ranks
 
 
-@pytest.mark.parametrize("cadence", ["steps", "epochs"])
-def test_resumed_is_uninterrupted(cadence, tiny_policy, tmp_path):
+def test_resumed_is_uninterrupted(tiny_policy, tmp_path):
     """From the end and the middle of rollouts, with groups waiting and the cursor where no rollout number says."""
     every = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
-    keep = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{step}", **every[cadence])
+    keep = [
+        ModelCheckpoint(tmp_path / by, save_top_k=-1, filename="{step}", **cadence) for by, cadence in every.items()
+    ]
     options = {"enable_checkpointing": True, "max_epochs": 4}
-    whole = run(tiny_policy, tmp_path, DynamicSampling(prompts_per_chunk=12), callbacks=[keep], **options)
+    whole = run(tiny_policy, tmp_path, DynamicSampling(prompts_per_chunk=12), callbacks=keep, **options)
     assert all(rollout.metrics["rollout/surplus"] for rollout in whole.rollouts[:2])
     assert sum(rollout.metrics["rollout/chunks"] for rollout in whole.rollouts) != 4
-    for stop in (2, 4) if cadence == "epochs" else (1, 2, 3, 5):
+    for by, stop in [("epochs", 2), ("epochs", 4), ("steps", 1), ("steps", 2), ("steps", 5)]:
         torch.manual_seed(12345)
         resumed = run(
             tiny_policy,
             tmp_path,
             DynamicSampling(prompts_per_chunk=12),
-            ckpt_path=tmp_path / "kept" / f"step={stop}.ckpt",
+            ckpt_path=tmp_path / by / f"step={stop}.ckpt",
             **options,
         )
-        assert resumed.steps == whole.steps[2 * stop :], stop
-        assert same(resumed.after[-1], whole.after[-1]), stop
+        assert resumed.steps == whole.steps[2 * stop :], (by, stop)
+        assert same(resumed.after[-1], whole.after[-1]), (by, stop)
 
 
 @pytest.mark.parametrize("lost", ["cursor", "surplus"])
