@@ -20,10 +20,14 @@ class Run:
     """What ran between the request for the first batch and the end of the first optimizer step.
 
     Args:
+        algorithm: file of the algorithm.
+        rollout: files that had run when the first microbatch was served.
         functions: (file, first line of a function) pairs; files are relative to the folder rl_lightning.
         calls: (file of the caller, file that is called) pairs; frames of other packages in between are skipped.
     """
 
+    algorithm: str
+    rollout: frozenset[str]
     functions: frozenset[tuple[str, int]]
     calls: frozenset[tuple[str, str]]
 
@@ -34,8 +38,14 @@ class Run:
 
     @cached_property
     def path(self) -> list[str]:
-        """Those of them that are in one of `ROOMS`."""
-        return [file for file in self.everything if room(file) in ROOMS]
+        """The files that make a rollout, from prompts to microbatches, in one of `ROOMS`; and the algorithm's own, which says what
+        is made of them."""
+        return sorted({file for file in self.rollout if room(file) in ROOMS} | {self.algorithm})
+
+    @cached_property
+    def step(self) -> list[str]:
+        """The files of those rooms up to the end of the first optimizer step."""
+        return sorted({file for file in self.everything if room(file) in ROOMS} | {self.algorithm})
 
 
 def room(file: str) -> str:
@@ -62,4 +72,5 @@ def run_algorithm(root: Path, algorithm: str) -> Run:
     if done.returncode:
         raise SystemExit(f"a fit of {algorithm} with the code in {root} failed:\n{done.stderr}")
     record = json.loads(done.stdout.splitlines()[-1])
-    return Run(*(frozenset(map(tuple, record[name])) for name in ("functions", "calls")))
+    functions, calls = (frozenset(map(tuple, record[name])) for name in ("functions", "calls"))
+    return Run(f"algorithms/{algorithm.lower()}.py", frozenset(record["rollout"]), functions, calls)

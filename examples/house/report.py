@@ -9,6 +9,11 @@ from examples.house.path import ROOMS, Run, room, run_algorithm
 from examples.house.sources import House, length, methods, reachable
 
 _ALGORITHMS = ("GRPO", "PPO")
+_KINDS = (
+    ("path", "path of a rollout"),
+    ("step", "and of its first optimizer step"),
+    ("everything", "with everything they call"),
+)
 _METHODS, _FUNCTION, _FILE = 10, 40, 300
 
 
@@ -20,6 +25,7 @@ def measure(root: Path) -> dict[str, Any]:
         run = run_algorithm(root, algorithm)
         paths[algorithm] = {
             "path": _size(house, run.path, run),
+            "step": _size(house, run.step, run),
             "everything": _size(house, run.everything, run),
         }
     return {"root": str(root), "paths": paths, **measure_text(house)}
@@ -61,7 +67,7 @@ def table(measures: list[dict[str, Any]]) -> str:
 def _rows() -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for algorithm in _ALGORITHMS:
-        for kind, label in (("path", "path of a rollout"), ("everything", "with everything it calls")):
+        for kind, label in _KINDS:
             rows.append(
                 (
                     f"{algorithm}, {label}: files, lines, classes; functions that run, their lines",

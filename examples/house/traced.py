@@ -38,6 +38,8 @@ class Trace:
         self.functions: set[tuple[str, int]] = set()
         self.calls: set[tuple[str, str]] = set()
         self.done = False
+        #: Files that had run when the first microbatch was served.
+        self.rollout: set[str] = set()
 
     def start(self) -> None:
         """Record from here on, in this thread and in those that start later."""
@@ -89,7 +91,9 @@ def fit(algorithm: str, trace: Trace) -> None:
             def traced(self: Any) -> Iterator[Any]:
                 if not trace.done:
                     trace.start()
-                yield from iterate(self)
+                for batch in iterate(self):
+                    trace.rollout = trace.rollout or {file for file, _ in trace.functions}
+                    yield batch
 
             loader.__class__ = type("TracedLoader", (type(loader),), {"__iter__": traced})
             return loader
@@ -119,4 +123,5 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     record = Trace()
     fit(sys.argv[1], record)
-    print(json.dumps({"functions": sorted(record.functions), "calls": sorted(record.calls)}))
+    found = {"rollout": record.rollout, "functions": record.functions, "calls": record.calls}
+    print(json.dumps({name: sorted(values) for name, values in found.items()}))

@@ -100,8 +100,10 @@ def test_a_docstring_that_repeats_its_name_says_nothing(check):
 
 def test_a_path_has_the_rooms_of_a_rollout_and_no_libraries():
     files = ("data/collect.py", "types.py", "hooks.py", "models/head.py", "data_of_others.py")
-    run = Run(frozenset((file, 1) for file in files), frozenset())
-    assert run.path == ["data/collect.py", "hooks.py", "types.py"]
+    rollout = frozenset(files[1:])
+    run = Run("algorithms/grpo.py", rollout, frozenset((file, 1) for file in files), frozenset())
+    assert run.path == ["algorithms/grpo.py", "hooks.py", "types.py"]
+    assert run.step == ["algorithms/grpo.py", "data/collect.py", "hooks.py", "types.py"]
     assert run.everything == sorted(files)
 
 
@@ -114,6 +116,10 @@ def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
     assert {"collect", "generate", "score", "objective", "training_step"} <= names
     assert not names & {"setup", "configure_optimizers", "load", "restore"}  # before the first batch
     files = {file for file, _ in trace.functions}
+    assert "data/collect.py" in trace.rollout and f"algorithms/{algorithm.lower()}.py" not in trace.rollout - {
+        "algorithms/ppo.py"
+    }
+    assert trace.rollout < files
     assert f"algorithms/{algorithm.lower()}.py" in files
     assert ("callbacks/group_normalize.py" in files) == (algorithm == "GRPO")
     assert ("algorithms/critic.py" in files) == (algorithm == "PPO")
@@ -121,7 +127,7 @@ def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
 
 def test_the_table_has_a_column_for_each_checkout(tmp_path):
     size = {"files": {"types.py": 320}, "lines": 320, "classes": 6, "functions": {"types.py": {"select": 3, "to": 4}}}
-    paths = {name: {"path": size, "everything": size} for name in ("GRPO", "PPO")}
+    paths = {name: dict.fromkeys(("path", "step", "everything"), size) for name in ("GRPO", "PPO")}
     measured = measure_text(house(types=CODE)) | {"paths": paths}
     lines = table([measured | {"root": "/a/before"}, measured | {"root": "/a/after"}]).splitlines()
     assert lines[0] == "|  | before | after |"
@@ -134,7 +140,8 @@ def test_the_table_has_a_column_for_each_checkout(tmp_path):
 def test_the_picture_is_drawn(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     calls = frozenset({("types.py", "algorithms/grpo.py"), ("algorithms/grpo.py", "types.py")})
-    run = Run(frozenset((file, 1) for pair in calls for file in pair), calls)
+    functions = frozenset((file, 1) for pair in calls for file in pair)
+    run = Run("algorithms/grpo.py", frozenset({"types.py"}), functions, calls)
     monkeypatch.setattr(command, "run_algorithm", lambda root, algorithm: run)
     monkeypatch.setattr("sys.argv", ["house", "picture", str(tmp_path / "path.svg")])
     command.main()
