@@ -23,7 +23,8 @@ MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 demo: $(VENV)/core  ## GRPO on the embedded policy, and the evaluation before and after
 	$(BIN)/python examples/demo.py --seeds $(SEEDS) --rollouts $(ROLLOUTS) --directory $(DIRECTORY)
 
-test: lint check  ## what must hold of every change, in minutes
+test: $(VENV)/dev  ## what must hold of every change, in minutes: lint beside the tests
+	$(MAKE) --no-print-directory --jobs 2 lint check
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
