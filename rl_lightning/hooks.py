@@ -26,8 +26,7 @@ class Watch:
         on_boundary: stop hook `f(together)`. Raise from it to end the run cleanly. Called with True at step boundaries, where all
             ranks are, and with False while sampling.
         agreed: context in which every rank does the same, as often. A stop inside ends the run on all ranks or on none.
-        abandonable: context `f(alone)` in which a stop may raise anywhere, for a reward may hang there. With `alone`, it may
-            only where the run has a single rank.
+        abandonable: context `f(alone)` in which a stop may raise anywhere; with `alone`, only where the run has one rank.
     """
 
     on_progress: Callable[[int, int], None] | None = None
@@ -63,8 +62,7 @@ class StopCallback(Callback):
     """A callback that may end a run in good order, where the data say that this is possible."""
 
     def listen(self, trainer: Trainer) -> None:
-        """Put the callback into the `on_boundary`, `agreed` and `abandonable` of `trainer.datamodule.watch`. The DataModule calls
-        this in set-up, before it samples."""
+        """Put the callback into `trainer.datamodule.watch`. The DataModule calls this in set-up, before it samples."""
 
 
 class RolloutCallback(Callback):

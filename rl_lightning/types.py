@@ -60,7 +60,7 @@ class Rows:
         return self.response_attention.sum(1)
 
     def select(self: RowsT, rows: Tensor) -> RowsT:
-        """Return the given rows, in the given order."""
+        """Return a table of some rows, (n,) long row numbers, in the given order; lists and dictionaries follow."""
         return self._map(lambda value: value[rows])
 
     def to(self: RowsT, device: torch.device | str, **kwargs: Any) -> RowsT:
@@ -188,7 +188,7 @@ class Rollout(Rows):
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Rollout:
-        """Return the rollout that gave this state."""
+        """Return a rollout from what `state_dict` returned, of this process or another."""
         return cls(**state)
 
 

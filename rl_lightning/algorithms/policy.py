@@ -68,7 +68,7 @@ class PolicyModule(ObjectiveModule):
             self.policy = self.placed(self.adapted(self.policy_files.load()))
 
     def hf_parts(self) -> tuple[Any, PreTrainedTokenizerBase]:
-        """Return the policy and its tokenizer."""
+        """Return what `HFExport` saves: the trained policy, and its tokenizer with the chat template."""
         return self.policy, self.policy_files.tokenizer
 
     # ------------------------------------------------------------------ training

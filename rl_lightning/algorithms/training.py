@@ -106,7 +106,7 @@ class TrainedModule(pl.LightningModule):
     # --------------------------------------------------------------- checkpoints
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Return the state of what is trained."""
+        """Return names → tensors of the trained weights, without those of frozen models and layers."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         frozen = left_out(self)
         return {name: value for name, value in state.items() if name not in frozen}
@@ -226,11 +226,11 @@ class TrainedModule(pl.LightningModule):
             self.log_dict({name: value for name, value in metrics.compute().items() if not torch.isnan(value)})
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """See `evaluation_step`."""
+        """Add a batch to the metrics that are logged under `val/`: see `evaluation_step`."""
         self.evaluation_step(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """See `evaluation_step`."""
+        """Add a batch to the metrics that are logged under `test/`: see `evaluation_step`."""
         self.evaluation_step(batch, "test")
 
     def on_validation_epoch_end(self) -> None:

@@ -97,11 +97,11 @@ class Collector:
             self.stages.rewards(part)  # 4 callbacks change rewards
             filling.add(part, self.stages.keep(part, self.layout.group_size))  # 5 callbacks drop groups
         filled = filling.end()
-        if filled.shortage is not None:
-            self._run_short(filled.shortage)
-
+        self._report(filled.shortage)
         rollout = filled.rollout.to(self.module.device)
-        rollout.metrics = filled.metrics | self.report(filled.sampled)
+        rollout.metrics = dict(filled.metrics)
+        if filled.sampled is not None:
+            rollout.metrics |= filled.sampled.metrics | rollout_metrics(filled.sampled, self.total)
         rollout = self.score(rollout, number, filled.stale)  # 6 the policy, the reference and the critic look at it
         self.module.on_rollout_scored(rollout)  # 7 advantages, by the algorithm
         self.stages.advantages(rollout)  # or by callbacks
@@ -138,10 +138,6 @@ class Collector:
         place = {number: place for place, number in enumerate(ascending)}
         return part.select(self.layout.rows(torch.tensor([place[number] for number in numbers])))
 
-    def report(self, sampled: Rollout | None) -> dict[str, float]:
-        """Return what the loggers see of everything that was sampled; nothing if nothing was."""
-        return {} if sampled is None else sampled.metrics | rollout_metrics(sampled, self.total)
-
     def score(self, rollout: Rollout, number: int, stale: int) -> Rollout:
         """Let the algorithm look at a rollout in the microbatches of its first epoch, so that the same kernels run on the same
         shapes in training, and the first ratio is 1 to the last bit.
@@ -154,8 +150,7 @@ class Collector:
         started = time.perf_counter()
         # All ranks do the same passes, whether their own rows are stale or not.
         single_update = self.layout.updates == 1 and not stale
-        profile = self.sampler.profile("[rl_lightning]score")
-        with profile, self.module.rollout_mode():
+        with self.sampler.profile("[rl_lightning]score"), self.module.rollout_mode():
             parts = [
                 (rows, self.module.score(rollout.microbatch(rows), single_update=single_update))
                 for rows in self._first_epoch(rollout)
@@ -171,10 +166,11 @@ class Collector:
                 self.watch.on_boundary(False)
                 yield part
 
-    def _run_short(self, shortage: str) -> None:
-        if self.trainer.is_global_zero:
+    def _report(self, shortage: str | None) -> None:
+        """Warn of a rollout that is not full, and end the run if that is wanted."""
+        if shortage is not None and self.trainer.is_global_zero:
             log.warning("%s", shortage)
-        if self.refill is not None and self.refill.on_exhaustion == "stop":
+        if shortage is not None and self.refill is not None and self.refill.on_exhaustion == "stop":
             self.trainer.should_stop = True
 
 

@@ -105,8 +105,7 @@ class Sampler:
             policy: what is sampled.
             split: of the prompts.
             prompts: one a group.
-            numbers: a number for each prompt. It names the random streams of the prompt's responses, which therefore depend neither
-                on what else is sampled at the time, nor on the rank.
+            numbers: one a prompt; it names the random streams of the prompt's responses, whatever else is sampled, on any rank.
             group_size: responses to each prompt, G.
             sampling: how.
             progress: `f(done, total)`, called instead of the watch.
@@ -188,7 +187,7 @@ class Sampler:
 
 
 def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool) -> RewardSample:
-    """Return what rewards see of a response."""
+    """Return what rewards see: prompt, response, gold answer, messages, and whether the cap on new tokens cut the response off."""
     metadata = {**prompt.example.metadata, "truncated": truncated}
     return RewardSample(prompt.text, response, prompt.example.answer, metadata, prompt.messages)
 

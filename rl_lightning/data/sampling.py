@@ -287,7 +287,7 @@ class SamplingDataModule(EpochDataModule):
         return self.evaluation_loader("val")
 
     def test_dataloader(self) -> Iterable[Sealed]:
-        """Return the test data, batch by batch."""
+        """Return the held-out data of the split `test`, batch by batch; sampled ones are sampled as they are asked for."""
         return self.evaluation_loader("test")
 
     def predict_dataloader(self) -> Iterable[Sealed]:

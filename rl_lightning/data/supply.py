@@ -29,7 +29,7 @@ class Supply:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any]) -> Supply:
-        """Return the supply that gave this state."""
+        """Return a supply from what `state_dict` returned, of this process or another."""
         surplus = state["surplus"]
         return cls(state["cursor"], None if surplus is None else Rollout.from_state_dict(surplus))
 
@@ -99,6 +99,6 @@ class Filling:
         self._own.append(part)
 
     def end(self) -> Filled:
-        """Return the rollout."""
+        """Return this rank's rows in the order of the first epoch, and where the next rollout begins."""
         (rollout,) = self._own
         return Filled(rollout, rollout, Supply(self.supply.cursor + self.layout.groups))

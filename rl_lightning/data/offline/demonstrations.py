@@ -35,7 +35,7 @@ class DemonstrationTable:
 
     @cached_property
     def responses(self) -> list[list[int]]:
-        """The tokens of the responses."""
+        """Token ids of each response to imitate, the stop token included."""
         return [prompt.written[0] for prompt in self.prompts]
 
     @cached_property
@@ -56,7 +56,7 @@ class DemonstrationTable:
         return torch.tensor([len(prompt.input_ids) + len(prompt.written[0]) for prompt in self.prompts])
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
-        """Return some demonstrations: see `Table.batch`."""
+        """Return one row a demonstration, padded to the longest of them: see `Table.batch`."""
         chosen = [self.prompts[place] for place in units.tolist()]
         rows = stack([one.input_ids for one in chosen], [one.written[0] for one in chosen], self.pad_id)
         cut = None if weights is None else weights[:, : rows.response_length]

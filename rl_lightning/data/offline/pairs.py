@@ -74,7 +74,7 @@ class PairTable:
         return whole[0::2] + self.rows.lengths[1::2]
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> PreferenceBatch:
-        """Return some pairs: see `Table.batch`."""
+        """Return two rows a pair, the chosen response first, with the pair's margin: see `Table.batch`."""
         rows = (units[:, None] * 2 + torch.arange(2)).flatten()
         margins = None if self.margins is None else self.margins[units]
         return PreferenceBatch(**vars(self.rows.microbatch(rows, weights, **extra)), margins=margins)

@@ -44,7 +44,7 @@ class ResponseTable:
 
     @property
     def mean_length(self) -> float:
-        """The mean length of a response in tokens."""
+        """Tokens of a stored response on average, its stop token included."""
         return float(self.rows.lengths.sum()) / len(self)
 
     def __len__(self) -> int:
@@ -55,7 +55,7 @@ class ResponseTable:
         return self.rows.attention_mask.sum(1)
 
     def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
-        """Return some responses: see `Table.batch`."""
+        """Return one row a response, with its advantages: see `Table.batch`."""
         return self.rows.microbatch(units, weights, **extra)
 
     def weight_scale(self, reduction: Reduction) -> float:
