@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,33 @@ from rl_lightning.types import Microbatch, Rollout, Rows
 class Learner(Protocol):
     """What DataModules ask of the algorithm that they serve."""
 
-    #: The files of the policy: its tokenizer, config and context length.
-    policy_files: PolicyFiles
-    #: What training steps must be given: `rollouts`, `demonstrations`, `samples` or `preferences`; None for whatever there is.
-    learns_from: str | None
-    #: What held-out data are: sampled and scored `responses`, or `preferences`.
-    evaluates_on: ClassVar[str]
-    #: Fields of a rollout that a callback must supply → the callback to add when none does.
-    needs: ClassVar[Mapping[str, str]]
-    #: Fields of a rollout that the module fills in itself; a callback that would overwrite them is refused.
-    fills: ClassVar[tuple[str, ...]]
-    #: Whether training data must bring log-probabilities of a frozen reference, that of `reference_files`.
-    wants_reference: ClassVar[bool]
-    #: How tokens are averaged in the loss.
-    reduction: Reduction
+    @property
+    def policy_files(self) -> PolicyFiles:
+        """The files of the policy: its tokenizer, config and context length."""
+
+    @property
+    def learns_from(self) -> str | None:
+        """What training steps must be given: `rollouts`, `demonstrations`, `samples` or `preferences`; None for whatever there is."""
+
+    @property
+    def evaluates_on(self) -> str:
+        """What held-out data are: sampled and scored `responses`, or `preferences`."""
+
+    @property
+    def needs(self) -> Mapping[str, str]:
+        """Fields of a rollout that a callback must supply → the callback to add when none does."""
+
+    @property
+    def fills(self) -> tuple[str, ...]:
+        """Fields of a rollout that the module fills in itself; a callback that would overwrite them is refused."""
+
+    @property
+    def wants_reference(self) -> bool:
+        """Whether training data must bring log-probabilities of a frozen reference, that of `reference_files`."""
+
+    @property
+    def reduction(self) -> Reduction:
+        """How tokens are averaged in the loss."""
 
     @property
     def device(self) -> torch.device:
@@ -40,7 +53,9 @@ class Learner(Protocol):
 class PolicyLearner(Learner, Protocol):
     """What DataModules ask of an algorithm with a policy that can be sampled."""
 
-    policy: nn.Module
+    @property
+    def policy(self) -> nn.Module:
+        """The policy, where the strategy has placed it."""
 
     @property
     def learns_from_zero_advantages(self) -> bool:
@@ -62,4 +77,6 @@ class PolicyLearner(Learner, Protocol):
 class ReferenceLearner(PolicyLearner, Protocol):
     """What DataModules ask of an algorithm that compares stored responses with a frozen reference."""
 
-    reference_files: PolicyFiles
+    @property
+    def reference_files(self) -> PolicyFiles:
+        """The files of the frozen reference."""

@@ -12,6 +12,12 @@ from rl_lightning.algorithms.ppo import PPO
 from rl_lightning.algorithms.reward_model import RewardModel
 from rl_lightning.algorithms.rft import RFT
 from rl_lightning.algorithms.sft import SFT
+from rl_lightning.learner import Learner, PolicyLearner, ReferenceLearner
+
+#: What DataModules ask of an algorithm, every algorithm has: mypy checks it here.
+_LEARNERS: tuple[type[Learner], ...] = (RewardModel,)
+_POLICY_LEARNERS: tuple[type[PolicyLearner], ...] = (SFT, RFT, PPO, GRPO, DAPO)
+_REFERENCE_LEARNERS: tuple[type[ReferenceLearner], ...] = (DPO,)
 
 __all__ = [
     "DAPO",

@@ -187,7 +187,7 @@ class OnlineModule(PolicyModule):
         and from the reference, and what the clip does, where the algorithm has bounds. All are (B, R)."""
         logprobs, seen = outputs.logprobs, super().observed(batch, outputs)
         old = old_logprobs(batch, logprobs)
-        ratio = probability_ratio(logprobs, old)
+        ratio = self.ratio(batch, logprobs)
         seen |= {
             "policy/ratio_mean": ratio,
             "policy/ratio_square": ratio.square(),

@@ -6,12 +6,14 @@ from rl_lightning.data.offline.reward import RewardDataModule
 from rl_lightning.data.rollout import RolloutDataModule
 from rl_lightning.data.sampling import Evaluation, PromptOptions, SamplingDataModule
 from rl_lightning.data.sources import ChainSum, DatasetExamples, ExampleSource, FileExamples, ReasoningGym
+from rl_lightning.data.sources.base import Example
 
 __all__ = [
     "ChainSum",
     "DatasetExamples",
     "DemonstrationDataModule",
     "Evaluation",
+    "Example",
     "ExampleSource",
     "FileExamples",
     "PairOptions",
