@@ -5,8 +5,7 @@ from rl_lightning.data.offline.pairs import PairOptions
 from rl_lightning.data.offline.reward import RewardDataModule
 from rl_lightning.data.rollout import RolloutDataModule
 from rl_lightning.data.sampling import Evaluation, PromptOptions, SamplingDataModule
-from rl_lightning.data.sources import ChainSum, DatasetExamples, ExampleSource, FileExamples, ReasoningGym
-from rl_lightning.data.sources.base import Example
+from rl_lightning.data.sources import ChainSum, DatasetExamples, Example, ExampleSource, FileExamples, ReasoningGym
 
 __all__ = [
     "ChainSum",
