@@ -130,7 +130,7 @@ def explain(message: str, parser: Parser) -> str:
         message: of jsonargparse, usually a tree of everything that it tried.
         parser: the parser that refused; that of a class, if the configuration names one there.
     """
-    unknown = re.match(r"Option '([\w.+]+)' is not accepted|unrecognized arguments: --([\w.+]+)", message)
+    unknown = re.match(r"Option '([\w.+]+)' is not accepted|[Uu]nrecognized arguments: --([\w.+]+)", message)
     if unknown:
         return _unknown_option(unknown[1] or unknown[2], message, parser)
     file = re.search(r"Invalid content in sub-config file (.+?): ", message)
