@@ -24,7 +24,7 @@ from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 
 
 class RolloutDataModule(SamplingDataModule):
-    """Samples the policy, scores the samples, and serves them as minibatches.
+    """Samples the policy, scores the samples, and serves them as microbatches.
 
     Where a rollout serves one update, responses whose advantages are all 0 are not computed again if the algorithm has no
     gradient there (`learns_from_zero_advantages`). They count in every mean of the loss as before, so the gradient is the

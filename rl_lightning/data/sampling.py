@@ -70,6 +70,7 @@ class SamplingDataModule(EpochDataModule):
     """
 
     serves: ClassVar[tuple[str, ...]] = ()
+    #: Asks for responses and rewards; there from `setup` on. `RewardDataModule`'s option of that name is a policy that it asks.
     sampler: Sampler
 
     def __init__(
