@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Messages = list[dict[str, str]]
+#: A turn of a conversation as chat templates take it: `role`, `content`, and whatever else a template reads, such as `tool_calls`.
+Message = dict[str, Any]
+Messages = list[Message]
 
 #: A prompt and an answer that a chat template is given, to see what it writes around them.
 _QUESTION, _ANSWER = "1+2=", "3f9c answer 8e71"

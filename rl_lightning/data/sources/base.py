@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rl_lightning.data.sources.problems import Problems
+from rl_lightning.text import Messages
 
 Split = Literal["train", "val", "test"]
 #: A gold answer as data sets hold it; :func:`rl_lightning.rewards.grading.gold.gold_answers` says what it means to the grader.
@@ -18,22 +19,33 @@ class Example:
     """One problem, as text.
 
     Args:
-        prompt: what the policy is asked; a string, or chat messages ``[{"role": ..., "content": ...}]``.
+        prompt: what the policy is asked; a string, or chat messages ``[{"role": ..., "content": ...}]``. None where there is no
+            prompt: then `response` is a text to be learnt whole, without a chat template (language modelling).
         answer: the gold answer that rewards compare with, if there is one.
-        response: an answer that someone wrote: a demonstration, one to be scored, or the chosen one of a pair.
+        response: an answer that someone wrote: a demonstration, one to be scored, or the chosen one of a pair. Messages are the
+            turns that follow the prompt; those of the assistant are learnt, what others say between them is not.
         metadata: whatever else a reward function may want (picklable; passed on unchanged).
         location: where the example comes from, for error messages, such as ``train.jsonl:17``.
         rejected: a worse answer than `response`, if there is one.
         margin: how much better `response` is than `rejected`, in units of reward, if that is known.
+        label: what the data say that `response` is worth, such as 1 for a good and 0 for a bad one, if they do.
+        template: what the chat template is given for this example besides the messages, such as ``tools``.
+        max_new_tokens: longest answer to this prompt in tokens, where the data set one.
+        plain: the prompt as the data have it in one text, where `prompt` holds the messages that were read from that text; for
+            policies without a chat template.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: str | Messages | None
     answer: Gold | None = None
-    response: str | None = None
+    response: str | Messages | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     location: str = ""
-    rejected: str | None = None
+    rejected: str | Messages | None = None
     margin: float | None = None
+    label: float | None = None
+    template: dict[str, Any] = field(default_factory=dict)
+    max_new_tokens: int | None = None
+    plain: str | None = None
 
 
 class ExampleSource(ABC):
