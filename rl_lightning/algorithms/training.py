@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rl_lightning.algorithms.state import check_adapter, check_kind, left_out
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
+from rl_lightning.options import Checked
 from rl_lightning.strategies import clip_gradients, gradient_norm, place
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -53,7 +54,7 @@ class OptimizerOptions:
             raise UserError(f"optimizer.betas must lie in [0, 1), not {list(self.betas)}")
 
 
-class TrainedModule(pl.LightningModule):
+class TrainedModule(pl.LightningModule, metaclass=Checked):
     """A module whose checkpoints hold what is trained and nothing else: what is frozen comes from its own files.
 
     Args:

@@ -26,10 +26,10 @@ from rl_lightning.callbacks import (
     SpreadWarning,
 )
 from rl_lightning.cli.mistakes import mistake_behind
-from rl_lightning.cli.parser import Parser
 from rl_lightning.cli.quiet import calm
 from rl_lightning.cli.saved_config import SaveFitConfig
 from rl_lightning.errors import UserError
+from rl_lightning.options.parser import Parser
 from rl_lightning.strategies import AtomicCheckpointIO, check_origin
 
 #: Exit status after a `UserError`.

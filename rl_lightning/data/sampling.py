@@ -24,6 +24,7 @@ from rl_lightning.generation import Generator, NativeGenerator, Sampling
 from rl_lightning.hooks import StopCallback
 from rl_lightning.learner import Learner
 from rl_lightning.models import PolicyFiles
+from rl_lightning.options import Checked
 from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
@@ -49,7 +50,7 @@ class PromptOptions:
     on_bad: Literal["error", "drop"] = "error"
 
 
-class SamplingDataModule(EpochDataModule):
+class SamplingDataModule(EpochDataModule, metaclass=Checked):
     """Prompts in, scored responses out.
 
     Attributes:

@@ -8,14 +8,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from rl_lightning.algorithms import ObjectiveModule
 from rl_lightning.cli import CLI, run
-from rl_lightning.cli.hints import RENAMED, _inner, _subclasses
-from rl_lightning.cli.parser import Parser
 from rl_lightning.cli.saved_config import absolute_interpolations
 from rl_lightning.data import SamplingDataModule
 from rl_lightning.data.sources.base import ExampleSource
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.models import LoadOptions, LoraOptions
+from rl_lightning.options.hints import RENAMED, _inner, _subclasses
+from rl_lightning.options.parser import Parser
 from rl_lightning.rewards import RewardSpec
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,7 @@ import typing
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
-from lightning.pytorch import Trainer
-
-from rl_lightning.algorithms import ObjectiveModule
-from rl_lightning.data import SamplingDataModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 #: Longer lists of options are not printed.
 _LISTED = 25
@@ -205,14 +202,14 @@ def _nested(name: str, paths: Iterable[str]) -> list[str]:
 
 def _inner(kind: Any, options: Iterable[str]) -> Iterator[str]:
     """Yield paths such as `optimizer.lr`, for the options of a class that are dataclasses of settings."""
-    types = _annotations(kind)
+    types = annotations(kind)
     for option in options:
         for inner in _classes(types.get(option)):
             if dataclasses.is_dataclass(inner):
                 yield from (f"{option}.{field.name}" for field in dataclasses.fields(inner) if field.init)
 
 
-def _annotations(kind: Any) -> dict[str, Any]:
+def annotations(kind: Any) -> dict[str, Any]:
     """Return option → type for the constructors of a class and of its ancestors."""
     found: dict[str, Any] = {}
     for ancestor in reversed(kind.__mro__ if isinstance(kind, type) else ()):
@@ -230,9 +227,11 @@ def _classes(annotation: Any) -> Iterator[type]:
 
 
 def _subclasses(kind: type) -> Iterator[type]:
+    """Yield the subclasses of a class that are loaded, but for Lightning's own."""
     children: list[type] = kind.__subclasses__()
     for one in children:
-        yield one
+        if not (one.__module__.startswith("lightning.") and kind in (LightningModule, LightningDataModule)):
+            yield one
         yield from _subclasses(one)
 
 
@@ -243,7 +242,7 @@ def _section_class(section: str) -> type | None:
 def _sections() -> Iterator[tuple[str, type]]:
     """Yield (section of the YAML, class of this library that it may hold)."""
     yield "trainer", Trainer
-    for section, base in (("model.init_args", ObjectiveModule), ("data.init_args", SamplingDataModule)):
+    for section, base in (("model.init_args", LightningModule), ("data.init_args", LightningDataModule)):
         yield from ((section, kind) for kind in _subclasses(base) if kind.__module__.startswith("rl_lightning"))
 
 
@@ -267,10 +266,10 @@ def class_hint(name: str, parser: Options, option: str) -> str:
         Text that starts with `;`, or nothing.
     """
     if parser.described is not None:
-        types = _annotations(parser.described)
+        types = annotations(parser.described)
     else:
-        types = {f"trainer.{key}": value for key, value in _annotations(Trainer).items()}
-        types |= {"model": ObjectiveModule, "data": SamplingDataModule}
+        types = {f"trainer.{key}": value for key, value in annotations(Trainer).items()}
+        types |= {"model": LightningModule, "data": LightningDataModule}
     known = sorted({one.__name__ for base in _classes(types.get(option)) for one in [base, *_subclasses(base)]})
     close = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

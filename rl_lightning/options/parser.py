@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from rl_lightning.cli.hints import class_hint, option_hint
-from rl_lightning.cli.yaml_files import read_text, settings_of
 from rl_lightning.errors import UserError
+from rl_lightning.options.hints import class_hint, option_hint
+from rl_lightning.options.yaml_files import read_text, settings_of
 
 # jsonargparse reports a mistake inside nested classes as a tree of all types that it tried. These lines of it do not help.
 _NOISE = re.compile(

@@ -1,0 +1,181 @@
+"""Classes whose options are read in Python as they are read from a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rl_lightning.errors import UserError
+from rl_lightning.options.hints import annotations, option_hint
+from rl_lightning.options.parser import Parser
+
+#: Values that a YAML file can hold.
+_PLAIN = (bool, int, float, str, type(None))
+
+
+class Checked(type):
+    """Makes the objects of a class from options that are checked first, as the command line checks them.
+
+    Numbers, texts, lists and dicts are read by the class's parser: a dict becomes the dataclass or class that the option takes,
+    a wrong name or type ends in the sentence that the command line gives. Objects must be of a class that the option's
+    annotation names. What an object was made from is kept for `plain_options`.
+
+    A class may name functions in `accepts`, by option: each turns what people hold, such as a list of rows, into what the
+    option takes, and returns what it does not know as it is.
+
+    Example:
+        >>> class Walk(metaclass=Checked):
+        ...     def __init__(self, steps: int = 1) -> None:
+        ...         self.steps = steps
+        >>> Walk(steps="many")
+        Traceback (most recent call last):
+        rl_lightning.errors.UserError: Walk: steps: expected int. Got value: many
+    """
+
+    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+        """Return a new object.
+
+        Raises:
+            UserError: in one line, for a name that the class does not have, or a value that the option does not take.
+        """
+        given = _by_name(cls, arguments, options)
+        for name, turn in getattr(cls, "accepts", {}).items():
+            if given.get(name) is not None:
+                given[name] = turn(given[name])
+        made = super().__call__(**_read(cls, given))
+        made._given_options = given
+        return made
+
+
+def plain_options(made: Any) -> dict[str, Any]:
+    """Return the options that an object of a `Checked` class was made with, as a YAML file would hold them.
+
+    Options that no file can hold, such as functions and open models, are left out.
+    """
+    written = {name: _written(value) for name, value in made._given_options.items()}
+    return {name: value for name, value in written.items() if value is not _UNWRITABLE}
+
+
+def _by_name(cls: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a constructor by name."""
+    if not arguments:
+        return dict(options)
+    takes = [
+        one.name
+        for one in list(inspect.signature(cls.__init__).parameters.values())[1:]
+        if one.kind == one.POSITIONAL_OR_KEYWORD
+    ]
+    if len(arguments) > len(takes):
+        raise UserError(
+            f"{cls.__name__} takes {len(takes)} options without their names, not {len(arguments)}: name them, as in name=value"
+        )
+    twice = next((name for name in takes[: len(arguments)] if name in options), None)
+    if twice is not None:
+        raise UserError(f"{cls.__name__}: {twice} is given twice, once without its name")
+    return dict(zip(takes, arguments, strict=False)) | dict(options)
+
+
+def _read(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as the constructor takes them."""
+    described = _described(cls)
+    unread = {name for name in _own_parameters(cls, described) if name in given}
+    plain = {name: value for name, value in given.items() if name not in unread and _is_plain(value)}
+    objects = {name: value for name, value in given.items() if name not in plain}
+    parser = Parser()
+    parser.add_class_arguments(described, skip=set(objects) - unread, fail_untyped=False)
+    parser.described = cls
+    expected = annotations(cls)
+    for name, value in given.items():
+        if name in plain and value is not None:
+            continue  # the parser checks it; None it would take for an option that is not given
+        if value is not None and name not in unread and name not in _parameters(cls):
+            raise UserError(f"{cls.__name__} has no option {name!r}{option_hint(name, parser)}")
+        if not _fits(value, expected.get(name, Any)):
+            raise UserError(
+                f"{cls.__name__}: {name}: expected {_said(expected[name])}, not "
+                + ("None" if value is None else f"an object of class {type(value).__name__}")
+            )
+    try:
+        read = parser.parse_object(plain, defaults=False)
+        made = vars(parser.instantiate(read))
+    except UserError as error:
+        text = str(error)
+        raise UserError(text if text.startswith(f"{cls.__name__} ") else f"{cls.__name__}: {text}") from error
+    return {name: made[name] for name in plain} | objects
+
+
+def _described(cls: type) -> type:
+    """Return the class, or the nearest ancestor, whose constructor's text can be found: what `**options` stands for is read there.
+
+    A class that was typed into `python -c` has no text.
+    """
+    for ancestor in cls.__mro__:
+        if "__init__" in vars(ancestor):
+            try:
+                inspect.getsource(ancestor.__init__)
+            except (OSError, TypeError):
+                continue
+            return cls if ancestor is next(one for one in cls.__mro__ if "__init__" in vars(one)) else ancestor
+    return cls
+
+
+def _own_parameters(cls: type, described: type) -> set[str]:
+    """Return the parameters that a class adds to those of its described ancestor."""
+    if described is cls:
+        return set()
+    return _parameters(cls) - _parameters(described)
+
+
+def _parameters(cls: type) -> set[str]:
+    """Return the names of the parameters of a class's constructor and those of its ancestors."""
+    constructors = [vars(one)["__init__"] for one in cls.__mro__[:-1] if "__init__" in vars(one)]
+    return {name for one in constructors for name in list(inspect.signature(one).parameters)[1:]}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a YAML file can hold a value."""
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
+    return isinstance(value, _PLAIN) or (type(value) in (list, tuple) and all(map(_is_plain, value)))
+
+
+_UNWRITABLE = object()
+
+
+def _written(value: Any) -> Any:
+    """Return a value as a YAML file would hold it; `_UNWRITABLE` if none can."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    elif isinstance(type(value), Checked):
+        kind = type(value)
+        value = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": plain_options(value)}
+    if isinstance(value, tuple):
+        value = list(value)
+    return value if _is_plain(value) else _UNWRITABLE
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether an object is of a class that an annotation names; what is no class is not looked into."""
+    origin = typing.get_origin(expected)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(expected))
+    if expected is Any or origin in (Callable, typing.Literal) or expected is Callable:
+        return origin is not typing.Literal
+    if origin in (list, tuple, dict):
+        inner = [one for one in typing.get_args(expected) if one is not Ellipsis]
+        members = value.values() if isinstance(value, dict) else value
+        return isinstance(value, origin) and all(any(_fits(one, kind) for kind in inner) for one in members)
+    if expected is float:
+        return isinstance(value, int | float)
+    return not isinstance(expected, type) or isinstance(value, expected)
+
+
+def _said(expected: Any) -> str:
+    """Return an annotation in words."""
+    if typing.get_origin(expected) in (typing.Union, types.UnionType):
+        return " or ".join(_said(one) for one in typing.get_args(expected) if one is not type(None))
+    return expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
