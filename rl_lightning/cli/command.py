@@ -10,27 +10,17 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 
-from rl_lightning.callbacks import (
-    CollapseWarning,
-    DurableLogs,
-    GracefulStop,
-    NonFiniteGuard,
-    RNGState,
-    RolloutProgressBar,
-    RunCard,
-    RunLock,
-    Speed,
-    SpreadWarning,
-)
+from rl_lightning.callbacks import RunLock
 from rl_lightning.cli.mistakes import mistake_behind
-from rl_lightning.cli.quiet import calm
 from rl_lightning.cli.saved_config import SaveFitConfig
+from rl_lightning.defaults import TRAINER_DEFAULTS, complete, refusals_of_the_trainer
 from rl_lightning.errors import UserError
 from rl_lightning.options.parser import Parser
-from rl_lightning.strategies import AtomicCheckpointIO, check_origin
+from rl_lightning.quiet import calm
+from rl_lightning.strategies import check_origin
 
 #: Exit status after a `UserError`.
 USAGE_ERROR = 2
@@ -40,38 +30,16 @@ class CLI(LightningCLI):
     """LightningCLI with our defaults: model and data by class path, interpolation by omegaconf, overlays by repeated `--config`."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer, with the callbacks that every run has, a progress bar, and atomic writing of checkpoints.
+        """Make the Trainer, with what every run has: see `rl_lightning.defaults`.
 
         Raises:
             UserError: for settings that the Trainer refuses.
         """
-        settings = self.config_init[self.subcommand].trainer
-        listed = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
-        own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
-        bar = [] if own_bar or settings.enable_progress_bar is False else [RolloutProgressBar()]
-        own = {type(callback) for callback in listed}
-        always: list[Callback] = [
-            kind()
-            for kind in (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning, SpreadWarning, DurableLogs)
-            if kind not in own
-        ]
-        # GracefulStop replaces Lightning's timer, which may stop between two microbatches of a step and saves no checkpoint.
-        always += [] if GracefulStop in own else [GracefulStop(settings.max_time)]
-        # Last, so that the locks are held while other callbacks save after an exception.
-        always += [] if RunLock in own else [RunLock()]
-        kwargs["max_time"] = None
         assert isinstance(self.parser, Parser)
         self.save_config_kwargs["written"] = self.parser.written
-        self.trainer_defaults["callbacks"] = [*always, *bar]
-        plugins = {} if settings.plugins else {"plugins": [AtomicCheckpointIO()]}
-        if settings.check_val_every_n_epoch == 0:
-            raise UserError(
-                "trainer.check_val_every_n_epoch must be at least 1: limit_val_batches: 0 switches validation off"
-            )
-        try:
-            return super().instantiate_trainer(**plugins, **kwargs)
-        except (TypeError, ValueError) as error:  # the Trainer's own checks of names and numbers
-            raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+        settings = complete({**self.config_init[self.subcommand].trainer, **kwargs})
+        with refusals_of_the_trainer():
+            return super().instantiate_trainer(**settings)
 
     def before_fit(self) -> None:
         """Refuse a missing checkpoint, and a directory that another run is writing to, before anything is written."""
@@ -165,7 +133,7 @@ def run(args: Sequence[str] | None = None) -> CLI:
         parser_kwargs={"parser_mode": "omegaconf+"},
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"log_every_n_steps": 1, "num_sanity_val_steps": 0},
+        trainer_defaults=TRAINER_DEFAULTS,
         parser_class=Parser,
         args=list(args) if args is not None else None,
     )
