@@ -1,8 +1,11 @@
-"""Tables of sampled responses in TensorBoard, for people to read."""
+"""Tables of sampled responses, for people to read."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -14,8 +17,25 @@ _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
+@dataclass(frozen=True)
+class SampleRows:
+    """A table of samples as any logger may write it.
+
+    Args:
+        columns: names, all different.
+        rows: a cell a column: text, a number, True or False, or None where there is nothing to say.
+    """
+
+    columns: list[str]
+    rows: list[list[object]]
+
+
 class SampleTable(RolloutCallback):
-    """Write a table of prompts, responses, rewards and advantages to TensorBoard (tab Text).
+    """Write a table of prompts, responses and rewards to TensorBoard (tab Text).
+
+    Rows of one prompt follow each other, and the first of them has the prompt and its gold answer. What rewards note of a
+    response stands in columns of its own, such as the answer that the grader read and why it was wrong; see
+    `rl_lightning.rewards.tally.note`.
 
     Args:
         every_n_rollouts: write a table of every n-th training rollout; one of held-out samples is written with every validation.
@@ -44,32 +64,68 @@ class SampleTable(RolloutCallback):
 
     def _write(self, trainer: Trainer, tag: str, rollout: Rollout) -> None:
         for writer in writers(trainer):
-            writer.add_text(tag, self.table(rollout), trainer.global_step)
+            writer.add_text(tag, markdown(self.samples(rollout)), trainer.global_step)
 
-    def table(self, rollout: Rollout) -> str:
-        """Return a Markdown table of a rollout's first groups, one response per line; the advantage is that of its first token."""
-        lines = ["| prompt | gold | response | length | reward | advantage |", "|---|---|---|---|---|---|"]
-        for group in rollout.group_ids.unique()[: self.groups]:
-            for row in (rollout.group_ids == group).nonzero()[: self.per_group, 0].tolist():
-                length = int(rollout.lengths[row])
-                cut = " (cut)" if bool(rollout.truncated[row]) else ""
-                advantage = "" if rollout.advantages is None else f"{float(rollout.advantages[row, 0]):+.2f}"
-                cells = [
-                    self._cell(rollout.prompts[row]),
-                    self._cell("" if rollout.answers[row] is None else str(rollout.answers[row])),
-                    self._cell(rollout.responses[row]),
-                    f"{length}{cut}",
-                    f"{float(rollout.rewards[row]):.2f}",
-                    advantage,
-                ]
-                lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+    def samples(self, rollout: Rollout) -> SampleRows:
+        """Return the first responses to a rollout's first prompts.
 
-    def _cell(self, text: str) -> str:
-        """Return a text as a table cell, escaped so that neither Markdown nor HTML interprets it."""
+        Columns: ``prompt``, ``gold``, ``response``, what rewards noted, ``length`` in tokens, ``cut`` (the cap on new tokens ended
+        it), ``reward``, each reward's part if there are several, and ``advantage``, that of the first token, if there is one.
+        """
+        chosen = [
+            (row, place == 0)
+            for group in rollout.group_ids.unique()[: self.groups]
+            for place, row in enumerate((rollout.group_ids == group).nonzero()[: self.per_group, 0].tolist())
+        ]
+        cells = [self._cells(rollout, row, first) for row, first in chosen]
+        columns = list(dict.fromkeys(name for row in cells for name in row))
+        return SampleRows(columns, [[row.get(name) for name in columns] for row in cells])
+
+    def _cells(self, rollout: Rollout, row: int, first: bool) -> dict[str, object]:
+        """Return column → cell of one response."""
+        answer = rollout.answers[row]
+        parts = rollout.reward_components if len(rollout.reward_components) > 1 else {}
+        cells: dict[str, object] = {
+            "prompt": self._short(rollout.prompts[row]) if first else None,
+            "gold": self._short(str(answer)) if first and answer is not None else None,
+            "response": self._short(rollout.responses[row]),
+            "length": int(rollout.lengths[row]),
+            "cut": bool(rollout.truncated[row]),
+            "reward": float(rollout.rewards[row]),
+            **{name: float(values[row]) for name, values in parts.items()},
+        }
+        if rollout.advantages is not None:
+            cells["advantage"] = float(rollout.advantages[row, 0])
+        return cells
+
+    def _short(self, text: str) -> str:
+        """Return a text that can be encoded, without its middle if it is too long."""
         text = text.encode("utf-8", "backslashreplace").decode()
-        if len(text) > self.max_chars:
-            half = self.max_chars // 2
-            text = f"{text[:half]} … {text[len(text) - half :]}"
-        escaped = _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", text)
-        return "<code>" + _LINE_END.sub("<br>", escaped) + "</code>"
+        if len(text) <= self.max_chars:
+            return text
+        half = self.max_chars // 2
+        return f"{text[:half]} … {text[len(text) - half :]}"
+
+
+def markdown(table: SampleRows) -> str:
+    """Return a table as Markdown, escaped so that neither Markdown nor HTML interprets a cell."""
+    head = [_line([_escaped(name) for name in table.columns]), _line(["---"] * len(table.columns))]
+    return "\n".join([*head, *(_line([_cell(value) for value in row]) for row in table.rows)])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"<code>{_escaped(value)}</code>" if isinstance(value, str) else str(value)
+
+
+def _escaped(text: str) -> str:
+    return _LINE_END.sub("<br>", _PUNCTUATION.sub(lambda found: f"&#{ord(found[0])};", text))

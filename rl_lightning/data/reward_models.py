@@ -80,12 +80,12 @@ class ModelReward:
         return {**self.__dict__, "_judge": None}
 
 
-def with_models(specs: Sequence[RewardSpec]) -> tuple[list[RewardSpec | BatchReward], list[ModelReward]]:
+def with_models(specs: Sequence[RewardSpec | BatchReward]) -> tuple[list[RewardSpec | BatchReward], list[ModelReward]]:
     """Return the rewards as a `Rewarder` takes them, in their order, and the models among them."""
     rewards: list[RewardSpec | BatchReward] = []
     models: list[ModelReward] = []
     for spec in specs:
-        if spec.model is None:
+        if isinstance(spec, BatchReward) or spec.model is None:
             rewards.append(spec)
         else:
             models.append(ModelReward(spec))

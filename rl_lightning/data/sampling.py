@@ -25,7 +25,7 @@ from rl_lightning.hooks import StopCallback
 from rl_lightning.learner import Learner
 from rl_lightning.models import PolicyFiles
 from rl_lightning.options import Checked
-from rl_lightning.rewards import Rewarder, RewardLimits, RewardSpec
+from rl_lightning.rewards import Rewarder, RewardLimits, Rewards, as_rewards, as_specs
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.text import TextFormat
@@ -63,14 +63,16 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         sampling: how the policy is sampled in training.
         evaluation: how it is sampled on held-out prompts.
         generator: what samples; the policy itself by default.
-        rewards: what responses are scored by, added up by weight; the source's own reward if null. The first one
-            listed says which responses are correct.
+        rewards: what responses are scored by, added up by weight: a function, its dotted path, a `RewardSpec` or a dict of its
+            fields, or a list of these; the source's own reward if null. The first one listed says which responses are correct.
         reward_limits: time, workers and the share of failures that stops the run.
         correct_threshold: a response is correct if the first reward reaches this.
         seed: of prompt order and sampling; the run's `seed_everything` if null.
     """
 
     serves: ClassVar[tuple[str, ...]] = ()
+    #: Options that are read by functions of their own in Python; see `Checked`.
+    accepts: ClassVar[dict[str, Callable[[Any], Any]]] = {"rewards": as_specs}
     #: Asks for responses and rewards; there from `setup` on. `RewardDataModule`'s option of that name is a policy that it asks.
     sampler: Sampler
 
@@ -81,7 +83,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         sampling: Sampling | None = None,
         evaluation: Evaluation | None = None,
         generator: Generator | None = None,
-        rewards: list[RewardSpec] | None = None,
+        rewards: Rewards | None = None,
         reward_limits: RewardLimits | None = None,
         correct_threshold: float = 0.5,
         seed: int | None = None,
@@ -93,7 +95,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.evaluation = evaluation or Evaluation()
         self.generator = generator or NativeGenerator()
         default = self.source.default_reward
-        specs = rewards or ([RewardSpec(default)] if default else [])
+        specs = as_rewards(rewards) or as_rewards(default)
         scorers, self._reward_models = with_models(specs)
         self.rewarder = Rewarder(scorers, reward_limits or RewardLimits()) if specs else None
         self.correct_threshold = correct_threshold

@@ -153,8 +153,8 @@ def _written(value: Any) -> Any:
     elif isinstance(type(value), Checked):
         kind = type(value)
         value = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": plain_options(value)}
-    if isinstance(value, tuple):
-        value = list(value)
+    if isinstance(value, (list, tuple)):
+        value = [_written(one) for one in value]
     return value if _is_plain(value) else _UNWRITABLE
 
 

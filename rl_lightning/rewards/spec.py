@@ -4,37 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rl_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    #: What computes a reward.
+    Function = str | Callable[..., Any] | "BatchReward"
+else:  # what YAML can say of it, for the command line
+    Function = str
+
+
+#: What fields of a `RewardSpec` hold that YAML would have checked.
+_KINDS: dict[str, Any] = {
+    "weight": (int, float),
+    "arguments": Mapping,
+    "batched": bool,
+    "concurrency": (int, type(None)),
+}
 
 
 @dataclass
 class RewardSpec:
-    """One reward, as a YAML file lists it: a function or a reward model.
+    """One reward: a function or a reward model.
 
     Args:
-        function: dotted path, such as ``rl_lightning.rewards.functions.answer_correct``.
+        function: dotted path, such as ``rl_lightning.rewards.functions.answer_correct``; in Python also the function itself.
         weight: factor in the sum of rewards; 0 makes it a metric only.
         name: what its metric is called; the last part of the path, or ``reward_model``, if null.
         arguments: further keyword arguments of the function. A model takes ``label`` (by name or number, if it has several),
             ``batch_size`` and ``chat_template``.
         model: a sequence classifier: a directory in Hugging Face format or a name on the hub.
+        batched: the function takes lists (``prompts``, ``responses``, ``answers``, ...) and returns a list, see
+            :mod:`rl_lightning.rewards.functions`. A function with a parameter ``completions`` does so by TRL's rules anyway.
+        concurrency: calls at a time, where a function waits for something: of an ``async def`` in one process (32 if null), of
+            another function in as many processes of its own (it shares those of ``reward_limits.workers`` if null).
     """
 
-    function: str | None = None
+    function: Function | None = None
     weight: float = 1.0
     name: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    batched: bool = False
+    concurrency: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a reward with neither a function nor a model, or with both."""
+        """Refuse a reward with neither a function nor a model, or with both, and settings that a model does not have."""
         if (self.function is None) == (self.model is None):
             raise UserError(
                 f"A reward is a function or a model, not {'neither' if self.model is None else 'both'}: give "
                 "{function: DOTTED.PATH} or {model: DIRECTORY}"
             )
+        if self.model is not None and (self.batched or self.concurrency is not None):
+            raise UserError(
+                f"reward model {self.model!r}: batched and concurrency are settings of functions, not of models"
+            )
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise UserError(f"{name} of a reward cannot be {getattr(self, name)!r}")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise UserError(f"concurrency of a reward must be at least 1, not {self.concurrency}")
 
 
 @dataclass

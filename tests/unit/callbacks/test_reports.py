@@ -13,6 +13,7 @@ from tensorboard import plugin_util
 from rl_lightning.algorithms import GRPO, OptimizerOptions
 from rl_lightning.callbacks import HFExport, PredictionWriter, RNGState, RunCard, SampleTable
 from rl_lightning.callbacks.run_card import _parameters
+from rl_lightning.callbacks.samples import SampleRows, markdown
 from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.generation import Sampling
 from rl_lightning.models import PolicyFiles
@@ -59,7 +60,7 @@ def table_of(responses, **settings):
     rollout = random_rollout(groups=len(responses), group_size=1)
     rollout.responses = list(responses)
     rollout.prompts = [f"prompt {row}" for row in range(len(responses))]
-    return SampleTable(**settings).table(rollout)
+    return markdown(SampleTable(**settings).samples(rollout))
 
 
 HOSTILE = [
@@ -89,9 +90,9 @@ def escapes_html_only(responses, **settings):
 @holds_only_for(table_of, unescaped=unescaped, escapes_html_only=escapes_html_only)
 def test_responses_are_shown_as_they_are(implementation):
     rows = shown(implementation(HOSTILE, groups=len(HOSTILE)))
-    assert rows[0] == ["prompt", "gold", "response", "length", "reward", "advantage"]
+    assert rows[0] == ["prompt", "gold", "response", "length", "cut", "reward", "advantage"]
     assert [row[2] for row in rows[1:]] == [text.replace("\r\n", "\n").replace("\r", "\n") for text in HOSTILE]
-    assert {len(row) for row in rows} == {6}
+    assert {len(row) for row in rows} == {7}
 
 
 @pytest.mark.parametrize("max_chars", [1, 10, 11, 400])
@@ -108,15 +109,37 @@ def test_a_table_has_some_groups_some_members_and_their_numbers():
     rollout.prompts = [f"p{row // 4}" for row in range(12)]
     rollout.responses = [f"r{row}" for row in range(12)]
     rollout.answers = ["7", *[None] * 11]
+    rollout.truncated[:] = False
     rollout.truncated[1] = True
     rollout.rewards[0], rollout.rewards[1] = 0.126, torch.nan
     rollout.advantages[0, 0] = -1.239
-    rows = shown(SampleTable(groups=2, per_group=3).table(rollout))[1:]
-    assert [row[2] for row in rows] == ["r0", "r1", "r2", "r4", "r5", "r6"]
-    assert rows[0] == ["p0", "7", "r0", str(int(rollout.lengths[0])), "0.13", "-1.24"]
-    assert rows[1][1] == "" and rows[1][3].endswith(" (cut)") and rows[1][4] == "nan"
+    table = SampleTable(groups=2, per_group=3).samples(rollout)
+    assert table.columns == ["prompt", "gold", "response", "length", "cut", "reward", "advantage"]
+    # The prompt and the gold answer stand once a group.
+    assert [row[:3] for row in table.rows] == [
+        ["p0", "7", "r0"], [None, None, "r1"], [None, None, "r2"], ["p1", None, "r4"], [None, None, "r5"], [None, None, "r6"],
+    ]  # fmt: skip
+    rows = shown(markdown(table))[1:]
+    assert rows[0] == ["p0", "7", "r0", str(int(rollout.lengths[0])), "", "0.13", "-1.24"]
+    assert rows[1][:2] == ["", ""] and rows[1][4:6] == ["yes", "nan"]
     rollout.advantages = None
-    assert shown(SampleTable().table(rollout))[1][5] == ""
+    assert "advantage" not in SampleTable().samples(rollout).columns
+
+
+def test_each_reward_has_its_part_where_there_are_several():
+    rollout = random_rollout(groups=1, group_size=2)
+    rollout.reward_components = {"answer": torch.tensor([1.0, 0.0])}
+    assert "answer" not in SampleTable().samples(rollout).columns
+    rollout.reward_components["a|_style_"] = torch.tensor([0.25, torch.nan])
+    table = SampleTable().samples(rollout)
+    assert dict(zip(table.columns, table.rows[0], strict=True))["a|_style_"] == 0.25
+    heads, *rows = shown(markdown(table))
+    assert heads[6:8] == ["answer", "a|_style_"] and [row[6:8] for row in rows] == [["1.00", "0.25"], ["0.00", "nan"]]
+
+
+def test_a_cell_may_be_anything():
+    table = SampleRows(["a", "b"], [[None, True], [False, 3], [0.125, "x|y"]])
+    assert shown(markdown(table)) == [["a", "b"], ["", "yes"], ["", "3"], ["0.12", "x|y"]]
 
 
 # ---------------------------------------------------------------------------------------------------------- RNGState
@@ -227,7 +250,7 @@ def test_half_a_surrogate_pair_is_written_as_its_escape(tmp_path):
     rollout.responses, rollout.answers = ["a\ud800", "數"], ["\udfff", None]
     predictions(tmp_path / "answers.jsonl", [rollout])
     assert [line["response"] for line in lines(tmp_path / "answers.jsonl")] == rollout.responses
-    assert "\\ud800" in SampleTable().table(rollout).encode().decode().replace("&#92;", "\\")
+    assert "\\ud800" in markdown(SampleTable().samples(rollout)).encode().decode().replace("&#92;", "\\")
 
 
 def test_every_rank_writes_a_file_of_its_own(tmp_path):
