@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from rl_lightning.algorithms.answering import Answering
 from rl_lightning.algorithms.base import ObjectiveModule
 from rl_lightning.algorithms.metrics import sampling_metrics
 from rl_lightning.models import read_responses
@@ -45,7 +46,7 @@ class Outputs(NamedTuple):
     values: Tensor | None = None
 
 
-class PolicyModule(ObjectiveModule):
+class PolicyModule(ObjectiveModule, Answering):
     """A policy π_θ that is trained on an objective. A new algorithm overrides `objective`.
 
     Args:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rl_lightning.algorithms.state import check_adapter, check_kind, left_out
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
-from rl_lightning.options import Checked
+from rl_lightning.options import Checked, plain_options
 from rl_lightning.strategies import clip_gradients, gradient_norm, place
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -134,7 +134,10 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         return _IncompatibleKeys(missing, result.unexpected_keys)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the adapter is: its weights alone do not tell what they are multiplied by."""
+        """Note what `load_from_checkpoint` makes the module of, and what the adapter is: its weights alone do not tell what they are
+        multiplied by."""
+        checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_options(self)
         checkpoint["lora"] = None if self.lora is None else asdict(self.lora)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rl_lightning.errors import UserError
 from rl_lightning.options.hints import annotations, option_hint
@@ -49,6 +49,18 @@ class Checked(type):
         made = super().__call__(**_read(cls, given))
         made._given_options = given
         return made
+
+
+KindT = TypeVar("KindT")
+
+
+def read_options(kind: type[KindT], given: Mapping[str, Any]) -> KindT:
+    """Return an object of a class, made from options that are checked as those of a `Checked` class are.
+
+    Raises:
+        UserError: in one line, for a name that the class does not have, or a value that the option does not take.
+    """
+    return kind(**_read(kind, given))
 
 
 def plain_options(made: Any) -> dict[str, Any]:
