@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     )
     from rl_lightning.data import DemonstrationDataModule, RewardDataModule, RolloutDataModule
     from rl_lightning.errors import UserError
+    from rl_lightning.loading import load
+    from rl_lightning.trainer import Trainer
     from rl_lightning.types import Microbatch, Rollout
 
 __version__ = "0.1.0"
@@ -45,7 +47,9 @@ _HOME = {
     "DemonstrationDataModule": "data",
     "RewardDataModule": "data",
     "RolloutDataModule": "data",
+    "Trainer": "trainer",
     "UserError": "errors",
+    "load": "loading",
     "Microbatch": "types",
     "Rollout": "types",
 }
@@ -73,7 +77,9 @@ __all__ = [
     "Rollout",
     "RolloutCallback",
     "RolloutDataModule",
+    "Trainer",
     "UserError",
+    "load",
 ]
 
 

@@ -14,6 +14,9 @@ from rl_lightning.strategies import full_state_dict
 
 log = logging.getLogger(__name__)
 
+#: Name of the directory of exported models, in `default_root_dir`.
+DIRECTORY = "hf"
+
 
 class HFExport(Callback):
     """Save the trained model and its tokenizer at the end of `fit`.
@@ -33,7 +36,7 @@ class HFExport(Callback):
 
     def target(self, trainer: Trainer) -> Path:
         """Return the directory that the model is written to."""
-        return Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "hf"
+        return Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / DIRECTORY
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse `merge: false` before training where no adapter could be saved.

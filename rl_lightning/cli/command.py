@@ -5,22 +5,19 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
-from rl_lightning.callbacks import RunLock
 from rl_lightning.cli.mistakes import mistake_behind
 from rl_lightning.cli.saved_config import SaveFitConfig
 from rl_lightning.defaults import TRAINER_DEFAULTS, complete, refusals_of_the_trainer
 from rl_lightning.errors import UserError
 from rl_lightning.options.parser import Parser
 from rl_lightning.quiet import calm
-from rl_lightning.strategies import check_origin
+from rl_lightning.trainer import check_checkpoint, take_locks
 
 #: Exit status after a `UserError`.
 USAGE_ERROR = 2
@@ -44,45 +41,14 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse a missing checkpoint, and a directory that another run is writing to, before anything is written."""
         self.check_checkpoint()
-        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        for lock in [callback for callback in callbacks if isinstance(callback, RunLock)]:
-            lock.acquire(self.trainer)
+        take_locks(self.trainer)
 
     def check_checkpoint(self) -> None:
-        """Check `--ckpt_path`. For a missing `last`, Lightning would only warn and start from the beginning.
-
-        Raises:
-            UserError: for a checkpoint that does not exist, is damaged, or was not written by a run of this library.
-        """
+        """Check `--ckpt_path`: see `rl_lightning.trainer.check_checkpoint`."""
         path = self.config[self.subcommand].get("ckpt_path")
         if path == "best":
             raise UserError("--ckpt_path best is for the process that has trained: name the file, or last")
-        if path == "hpc" and not list(Path(self.trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")):
-            raise UserError(f"--ckpt_path hpc: there is no hpc_ckpt_*.ckpt in {self.trainer.default_root_dir}")
-        if path in (None, "hpc") or str(path).startswith("registry") or "://" in str(path):
-            return
-        if path == "last":
-            path = self._last_checkpoint()
-        elif not Path(path).exists():
-            raise UserError(f"--ckpt_path: there is no checkpoint {path}")
-        if self.trainer.is_global_zero:
-            check_origin(path, goes_on=self.subcommand == "fit")
-
-    def _last_checkpoint(self) -> Path:
-        """Return the newest `last*.ckpt` in the directories of the checkpoint callbacks.
-
-        Raises:
-            UserError: if there is none.
-        """
-        savers = [one for one in self.trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
-        places = {str(one.dirpath) for one in savers if one.dirpath}
-        found = [path for place in places for path in Path(place).glob("last*.ckpt")]
-        if not found:
-            raise UserError(
-                f"--ckpt_path last: there is no last*.ckpt in {', '.join(sorted(places)) or 'the (unset) dirpath'}: run without "
-                "--ckpt_path to begin, or set dirpath and save_last on ModelCheckpoint"
-            )
-        return max(found, key=lambda path: path.stat().st_mtime_ns)
+        check_checkpoint(self.trainer, path, goes_on=self.subcommand == "fit", option="--ckpt_path")
 
     before_validate = before_test = before_predict = check_checkpoint
 

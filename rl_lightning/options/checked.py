@@ -78,7 +78,7 @@ def _by_name(cls: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) 
         return dict(options)
     takes = [
         one.name
-        for one in list(inspect.signature(cls.__init__).parameters.values())[1:]
+        for one in list(inspect.signature(vars(cls).get("__init__", cls.__init__)).parameters.values())[1:]
         if one.kind == one.POSITIONAL_OR_KEYWORD
     ]
     if len(arguments) > len(takes):

@@ -1,0 +1,163 @@
+"""Lightning's Trainer for Python, with what the command line gives every run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from rl_lightning.callbacks import RunLock
+from rl_lightning.defaults import complete, refusals_of_the_trainer
+from rl_lightning.errors import UserError
+from rl_lightning.options import Checked
+from rl_lightning.quiet import calm
+from rl_lightning.strategies import check_origin
+
+#: Where a run from Python writes, unless it is told.
+DIRECTORY = "runs/python"
+
+
+class Trainer(pl.Trainer, metaclass=Checked):
+    """A Trainer whose runs have a run card, guards, a lock, random states in their checkpoints, and a last checkpoint to go on from.
+
+    The callbacks are those of `rl_lightning.defaults.default_callbacks`, beside the ones that are listed. Where no `ModelCheckpoint`
+    is listed, one keeps the last checkpoint in `checkpoints` under `default_root_dir`; where no logger is given, TensorBoard's
+    curves go to `tensorboard` there.
+
+    Args:
+        seed: of the random numbers of torch, numpy and Python, from which new weights are drawn. If None, that of Lightning's
+            `seed_everything`, if it was called, else 0. Prompts and samples follow the DataModule's own `seed`.
+        default_root_dir: where everything is written.
+        callbacks: further callbacks.
+        logger: what curves are sent to; False for nothing.
+        enable_checkpointing: False saves no checkpoint.
+        **settings: of `lightning.pytorch.Trainer`.
+
+    Raises:
+        UserError: in one line, for a setting that is unknown, or that the Trainer refuses.
+
+    Example:
+        >>> trainer = Trainer(max_epochs=2, default_root_dir="runs/first", enable_progress_bar=False)
+        >>> trainer.fit(GRPO(policy="embedded"), RolloutDataModule())  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        seed: int | None = None,
+        default_root_dir: str | os.PathLike[str] | None = None,
+        callbacks: Any = None,
+        logger: Any = None,
+        enable_checkpointing: bool | None = None,
+        **settings: Any,
+    ) -> None:
+        calm()
+        if seed is not None or "PL_GLOBAL_SEED" not in os.environ:
+            pl.seed_everything(seed or 0, verbose=False)
+        root = str(default_root_dir or DIRECTORY)
+        listed = _listed(callbacks)
+        if enable_checkpointing is not False and not any(isinstance(one, ModelCheckpoint) for one in listed):
+            listed.append(ModelCheckpoint(f"{root}/checkpoints", "rollout-{epoch}", save_top_k=1, save_last=True))
+        if logger in (None, True):
+            logger = TensorBoardLogger(root, name="tensorboard", version="", default_hp_metric=False)
+        settings |= {"default_root_dir": root, "logger": logger, "enable_checkpointing": enable_checkpointing}
+        settings = complete({**settings, "callbacks": listed})
+        with refusals_of_the_trainer():
+            super().__init__(**settings)
+
+    def fit(self, model: LightningModule, *data: Any, ckpt_path: Any = None, **options: Any) -> None:  # type: ignore[override]
+        """Train; see `lightning.pytorch.Trainer.fit`.
+
+        Args:
+            model: the algorithm.
+            *data: its DataModule.
+            ckpt_path: a checkpoint to go on from; `last` for the newest of `default_root_dir`.
+            **options: of Lightning's method.
+
+        Raises:
+            UserError: for a checkpoint that training cannot go on from, and a directory that another run is writing to.
+        """
+        check_checkpoint(self, ckpt_path, goes_on=True)
+        take_locks(self)
+        super().fit(model, *data, ckpt_path=ckpt_path, **options)
+
+    def validate(self, model: LightningModule | None = None, *data: Any, ckpt_path: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """Measure on the validation data; see `lightning.pytorch.Trainer.validate`."""
+        check_checkpoint(self, ckpt_path, goes_on=False)
+        return super().validate(model, *data, ckpt_path=ckpt_path, **options)
+
+    def test(self, model: LightningModule | None = None, *data: Any, ckpt_path: Any = None, **options: Any) -> Any:  # type: ignore[override]
+        """Measure on the test data; see `lightning.pytorch.Trainer.test`."""
+        check_checkpoint(self, ckpt_path, goes_on=False)
+        return super().test(model, *data, ckpt_path=ckpt_path, **options)
+
+
+def _listed(callbacks: Any) -> list[Callback]:
+    """Return callbacks as a list.
+
+    Raises:
+        UserError: for what is no callback, such as the class in place of an object of it.
+    """
+    listed = [] if callbacks is None else list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+    for one in listed:
+        if isinstance(one, type) and issubclass(one, Callback):
+            raise UserError(f"Trainer: callbacks: {one.__name__} is a class: make an object of it, {one.__name__}()")
+        if not isinstance(one, Callback):
+            raise UserError(f"Trainer: callbacks: expected Callback, not an object of class {type(one).__name__}")
+    return listed
+
+
+def take_locks(trainer: pl.Trainer) -> None:
+    """Take the locks of a run before anything is written: Lightning writes files before callbacks are set up.
+
+    Raises:
+        UserError: for a directory that another run is writing to.
+    """
+    for lock in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(lock, RunLock):
+            lock.acquire(trainer)
+
+
+def check_checkpoint(trainer: pl.Trainer, path: Any, goes_on: bool, option: str = "ckpt_path") -> None:
+    """Check the path of a checkpoint. For a missing `last`, Lightning would only warn and start from the beginning.
+
+    Args:
+        trainer: is to load it.
+        path: of a file or directory, `last`, `best`, `hpc`, or an address; None for none.
+        goes_on: training is to go on from it.
+        option: what messages call the path.
+
+    Raises:
+        UserError: for a checkpoint that does not exist, is damaged, or was not written by a run of this library.
+    """
+    if path == "hpc" and not list(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")):
+        raise UserError(f"{option} hpc: there is no hpc_ckpt_*.ckpt in {trainer.default_root_dir}")
+    if path in (None, "hpc", "best") or str(path).startswith("registry") or "://" in str(path):
+        return
+    if path == "last":
+        path = _last_checkpoint(trainer, option)
+    elif not Path(path).exists():
+        raise UserError(f"{option}: there is no checkpoint {path}")
+    if trainer.is_global_zero:
+        check_origin(path, goes_on=goes_on)
+
+
+def _last_checkpoint(trainer: pl.Trainer, option: str) -> Path:
+    """Return the newest `last*.ckpt` in the directories of the checkpoint callbacks.
+
+    Raises:
+        UserError: if there is none.
+    """
+    savers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    places = {str(one.dirpath) for one in savers if one.dirpath}
+    found = [path for place in places for path in Path(place).glob("last*.ckpt")]
+    if not found:
+        raise UserError(
+            f"{option} last: there is no last*.ckpt in {', '.join(sorted(places)) or 'the (unset) dirpath'}: run without "
+            f"{option} to begin, or set dirpath and save_last on ModelCheckpoint"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime_ns)
