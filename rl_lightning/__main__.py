@@ -1,6 +1,6 @@
-"""`python -m rl_lightning fit --config configs/grpo.yaml`."""
+"""`python -m rl_lightning fit --config grpo`, the same as `rl-lightning fit --config grpo`."""
 
-from rl_lightning.cli import main
+from rl_lightning.cli.main import main
 
 if __name__ == "__main__":
     main()

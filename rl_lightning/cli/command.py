@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+import lightning
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from rl_lightning.cli.mistakes import mistake_behind
+from rl_lightning.cli.config_file import NamedConfigFile
 from rl_lightning.cli.saved_config import SaveFitConfig
 from rl_lightning.defaults import TRAINER_DEFAULTS, complete, refusals_of_the_trainer
 from rl_lightning.errors import UserError
 from rl_lightning.options.parser import Parser
-from rl_lightning.quiet import calm
 from rl_lightning.trainer import check_checkpoint, take_locks
-
-#: Exit status after a `UserError`.
-USAGE_ERROR = 2
 
 
 class CLI(LightningCLI):
     """LightningCLI with our defaults: model and data by class path, interpolation by omegaconf, overlays by repeated `--config`."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a command's parser, whose `--config` also takes the names of shipped configurations."""
+        parser = self.parser_class(**{"dump_header": [f"lightning.pytorch=={lightning.__version__}"], **kwargs})
+        parser.add_argument("-c", "--config", action=NamedConfigFile, help="a YAML file, or a shipped one by its name")
+        return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with what every run has: see `rl_lightning.defaults`.
@@ -56,30 +57,11 @@ class CLI(LightningCLI):
         """Do not read hyper-parameters from a checkpoint, as Lightning would: the command line and the YAML decide."""
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; after a user's mistake, print one line to standard error and exit with status 2.
-
-    Args:
-        args: of the command line; those of this process if None.
-    """
-    calm()
-    try:
-        run(args)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
-        mistake = mistake_behind(error)
-        if mistake is None:
-            raise
-        print(f"rl_lightning: error: {mistake}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
-
-
 def run(args: Sequence[str] | None = None) -> CLI:
     """Run a command from Python.
 
     Args:
-        args: of the command line, such as `["fit", "--config=configs/grpo.yaml"]`; those of this process if None.
+        args: of the command line, such as `["fit", "--config=grpo"]`; those of this process if None.
 
     Returns:
         The CLI, with `trainer`, `model` and `datamodule`.
@@ -96,7 +78,7 @@ def run(args: Sequence[str] | None = None) -> CLI:
         subclass_mode_data=True,
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        parser_kwargs={"parser_mode": "omegaconf+"},
+        parser_kwargs={"parser_mode": "omegaconf+", "prog": "rl-lightning"},
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults=TRAINER_DEFAULTS,

@@ -119,7 +119,7 @@ class ClassifierFiles(PolicyFiles):
             kind = ", ".join(self.config.architectures or ["model of unknown kind"])
             raise UserError(
                 f"{self.role} {self.policy!r} is a {kind}, not a sequence classifier: train one from it with "
-                "configs/reward_model.yaml"
+                "--config reward_model"
             )
 
     def _refuse_missing(self, missing: Sequence[str]) -> None:

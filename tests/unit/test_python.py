@@ -39,7 +39,7 @@ def test_a_run_has_what_the_command_line_gives(tmp_path):
     assert {RNGState, RunCard, RunLock, DurableLogs, GracefulStop, ModelCheckpoint} <= kinds
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
     assert trainer.num_sanity_val_steps == 0 and trainer.log_every_n_steps == 1
-    assert trainer.logger.log_dir .rstrip("/") == f"{tmp_path}/tensorboard"
+    assert trainer.logger.log_dir.rstrip("/") == f"{tmp_path}/tensorboard"
 
 
 def test_what_is_given_stands(tmp_path):

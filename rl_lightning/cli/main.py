@@ -1,0 +1,115 @@
+"""The command `rl-lightning`, also `python -m rl_lightning`. What needs no training starts without importing torch."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import platform
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+from rl_lightning import __version__
+from rl_lightning.errors import UserError
+from rl_lightning.shipped import copy, summary
+
+#: Exit status after a `UserError`.
+USAGE_ERROR = 2
+
+#: In the order of their use.
+COMMANDS = ("init", "fit", "validate", "test", "predict")
+
+_OVERVIEW = """\
+  rl-lightning fit --config grpo                  train; nothing is downloaded
+  rl-lightning fit --config grpo --config trainer/gpu --model.policy=DIRECTORY --data.group_size=16
+  rl-lightning fit --config grpo --ckpt_path last continue a run that was stopped
+  rl-lightning test --config grpo --model.policy=runs/grpo/hf
+                                                  evaluate; validate and predict take the same options
+  rl-lightning init grpo [FILE]                   copy a configuration with its comments, to edit
+  rl-lightning fit --config grpo --print_config   show all options and their values
+  rl-lightning --version"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; after a user's mistake, print one line to standard error and exit with status 2.
+
+    Args:
+        args: of the command line; those of this process if None.
+    """
+    given = sys.argv[1:] if args is None else list(args)
+    try:
+        if given in ([], ["-h"], ["--help"], ["help"]):
+            print(
+                "\n".join([f"rl_lightning {__version__}: RL post-training of language models", _OVERVIEW, *summary()])
+            )
+        elif given[0] == "--version":
+            print(_versions())
+        elif given[0] == "init":
+            _init(given[1:])
+        elif given[0].isidentifier() and given[0] not in COMMANDS:
+            close = difflib.get_close_matches(given[0], COMMANDS, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
+            raise UserError(f"there is no command {given[0]!r}; {hint}")
+        else:
+            _train(args)
+    except UserError as error:
+        _end(str(error))
+
+
+def _train(args: Sequence[str] | None) -> None:
+    """Run a command of the Trainer."""
+    from rl_lightning.cli.command import run
+    from rl_lightning.cli.mistakes import mistake_behind
+    from rl_lightning.quiet import calm
+
+    calm()
+    try:
+        run(args)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        mistake = mistake_behind(error)
+        if mistake is None:
+            raise
+        _end(mistake)
+
+
+def _end(mistake: str) -> NoReturn:
+    print(f"rl_lightning: error: {mistake}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+class _Arguments(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.format_usage().strip()}")
+
+
+def _init(args: Sequence[str]) -> None:
+    """Copy a shipped configuration, or list what there is."""
+    parser = _Arguments(prog="rl-lightning init", description=copy.__doc__.splitlines()[0] if copy.__doc__ else None)
+    parser.add_argument("name", nargs="?", help="; ".join(summary()))
+    parser.add_argument("file", nargs="?", help="the new file; by default the configuration's own name, in this folder")
+    parser.add_argument("--force", action="store_true", help="replace a file that exists")
+    chosen = parser.parse_args(args)
+    if chosen.name is None:
+        print("\n".join(["rl-lightning init NAME [FILE] copies a configuration.", *summary()]))
+        return
+    path = copy(chosen.name, chosen.file, chosen.force)
+    print(f"{path} is a copy of {chosen.name}: edit it, then run  rl-lightning fit --config {_quoted(str(path))}")
+
+
+def _quoted(path: str) -> str:
+    return f"'{path}'" if " " in path else path
+
+
+def _versions() -> str:
+    """Return the versions that a report of a bug should name."""
+    parts = [f"Python {platform.python_version()}"]
+    for name in ("torch", "lightning", "transformers"):
+        try:
+            parts.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            parts.append(f"no {name}")
+    return f"rl_lightning {__version__} ({', '.join(parts)})"

@@ -1,0 +1,127 @@
+"""Configurations by name, and what the command line says without a run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl_lightning import __version__, shipped
+from rl_lightning.cli import main, run
+from rl_lightning.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["rl-lightning"])
+    monkeypatch.chdir(tmp_path)
+
+
+def printed(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        run(["fit", *arguments, "--print_config"])
+    assert stopped.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("rl_lightning: error: ")
+    assert line.count("\n") == 1
+    return line
+
+
+def test_every_file_has_a_name_and_its_comment_names_it():
+    assert sorted(shipped.shipped().values()) == FILES
+    for name, path in shipped.shipped().items():
+        commands = re.findall(r"--config ([\w/]+)", path.read_text())
+        assert set(commands) <= set(shipped.shipped()), path
+        if "/" not in name:
+            assert path.read_text().splitlines()[0].endswith(f": rl-lightning fit --config {name}")
+        assert "configs/" not in path.read_text(), path  # someone with the wheel alone has no such folder
+
+
+def test_names_of_configurations_and_overlays(capsys):
+    settings = printed(capsys, "--config", "grpo", "--config=trainer/gpu", "--config", "{trainer: {max_epochs: 3}}")
+    assert settings["model"]["class_path"].endswith("GRPO")
+    assert settings["trainer"]["accelerator"] == "gpu"
+    assert settings["trainer"]["max_epochs"] == 3
+
+
+def test_a_file_of_the_user_wins_over_a_shipped_one_and_a_folder_does_not(tmp_path, capsys):
+    (tmp_path / "dpo").mkdir()
+    Path("grpo").write_text((ROOT / "configs" / "sft.yaml").read_text())
+    assert printed(capsys, "--config=grpo")["model"]["class_path"].endswith("SFT")
+    assert printed(capsys, "--config=dpo")["model"]["class_path"].endswith("DPO")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("gpro", "grpo"), ("grpo.yaml", "grpo"), ("configs/grpo.yaml", "grpo"), ("configs/trainer/gpu.yml", "trainer/gpu"),
+        ("gpu", "trainer/gpu"), ("lora", "model/lora"), ("trainer/fsp2", "trainer/fsdp2"), ("GRPO", "grpo"),
+    ],
+)  # fmt: skip
+def test_a_near_miss_is_answered_with_the_name(given, meant, capsys):
+    assert f"there is no file {given}, and" in refusal(capsys, "fit", "--config", given)
+    with pytest.raises(UserError, match=f"did you mean '{meant}'"):
+        shipped.configuration(given)
+
+
+def test_a_name_like_nothing_is_answered_with_all_names():
+    with pytest.raises(UserError) as refused:
+        shipped.configuration("zzz/qqq.yaml")
+    assert all(name in str(refused.value) for name in shipped.shipped())
+
+
+def test_init_copies_with_comments_and_does_not_overwrite(tmp_path, capsys):
+    main(["init", "grpo"])
+    assert "rl-lightning fit --config grpo.yaml" in capsys.readouterr().out
+    copied, original = Path("grpo.yaml").read_text(), (ROOT / "configs" / "grpo.yaml").read_text()
+    assert copied.splitlines()[1:] == original.splitlines()[1:]
+    assert copied.splitlines()[0].endswith("rl-lightning fit --config grpo.yaml")
+    Path("grpo.yaml").write_text("mine")
+    assert "grpo.yaml exists" in refusal(capsys, "init", "grpo")
+    assert Path("grpo.yaml").read_text() == "mine"
+    main(["init", "grpo", "--force"])
+    assert Path("grpo.yaml").read_text() == copied
+
+
+def test_init_takes_a_file_or_a_folder_of_any_name(tmp_path, capsys):
+    main(["init", "trainer/gpu", "ein Ordner/für mich.yaml"])
+    assert "--config 'ein Ordner/für mich.yaml'" in capsys.readouterr().out
+    main(["init", "dapo", "ein Ordner"])
+    assert printed(capsys, "--config=ein Ordner/dapo.yaml", "--config=ein Ordner/für mich.yaml")["trainer"]["devices"]
+
+
+def test_init_says_what_there_is_and_refuses_the_rest(capsys):
+    main(["init"])
+    assert "reward_model" in capsys.readouterr().out
+    assert "did you mean 'dapo'" in refusal(capsys, "init", "dappo")
+    assert "cannot write" in refusal(capsys, "init", "grpo", "/proc/nothing/grpo.yaml")
+    assert "--forse" in refusal(capsys, "init", "grpo", "--forse")
+
+
+def test_without_arguments_the_command_says_what_there_is(capsys):
+    main([])
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 15
+    assert "rl-lightning fit --config grpo" in said
+    assert "trainer/fsdp2" in said
+    assert "did you mean 'fit'" in refusal(capsys, "fti")
+    assert "there are init, fit" in refusal(capsys, "quux")
+
+
+def test_the_version_needs_no_torch():
+    code = "import sys; from rl_lightning.cli import main; main(['--version']); assert 'torch' not in sys.modules"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert said.startswith(f"rl_lightning {__version__} (Python ")
+    assert "torch 2." in said
