@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -69,31 +70,56 @@ class Trainer(pl.Trainer, metaclass=Checked):
         with refusals_of_the_trainer():
             super().__init__(**settings)
 
-    def fit(self, model: LightningModule, *data: Any, ckpt_path: Any = None, **options: Any) -> None:  # type: ignore[override]
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> None:
         """Train; see `lightning.pytorch.Trainer.fit`.
 
         Args:
             model: the algorithm.
-            *data: its DataModule.
+            train_dataloaders: its DataModule.
+            val_dataloaders, weights_only: see Lightning.
+            datamodule: the DataModule, if it is given by name.
             ckpt_path: a checkpoint to go on from; `last` for the newest of `default_root_dir`.
-            **options: of Lightning's method.
 
         Raises:
             UserError: for a checkpoint that training cannot go on from, and a directory that another run is writing to.
         """
         check_checkpoint(self, ckpt_path, goes_on=True)
         take_locks(self)
-        super().fit(model, *data, ckpt_path=ckpt_path, **options)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
-    def validate(self, model: LightningModule | None = None, *data: Any, ckpt_path: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        """Measure on the validation data; see `lightning.pytorch.Trainer.validate`."""
+    def validate(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Measure on the validation data of a DataModule; see `lightning.pytorch.Trainer.validate`."""
         check_checkpoint(self, ckpt_path, goes_on=False)
-        return super().validate(model, *data, ckpt_path=ckpt_path, **options)
+        return super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
-    def test(self, model: LightningModule | None = None, *data: Any, ckpt_path: Any = None, **options: Any) -> Any:  # type: ignore[override]
-        """Measure on the test data; see `lightning.pytorch.Trainer.test`."""
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[Mapping[str, float]]:
+        """Measure on the test data of a DataModule; see `lightning.pytorch.Trainer.test`."""
         check_checkpoint(self, ckpt_path, goes_on=False)
-        return super().test(model, *data, ckpt_path=ckpt_path, **options)
+        return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
 
 def _listed(callbacks: Any) -> list[Callback]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from rl_lightning.errors import UserError
-from rl_lightning.options.hints import annotations, option_hint
+from rl_lightning.options.hints import option_hint, option_types
 from rl_lightning.options.parser import Parser
 
 #: Values that a YAML file can hold.
@@ -50,6 +50,12 @@ class Checked(type):
         made._given_options = given
         return made
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What `help` and notebooks show: the parameters of the constructor."""
+        whole = inspect.signature(_constructor(cls))
+        return whole.replace(parameters=list(whole.parameters.values())[1:])
+
 
 KindT = TypeVar("KindT")
 
@@ -72,13 +78,18 @@ def plain_options(made: Any) -> dict[str, Any]:
     return {name: value for name, value in written.items() if value is not _UNWRITABLE}
 
 
+def _constructor(cls: type) -> Callable[..., None]:
+    found: Callable[..., None] = next(vars(one)["__init__"] for one in cls.__mro__ if "__init__" in vars(one))
+    return found
+
+
 def _by_name(cls: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of a constructor by name."""
     if not arguments:
         return dict(options)
     takes = [
         one.name
-        for one in list(inspect.signature(vars(cls).get("__init__", cls.__init__)).parameters.values())[1:]
+        for one in list(inspect.signature(_constructor(cls)).parameters.values())[1:]
         if one.kind == one.POSITIONAL_OR_KEYWORD
     ]
     if len(arguments) > len(takes):
@@ -100,7 +111,7 @@ def _read(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     parser = Parser()
     parser.add_class_arguments(described, skip=set(objects) - unread, fail_untyped=False)
     parser.described = cls
-    expected = annotations(cls)
+    expected = option_types(cls)
     for name, value in given.items():
         if name in plain and value is not None:
             continue  # the parser checks it; None it would take for an option that is not given
@@ -128,7 +139,7 @@ def _described(cls: type) -> type:
     for ancestor in cls.__mro__:
         if "__init__" in vars(ancestor):
             try:
-                inspect.getsource(ancestor.__init__)
+                inspect.getsource(vars(ancestor)["__init__"])
             except (OSError, TypeError):
                 continue
             return cls if ancestor is next(one for one in cls.__mro__ if "__init__" in vars(one)) else ancestor

@@ -202,14 +202,14 @@ def _nested(name: str, paths: Iterable[str]) -> list[str]:
 
 def _inner(kind: Any, options: Iterable[str]) -> Iterator[str]:
     """Yield paths such as `optimizer.lr`, for the options of a class that are dataclasses of settings."""
-    types = annotations(kind)
+    types = option_types(kind)
     for option in options:
         for inner in _classes(types.get(option)):
             if dataclasses.is_dataclass(inner):
                 yield from (f"{option}.{field.name}" for field in dataclasses.fields(inner) if field.init)
 
 
-def annotations(kind: Any) -> dict[str, Any]:
+def option_types(kind: Any) -> dict[str, Any]:
     """Return option → type for the constructors of a class and of its ancestors."""
     found: dict[str, Any] = {}
     for ancestor in reversed(kind.__mro__ if isinstance(kind, type) else ()):
@@ -266,9 +266,9 @@ def class_hint(name: str, parser: Options, option: str) -> str:
         Text that starts with `;`, or nothing.
     """
     if parser.described is not None:
-        types = annotations(parser.described)
+        types = option_types(parser.described)
     else:
-        types = {f"trainer.{key}": value for key, value in annotations(Trainer).items()}
+        types = {f"trainer.{key}": value for key, value in option_types(Trainer).items()}
         types |= {"model": LightningModule, "data": LightningDataModule}
     known = sorted({one.__name__ for base in _classes(types.get(option)) for one in [base, *_subclasses(base)]})
     close = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
