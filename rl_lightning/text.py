@@ -269,7 +269,11 @@ def _squeezed(text: str) -> str:
 
 def has_lone_surrogate(text: str) -> bool:
     """Return whether a text holds half of a surrogate pair. That is no character: it cannot be tokenized or written to a file."""
-    return not text.isascii() and _SURROGATES.search(text) is not None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def without_lone_surrogates(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rl_lightning.data.sources.problems import Problems
+from rl_lightning.data.sources.shape import Shape
 from rl_lightning.text import Messages
 
 Split = Literal["train", "val", "test"]
@@ -65,6 +66,18 @@ class ExampleSource(ABC):
         Raises:
             UserError: with every bad row at once, each by file and line.
         """
+
+    def has(self, split: Split) -> bool:
+        """Tell whether there is a split; one that is not there is not asked for."""
+        return True
+
+    def shape(self, split: Split) -> Shape | None:
+        """Return what the rows of a split hold; None if the source makes its examples itself.
+
+        Raises:
+            UserError: if that cannot be told.
+        """
+        return None
 
     def read(self, split: Split, problems: Problems) -> list[Example]:
         """Return the examples of a split, without rows that make none.

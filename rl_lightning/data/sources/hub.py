@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rl_lightning.data.sources.columns import Columns, ColumnSource, Row
-from rl_lightning.data.sources.files import near_misses
+from rl_lightning.data.sources.base import Split
+from rl_lightning.data.sources.paths import SPLIT_NAMES, near_misses
 from rl_lightning.data.sources.problems import Problems
+from rl_lightning.data.sources.recognise import Row
+from rl_lightning.data.sources.share import Share
+from rl_lightning.data.sources.tables import Table, TableSource
 from rl_lightning.errors import UserError
 
+T = TypeVar("T")
 
-class DatasetExamples(ColumnSource):
+#: Rows that are read at a time.
+_AT_A_TIME = 1000
+
+
+class DatasetExamples(TableSource):
     """Examples from a dataset that the ``datasets`` library can load.
 
-    Rows are checked as those of `FileExamples` are.
+    Rows are recognised and checked as those of `FileExamples` are.
 
     Args:
         path: name on the hub such as ``openai/gsm8k``, a local directory of data files, or one written by
             ``save_to_disk``.
         name: which configuration of the dataset, such as ``main``.
-        train: what the dataset calls its training split. A part of one, such as ``train[:95%]``, will do for each
-            of the three, except with ``save_to_disk``.
-        val: what it calls its validation split; null if it has none.
-        test: what it calls its test split; the validation split if null.
-        prompt_column: holds text, or chat messages ``[{"role": ..., "content": ...}]``.
-        answer_column: holds the gold answer; null if there is none.
-        response_column: holds an answer that someone wrote: a demonstration, one to be scored, or the chosen one of a pair;
-            null if there is none.
-        metadata_columns: columns that rewards may want; all the other columns if null, none if empty.
-        rejected_column: holds a worse answer to the same prompt than `response_column`; null if there is none.
-        margin_column: holds a number, how much better the chosen answer is in units of reward; null if there is none.
-        limit: read only this many rows of each split.
+        train: what the dataset calls its training split. A part of one, such as ``train[:95%]``, will do for each of the three.
+        val: what it calls its validation split; or the share of the training rows to hold out, such as 0.02, or their number;
+            ``validation``, ``val``, ``dev`` or the like if null and it has one, else there is no validation.
+        test: what it calls its test split; ``test`` if null and it has one, else the validation data.
+        **column_options: prompt_column and so on, for columns that are not recognised, and limit: see `TableSource`.
 
     Raises:
-        UserError: if no split is given or ``limit`` is not positive.
+        UserError: if ``limit`` is not positive.
     """
 
     def __init__(
@@ -43,56 +46,107 @@ class DatasetExamples(ColumnSource):
         path: str,
         name: str | None = None,
         train: str | None = "train",
-        val: str | None = "validation",
-        test: str | None = "test",
-        prompt_column: str = "prompt",
-        answer_column: str | None = "answer",
-        response_column: str | None = None,
-        metadata_columns: list[str] | None = None,
-        rejected_column: str | None = None,
-        margin_column: str | None = None,
-        limit: int | None = None,
+        val: float | str | None = None,
+        test: str | None = None,
+        **column_options: Any,
     ) -> None:
-        columns = Columns(
-            prompt_column, answer_column, response_column, metadata_columns, rejected_column, margin_column
-        )
-        super().__init__({"train": train, "val": val, "test": test}, columns, limit)
+        share = Share.of(val)
+        super().__init__(share, **column_options)
+        self.splits: dict[Split, Any] = {"train": train, "val": None if share else val, "test": test}
         self.path = path
         self.name = name
+        self._loaded: dict[str, Any] = {}
 
-    def _name(self, where: str) -> str:
-        return f"{self.path}[{where}]"
+    def table(self, split: Split) -> Table | None:
+        """Return the rows of a split; None if the dataset has none that is called so."""
+        where = self.splits[split]
+        if where is None:
+            where = (
+                next((name for name in SPLIT_NAMES[split] if name in self._names), None) if split != "train" else None
+            )
+        if where is None:
+            return None
+        name = f"{self.path}[{where}]"
 
-    def _rows(self, where: str, problems: Problems) -> Iterator[tuple[str, Row]]:
-        name = self._name(where)
-        for number, row in enumerate(self._dataset(where), start=1):
-            yield f"{name}:{number}", row
+        def rows(problems: Problems) -> Iterator[tuple[str, Row]]:
+            if where not in self._loaded:
+                self._loaded[where] = self._load(where)
+            return dataset_rows(self._loaded[where], name)
 
-    def _dataset(self, where: str) -> Any:
-        """Load a split."""
+        return Table(name, rows, sparse=True)
+
+    @cached_property
+    def _local(self) -> Path | None:
+        """The directory of the dataset; None if it is one on the hub."""
+        local = Path(self.path).expanduser()
+        if not local.exists() and (local.is_absolute() or self.path.startswith((".", "~"))):
+            raise UserError(f"DatasetExamples: there is no directory {self.path}{near_misses(local)}")
+        return local if local.exists() else None
+
+    @cached_property
+    def _saved(self) -> Any:
+        """What ``save_to_disk`` wrote; None if the directory is none of its."""
+        local = self._local
+        if local is None or not is_saved(local):
+            return None
+        if self.name is not None:
+            raise UserError(f"DatasetExamples: {self.path} was saved to disk and has no configuration {self.name!r}")
+        return self._asked("it", lambda datasets: datasets.load_from_disk(str(local)))
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """What the dataset calls its splits."""
+        if self._saved is not None:
+            return list(self._saved) if isinstance(self._saved, dict) else ["train"]
+        path = str(self._local or self.path)
+        return list(self._asked("it", lambda datasets: datasets.get_dataset_split_names(path, self.name)))
+
+    def _load(self, where: str) -> Any:
+        """Load a split, or a part of it."""
+        if self._saved is None:
+            path = str(self._local or self.path)
+            return self._asked(f"[{where}]", lambda datasets: datasets.load_dataset(path, self.name, split=where))
+        whole = self._saved if isinstance(self._saved, dict) else {"train": self._saved}
+        unknown = [part for part in re.findall(r"(?:^|\+)\s*(\w+)", where) if part not in whole]
+        if unknown:
+            raise UserError(f"DatasetExamples: {self.path} has no split {unknown[0]!r}; it has {', '.join(whole)}")
+        return self._asked(f"[{where}]", lambda datasets: _part(datasets, whole, where))
+
+    def _asked(self, what: str, ask: Callable[[Any], T]) -> T:
+        """Return what the library says.
+
+        Raises:
+            UserError: if it is not installed, or for what it raises.
+        """
         try:
             import datasets
         except ImportError as error:
             raise UserError("DatasetExamples needs datasets: pip install 'rl_lightning[data]'") from error
-        local = Path(self.path).expanduser()
         try:
-            if not local.exists() and (local.is_absolute() or self.path.startswith((".", "~"))):
-                raise UserError(f"DatasetExamples: there is no directory {self.path}{near_misses(local)}")
-            path = str(local) if local.exists() else self.path
-            if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
-                return self._saved(datasets.load_from_disk(path), where)
-            return datasets.load_dataset(path, self.name, split=where)
+            return ask(datasets)
         # What the library raises for a name, a split or a connection that is not there has no narrower common ground.
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"DatasetExamples: {self._name(where)} cannot be loaded: {reason}") from error
+            name = self.path if what == "it" else f"{self.path}{what}"
+            raise UserError(f"DatasetExamples: {name} cannot be loaded: {reason}") from error
 
-    def _saved(self, saved: Any, where: str) -> Any:
-        """Pick a split of what ``save_to_disk`` wrote."""
-        if self.name is not None:
-            raise UserError(f"DatasetExamples: {self.path} was saved to disk and has no configuration {self.name!r}")
-        if not isinstance(saved, dict):
-            raise UserError(f"DatasetExamples: {self.path} holds a dataset without splits; save a DatasetDict")
-        if where not in saved:
-            raise UserError(f"DatasetExamples: {self.path} has no split {where!r}; it has {', '.join(saved)}")
-        return saved[where]
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def dataset_rows(dataset: Any, name: str) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a ``datasets.Dataset``, numbered from 1."""
+    number = 0
+    for batch in dataset.with_format(None).iter(batch_size=_AT_A_TIME):
+        for values in zip(*batch.values(), strict=True):
+            number += 1
+            yield f"{name}:{number}", dict(zip(batch, values, strict=True))
+
+
+def _part(datasets: Any, whole: Any, where: str) -> Any:
+    """Return what a name such as ``train[:95%]`` means of a dict of datasets."""
+    instruction = datasets.ReadInstruction.from_spec(where)
+    parts = instruction.to_absolute({name: len(split) for name, split in whole.items()})
+    return datasets.concatenate_datasets([whole[part.splitname].select(range(part.from_, part.to)) for part in parts])

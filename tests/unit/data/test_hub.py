@@ -71,7 +71,7 @@ def test_limit(saved):
 
 def test_bad_rows_and_columns_are_reported_as_those_of_files(datasets, saved, tmp_path):
     with pytest.raises(UserError, match=r"no column 'prompt' \(prompt_column\): its columns are question, gold, level"):
-        DatasetExamples(saved, answer_column=None).load("train")
+        DatasetExamples(saved, prompt_column="prompt").load("train")
     bad = datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": None}, {"prompt": ""}])
     datasets.DatasetDict({"train": bad}).save_to_disk(tmp_path / "bad")
     with pytest.raises(UserError) as caught:
@@ -84,17 +84,24 @@ def test_bad_rows_and_columns_are_reported_as_those_of_files(datasets, saved, tm
 
 def test_split_that_is_not_there(saved, folder):
     with pytest.raises(UserError, match="has no split 'test'; it has train, validation"):
-        DatasetExamples(saved, **COLUMNS).load("test")
+        DatasetExamples(saved, test="test", **COLUMNS).load("test")
     with pytest.raises(UserError, match=r"validation.* cannot be loaded: .*train"):
-        DatasetExamples(folder, **COLUMNS).load("val")
+        DatasetExamples(folder, val="validation", **COLUMNS).load("val")
+    assert not DatasetExamples(folder, **COLUMNS).has("val")
 
 
 def test_saved_directory_with_a_configuration_or_without_splits(datasets, saved, tmp_path):
     with pytest.raises(UserError, match="has no configuration 'main'"):
         DatasetExamples(saved, "main", **COLUMNS).load("train")
-    datasets.Dataset.from_list(rows(1)).save_to_disk(tmp_path / "one")
-    with pytest.raises(UserError, match="holds a dataset without splits"):
-        DatasetExamples(str(tmp_path / "one"), **COLUMNS).load("train")
+    datasets.Dataset.from_list(rows(1, 2, 3)).save_to_disk(tmp_path / "one")
+    source = DatasetExamples(str(tmp_path / "one"), train="train[:2]", val="train[2:]", **COLUMNS)
+    assert [[e.answer for e in source.load(split)] for split in ("train", "val")] == [["2", "4"], ["6"]]
+    assert not DatasetExamples(str(tmp_path / "one"), **COLUMNS).has("test")
+
+
+def test_parts_of_what_was_saved(saved):
+    source = DatasetExamples(saved, train="train[:67%]+validation", val="train[-1:]", **COLUMNS)
+    assert [[e.answer for e in source.load(split)] for split in ("train", "val")] == [["2", "4", "8"], ["6"]]
 
 
 def test_no_such_dataset_is_one_line(datasets, saved):

@@ -1,0 +1,299 @@
+"""Reading conversations, however data sets write them, and where in them the prompt ends."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rl_lightning.data.sources.base import Example
+from rl_lightning.data.sources.values import BadValue, parsed, text, without_nulls
+from rl_lightning.text import Message, Messages, has_lone_surrogate
+
+#: What data sets call those who speak → what chat templates call them.
+_ROLES = {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+}
+_KNOWN = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+#: Keys besides `content` that give a message something to say.
+_SUBSTANCE = ("tool_calls", "reasoning_content", "thinking")
+_MEDIA = ("image", "audio", "video")
+_TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
+
+
+def is_conversation(value: Any) -> bool:
+    """Whether a value is a list of messages, or one message, or the JSON of such a list."""
+    if isinstance(value, dict):
+        return bool(_speaker(value))
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and bool(_speaker(value[0]))
+
+
+def conversation(value: Any, sparse: bool = False) -> Messages:
+    """Read a list of messages, with ``role`` and ``content`` or ``from`` and ``value``, or the JSON of one.
+
+    Args:
+        value: the list.
+        sparse: every dict has every key that any of its column has, as Arrow stores them.
+    """
+    value = parsed(value) if isinstance(value, str) and value.strip() else value
+    if value is None:
+        raise BadValue("is null")
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise BadValue(f"is of type {type(value).__name__}, not a list of messages")
+    if not value:
+        raise BadValue("is empty")
+    return [_message(one, number, sparse) for number, one in enumerate(value, start=1)]
+
+
+def _speaker(message: dict[str, Any]) -> Any:
+    return message.get("role") or message.get("from")
+
+
+def _message(message: Any, number: int, sparse: bool) -> Message:
+    """Read the message of a number, counted from 1."""
+    if not isinstance(message, dict):
+        raise _bad(
+            number, f"of type {type(message).__name__}, not one with role and content", "something that is no message"
+        )
+    # Parquet gives every message every key that any message has.
+    message = {key: inner for key, inner in message.items() if inner is not None}
+    speaker, said = ("from", "value") if "from" in message and "role" not in message else ("role", "content")
+    role = message.pop(speaker, None)
+    if not isinstance(role, str) or not role.strip():
+        raise _bad(number, f"without {speaker}") if role in (None, "") else _no_text(number, speaker, role)
+    named = role.strip().lower()
+    if speaker == "from" and named not in _ROLES and named not in _KNOWN:
+        raise _bad(number, f"from {role!r}, and no role is known by that name", "an unknown role")
+    content = message.pop(said, None)
+    if message.get("weight", 1) != 1:
+        raise _bad(
+            number, "with a weight: what counts in the loss is not set message by message, so leave it out", "a weight"
+        )
+    rest = {key: without_nulls(inner) if sparse else inner for key, inner in message.items()}
+    content = "" if content is None else _content(content, number, said)
+    if named == "function_call":
+        rest["tool_calls"], content = [{"type": "function", "function": _call(content, number)}], ""
+    elif "tool_calls" in rest:
+        rest["tool_calls"] = _calls(rest["tool_calls"], number)
+    if not content.strip() and not any(rest.get(key) for key in _SUBSTANCE):
+        raise _bad(number, f"without {said}")
+    for key, inner in rest.items():
+        if isinstance(inner, str) and has_lone_surrogate(inner):
+            raise _surrogate(number, key)
+    return {"role": _ROLES.get(named, named if named in _KNOWN else role), "content": content, **rest}
+
+
+def _content(content: Any, number: int, key: str) -> str:
+    """Return the text of a message; parts are joined, and what is no text is refused by name."""
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        content = "".join(_part(part, number) for part in content)
+    if not isinstance(content, str):
+        raise _no_text(number, key, content)
+    if has_lone_surrogate(content):
+        raise _surrogate(number, key)
+    return content
+
+
+def _part(part: dict[str, Any], number: int) -> str:
+    kind = str(part.get("type") or "text")
+    medium = next((medium for medium in _MEDIA if medium in kind), None)
+    if medium is not None:
+        raise _bad(number, f"with {medium}: policies here read text alone", medium)
+    if not isinstance(part.get("text"), str):
+        raise _bad(number, f"with a part of type {kind!r} that has no text", "a part without text")
+    return str(part["text"])
+
+
+def _calls(calls: Any, number: int) -> list[Any]:
+    """Read tool calls; arguments that are JSON text become the dict that chat templates write."""
+    calls = _inner(calls, number)
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise _bad(number, "whose tool_calls are no list of calls", "tool_calls that are no list of calls")
+    found = []
+    for call in calls:
+        function = call.get("function")
+        if isinstance(function, dict):
+            found.append({**call, "function": _with_arguments(function, number)})
+        else:
+            found.append(_with_arguments(call, number))
+    return found
+
+
+def _call(content: str, number: int) -> dict[str, Any]:
+    call = _inner(content, number)
+    if not isinstance(call, dict) or "name" not in call:
+        raise _bad(number, "from 'function_call' that is no JSON with a name and arguments", "a call without a name")
+    return _with_arguments(call, number)
+
+
+def _with_arguments(call: dict[str, Any], number: int) -> dict[str, Any]:
+    arguments = call.get("arguments")
+    return {**call, "arguments": _inner(arguments, number)} if isinstance(arguments, str) and arguments else call
+
+
+def _inner(value: Any, number: int) -> Any:
+    try:
+        return parsed(value)
+    except BadValue as bad:
+        raise _bad(number, f"with a tool call that {bad}", "a tool call that is no JSON") from bad
+
+
+def _bad(number: int, what: str, kind: str | None = None) -> BadValue:
+    return BadValue(f"has a message {number} {what}", f"has {kind}" if kind else f"has a message {what}")
+
+
+def _no_text(number: int, key: str, value: Any) -> BadValue:
+    what = f"whose {key} is of type {type(value).__name__}, not text"
+    return BadValue(f"has a message {number} {what}", f"has a message whose {key} is no text")
+
+
+def _surrogate(number: int, key: str) -> BadValue:
+    return BadValue(
+        f"has a message {number} whose {key} holds half of a surrogate pair, which is no character",
+        "has a message with half of a surrogate pair",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- transcripts
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a value is a conversation in one text, with ``Human:`` and ``Assistant:`` in front of the turns."""
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
+
+
+def transcript(value: Any) -> Messages:
+    """Read a conversation in one text; an empty last turn of the assistant is the beginning of the answer, and no message."""
+    parts = _TURN.split(text(value))
+    if parts[0].strip() or len(parts) < 3:
+        raise BadValue("does not begin with Human: as a transcript does", "is no transcript")
+    messages = []
+    for number, (name, said) in enumerate(zip(parts[1::2], parts[2::2], strict=True), start=1):
+        if said.strip():
+            messages.append({"role": "user" if name == "Human" else "assistant", "content": said.strip()})
+        elif 2 * number + 1 < len(parts) or name == "Human":
+            raise BadValue(f"has a turn {number} without text", "has a turn without text")
+    return messages
+
+
+def opening(value: str, turns: int) -> str:
+    """Return the beginning of a transcript: some turns, and the name of who speaks next.
+
+    Example:
+        >>> opening("Human: 1+1=\\n\\nAssistant: 2", turns=1)
+        'Human: 1+1=\\n\\nAssistant:'
+    """
+    names = list(_TURN.finditer(value))
+    return value[: names[turns].end()] if turns < len(names) else f"{value}\n\nAssistant:"
+
+
+# ------------------------------------------------------------------------------------------- where the prompt ends
+
+
+def split_dialogue(messages: Messages) -> tuple[Messages, Messages | None]:
+    """Split a conversation at the assistant's first turn; all of it is the prompt if the assistant does not have the last word.
+
+    Example:
+        >>> split_dialogue([{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}])
+        ([{'role': 'user', 'content': '1+1='}], [{'role': 'assistant', 'content': '2'}])
+    """
+    if messages[-1]["role"] != "assistant":
+        return messages, None
+    asked = next((place for place, one in enumerate(messages) if one["role"] == "user"), 0)
+    first = next(place for place, one in enumerate(messages) if one["role"] == "assistant" and place >= asked)
+    if first == 0:
+        raise BadValue("begins with the assistant: there is nothing to answer")
+    return messages[:first], messages[first:]
+
+
+def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
+    """Split two conversations where they part: what both begin with is the prompt.
+
+    Returns:
+        The prompt, the rest of the one and the rest of the other.
+    """
+    most = min(len(chosen), len(rejected)) - 1
+    same = next((place for place in range(most) if chosen[place] != rejected[place]), most)
+    if same == 0:
+        raise BadValue(
+            "shares no first message with the rejected one: there is no prompt", "shares no prompt with the other"
+        )
+    if chosen[same]["role"] != "assistant" or rejected[same]["role"] != "assistant":
+        what = f"parts from the rejected one at message {same + 1}, which is not the assistant's in both: the prompts differ"
+        raise BadValue(what, "has another prompt than the rejected one")
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """Split two texts where they part, but inside no word; a space in between belongs to the responses.
+
+    Example:
+        >>> split_texts("The sky is blue.", "The sky is black.")
+        ('The sky is', ' blue.', ' black.')
+    """
+    same = _common(chosen, rejected)
+    following = chosen[same : same + 1] + rejected[same : same + 1]
+    if same and chosen[same - 1].isalnum() and any(character.isalnum() for character in following):
+        same = max((place + 1 for place in range(same) if chosen[place].isspace()), default=0)
+    if chosen[:same].endswith(" "):
+        same -= 1
+    if not chosen[:same].strip():
+        raise BadValue("begins otherwise than the rejected one: there is no prompt", "shares no prompt with the other")
+    return chosen[:same], chosen[same:], rejected[same:]
+
+
+def _common(one: str, other: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+def plainly(turns: Messages) -> str | Messages:
+    """Return a single turn that is nothing but text as that text."""
+    return str(turns[0]["content"]) if len(turns) == 1 and turns[0].keys() == {"role", "content"} else turns
+
+
+def at_last_turn(example: Example) -> Example:
+    """Return an example whose prompt goes up to the assistant's last turn, which is then the only one to learn or to sample.
+
+    Args:
+        example: whose response may have several turns.
+    """
+    turns, prompt = example.response, example.prompt
+    if not isinstance(turns, list) or len(turns) < 2 or prompt is None:
+        return example
+    asked: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return replace(example, prompt=[*asked, *turns[:-1]], response=plainly(turns[-1:]))
+
+
+def contents(value: Any) -> list[str]:
+    """Return what a value says: the text itself, or that of each message; nothing of a value that is neither."""
+    if is_transcript(value):
+        return [str(part).strip() for part in _TURN.split(value)[2::2] if part.strip()]
+    if is_conversation(value):
+        try:
+            said: Sequence[Any] = [message["content"] for message in conversation(value)]
+        except BadValue:
+            return []
+        return [str(one).strip() for one in said if one.strip()]
+    return [value.strip()] if isinstance(value, str) and value.strip() else []

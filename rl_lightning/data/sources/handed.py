@@ -1,0 +1,198 @@
+"""Examples that Python hands over: data sets, lists of dicts, paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rl_lightning.data.sources.base import Example, ExampleSource, Split
+from rl_lightning.data.sources.files import FileExamples
+from rl_lightning.data.sources.hub import DatasetExamples, dataset_rows, is_saved
+from rl_lightning.data.sources.paths import SPLIT_NAMES, splits_in
+from rl_lightning.data.sources.problems import Problems
+from rl_lightning.data.sources.recognise import Row
+from rl_lightning.data.sources.share import Share
+from rl_lightning.data.sources.tables import Table, TableSource
+from rl_lightning.errors import UserError
+
+_TAKEN = (
+    "a source of examples, a path, the name of a dataset on the hub, a datasets.Dataset or DatasetDict, a pandas.DataFrame, "
+    "or a list of dicts, of prompts or of Examples"
+)
+
+
+class TableExamples(TableSource):
+    """Examples from rows that are there already, for use in Python.
+
+    Rows are recognised and checked as those of `FileExamples` are.
+
+    Args:
+        train: the training rows: a ``datasets.Dataset``, a ``pandas.DataFrame``, or a list of dicts or of prompts.
+        val: the validation rows, or the share of the training rows to hold out, such as 0.02, or their number; there is no
+            validation if None.
+        test: the test rows; the validation rows if None.
+        **column_options: prompt_column and so on, for columns that are not recognised, and limit: see `TableSource`.
+
+    Raises:
+        UserError: if something else is given.
+
+    Example:
+        >>> source = TableExamples([{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+2=", "answer": 4}])
+        >>> [example.answer for example in source.load("train")]
+        ['2', '4']
+    """
+
+    def __init__(self, train: Any = None, val: Any = None, test: Any = None, **column_options: Any) -> None:
+        share = Share.of(val)
+        super().__init__(share, **column_options)
+        given: dict[Split, Any] = {"train": train, "val": None if share else val, "test": test}
+        self.tables = {split: as_table(rows, f"the {split} rows") for split, rows in given.items() if rows is not None}
+        if not self.tables:
+            raise UserError("TableExamples: give at least one of train, val and test")
+
+    def table(self, split: Split) -> Table | None:
+        """Return the rows of a split; None if none were given."""
+        return self.tables.get(split)
+
+
+class ListedExamples(ExampleSource):
+    """Examples that are there already.
+
+    Args:
+        examples: by split; validation ones stand in for test ones that are not given.
+    """
+
+    def __init__(self, examples: Mapping[Split, Sequence[Example]]) -> None:
+        self.examples = examples
+
+    def has(self, split: Split) -> bool:
+        """Tell whether there is a split."""
+        return split in self.examples or (split == "test" and "val" in self.examples)
+
+    def load(self, split: Split) -> list[Example]:
+        """Return the examples of a split."""
+        if not self.has(split):
+            raise UserError(f"there are no {split} examples")
+        return list(self.examples[split if split in self.examples else "val"])
+
+
+def as_source(value: Any, **options: Any) -> ExampleSource:
+    """Return a source of examples for whatever someone has at hand.
+
+    Args:
+        value: an `ExampleSource`, which is returned as it is; the path of a file, a folder or a pattern; the name of a dataset on
+            the hub, with its configuration after a colon if it needs one (``"openai/gsm8k:main"``); a ``datasets.Dataset``; a
+            ``datasets.DatasetDict`` or another dict of such values by split; a ``pandas.DataFrame``; or a list of dicts, of
+            prompts, or of `Example`. The splits of a dict, of a folder or of a dataset are found by their names: train,
+            validation (or val, dev, ...) and test.
+        **options: of the source: ``val=0.02`` holds a share of the training rows out, ``prompt_column="question"`` names a
+            column that is not recognised; see `TableExamples`.
+
+    Raises:
+        UserError: for a value of another type, with the types that are taken; for options beside a source that is made already.
+
+    Example:
+        >>> as_source([{"prompt": "1+1=", "answer": "2"}]).load("train")[0].prompt
+        '1+1='
+    """
+    if isinstance(value, ExampleSource):
+        if options:
+            raise UserError(f"{', '.join(options)}: give these to {type(value).__name__} itself")
+        return value
+    if isinstance(value, str | Path):
+        return _named(str(value), options)
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and (splits := _by_split(value)):
+        return as_split_source(splits, options)
+    return as_split_source({"train": value}, options)
+
+
+def as_split_source(splits: dict[Split, Any], options: dict[str, Any]) -> ExampleSource:
+    """Return a source of what is given for each split."""
+    listed = {
+        split: rows
+        for split, rows in splits.items()
+        if isinstance(rows, list | tuple) and rows and isinstance(rows[0], Example)
+    }
+    if listed:
+        if options or len(listed) < len(splits):
+            raise UserError("Examples are made already: give them for every split, and no options for columns")
+        return ListedExamples(listed)
+    named = {split: str(rows) for split, rows in splits.items() if isinstance(rows, str | Path)}
+    if named and len(named) == len(splits):
+        return FileExamples(**named, **options)  # type: ignore[arg-type]
+    return TableExamples(**{**splits, **options})
+
+
+def _named(name: str, options: dict[str, Any]) -> ExampleSource:
+    """Return the source of a path, or of a dataset on the hub."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if is_saved(folder):
+            return DatasetExamples(name, **options)
+        found: dict[str, Any] = dict.fromkeys(splits_in(folder), name)
+        return FileExamples(**{**(found or {"train": name}), **options})
+    if folder.exists() or not _is_hub_name(name):
+        return FileExamples(train=name, **options)
+    path, _, configuration = name.partition(":")
+    return DatasetExamples(path, configuration or None, **options)
+
+
+def _is_hub_name(name: str) -> bool:
+    """Whether a name that is no path can be that of a dataset on the hub: ``owner/name``, perhaps with a configuration."""
+    path, _, _ = name.partition(":")
+    owner, _, own = path.partition("/")
+    words = [word.replace("-", "").replace("_", "").replace(".", "") for word in (owner, own)]
+    ending = own.rpartition(".")[2].lower()
+    return all(word.isalnum() for word in words) and ending not in (
+        "jsonl",
+        "json",
+        "csv",
+        "tsv",
+        "parquet",
+        "gz",
+        "ndjson",
+        "txt",
+    )
+
+
+def _by_split(value: Mapping[str, Any]) -> dict[Split, Any]:
+    """Return what a dict holds by split; nothing if its keys are no names of splits."""
+    found: dict[Split, Any] = {}
+    for split, names in SPLIT_NAMES.items():
+        name = next((name for name in names if name in value), None)
+        if name is not None:
+            found[split] = value[name]
+    return found
+
+
+def as_table(rows: Any, name: str) -> Table:
+    """Return a table of what someone handed over.
+
+    Args:
+        rows: see `TableExamples`.
+        name: what messages call it.
+
+    Raises:
+        UserError: if it is no table.
+    """
+    kind = type(rows)
+    if kind.__module__.startswith("datasets.") and kind.__name__ in ("Dataset", "IterableDataset"):
+        return Table(name, lambda problems: dataset_rows(rows, name), sparse=True)
+    if kind.__module__.startswith("pandas.") and kind.__name__ == "DataFrame":
+        import pyarrow
+
+        return as_table(pyarrow.Table.from_pandas(rows, preserve_index=False).to_pylist(), name)
+    if isinstance(rows, list | tuple) and rows and isinstance(rows[0], str):
+        rows = [{"prompt": prompt} for prompt in rows]
+    if not isinstance(rows, list | tuple):
+        raise UserError(f"{name} are of type {kind.__name__}; what is taken: {_TAKEN}")
+
+    def numbered(problems: Problems) -> Iterator[tuple[str, Row]]:
+        for number, row in enumerate(rows):
+            if isinstance(row, Mapping):
+                yield f"{name}[{number}]", dict(row)
+            else:
+                problems.add(f"{name}[{number}]", f"not a dict but of type {type(row).__name__}", "not a dict")
+
+    return Table(name, numbered)
