@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rl_lightning.callbacks import (
     CollapseWarning,
     DurableLogs,
+    FirstValidation,
     GracefulStop,
     NonFiniteGuard,
     RNGState,
@@ -45,6 +46,7 @@ def default_callbacks(
     looks = (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning, SpreadWarning, DurableLogs)
     callbacks: list[Callback] = [kind() for kind in looks if kind not in own]
     callbacks += [] if GracefulStop in own else [GracefulStop(max_time)]
+    callbacks += [] if FirstValidation in own else [FirstValidation()]
     # After the others, so that the locks are held while they save after an exception.
     callbacks += [] if RunLock in own else [RunLock()]
     own_bar = any(isinstance(callback, ProgressBar) for callback in listed)

@@ -26,8 +26,8 @@ class Learner(Protocol):
         """What training steps must be given: `rollouts`, `demonstrations`, `samples` or `preferences`; None for whatever there is."""
 
     @property
-    def evaluates_on(self) -> str:
-        """What held-out data are: sampled and scored `responses`, or `preferences`."""
+    def evaluates_on(self) -> tuple[str, ...]:
+        """The kinds of held-out data that it is measured on: sampled and scored `responses`, `demonstrations`, `preferences`."""
 
     @property
     def needs(self) -> Mapping[str, str]:

@@ -42,8 +42,9 @@ class ObjectiveModule(TrainedModule):
     learns_from: str | None = None
     #: Whether training data must bring log-probabilities of a frozen reference, `reference_files`.
     wants_reference: ClassVar[bool] = False
-    #: What held-out data are: sampled and scored `responses`, or `preferences`.
-    evaluates_on: ClassVar[str] = "responses"
+    #: What it is measured on, as far as there are held-out data of the kind: sampled and scored `responses`, `demonstrations`,
+    #: `preferences`.
+    evaluates_on: ClassVar[tuple[str, ...]] = ("responses",)
 
     def __init__(
         self,

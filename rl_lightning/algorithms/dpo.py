@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_lightning.algorithms.metrics import preference_metrics
 from rl_lightning.algorithms.policy import Outputs, PolicyModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import dpo_objective
 from rl_lightning.models import PolicyFiles
-from rl_lightning.types import Microbatch, PreferenceBatch
+from rl_lightning.types import Microbatch, PreferenceBatch, Rollout
 
 #: β that is customary for means over tokens, and for sums.
 _MEAN_BETA, _SUM_BETA = 5.0, 0.1
@@ -48,6 +49,7 @@ class DPO(PolicyModule):
     formula = "J = E log σ( β/|y⁺| Σ_t log π_θ/π_ref(y⁺_t) − β/|y⁻| Σ_t log π_θ/π_ref(y⁻_t) )"
 
     learns_from = "preferences"
+    evaluates_on = ("preferences", "responses")
     wants_reference = True
 
     def __init__(
@@ -73,18 +75,17 @@ class DPO(PolicyModule):
 
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return log σ(β m⁺ − β m⁻) on every token of both responses of a pair."""
-        if not isinstance(batch, PreferenceBatch) or batch.ref_logprobs is None:
+        if not isinstance(batch, PreferenceBatch):
             raise UserError("DPO needs preference pairs with log-probabilities of the reference: use RewardDataModule")
-        margins = self._per_response(logprobs, batch) - self._per_response(batch.ref_logprobs, batch)
-        chosen, rejected = batch.chosen(margins), batch.rejected(margins)
+        gains = self._gains(logprobs, batch)
+        chosen, rejected = batch.chosen(gains), batch.rejected(gains)
         return batch.per_token(dpo_objective(chosen, rejected, self.beta, self.label_smoothing))
 
     def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
         """Return what is logged of the pairs, (B/2,), besides the entropy of the tokens."""
-        assert isinstance(batch, PreferenceBatch) and batch.ref_logprobs is not None
-        measured = self._per_response(outputs.logprobs, batch)
-        margins = measured - self._per_response(batch.ref_logprobs, batch)
-        chosen, rejected = batch.chosen(margins), batch.rejected(margins)
+        assert isinstance(batch, PreferenceBatch)
+        measured, gains = self._per_response(outputs.logprobs, batch), self._gains(outputs.logprobs, batch)
+        chosen, rejected = batch.chosen(gains), batch.rejected(gains)
         difference = self.beta * (chosen - rejected)
         return super().observed(batch, outputs) | {
             "dpo/margin": difference,
@@ -94,6 +95,27 @@ class DPO(PolicyModule):
             "policy/chosen_logprob": batch.chosen(measured),
             "policy/rejected_logprob": batch.rejected(measured),
         }
+
+    def evaluation_step(self, batch: Rollout | Microbatch, stage: str) -> None:
+        """Add some held-out pairs to accuracy, margin and loss, or some sampled answers to what `PolicyModule` measures.
+
+        A pair's scores are its implicit rewards, β m⁺ and β m⁻.
+        """
+        if not isinstance(batch, PreferenceBatch):
+            super().evaluation_step(batch, stage)
+            return
+        logprobs = self.logprobs(batch)
+        objective = batch.chosen(self.objective(batch, logprobs))[:, 0]
+        scores = self.beta * self._gains(logprobs, batch)
+        self.evaluation_metrics(stage, preference_metrics, "preferences").update(
+            chosen=batch.chosen(scores), rejected=batch.rejected(scores), objective=objective
+        )
+
+    def _gains(self, logprobs: Tensor, batch: Microbatch) -> Tensor:
+        """Return m of each response, (B,) nats: how much likelier it has become than it is to the reference."""
+        if batch.ref_logprobs is None:
+            raise UserError("DPO needs preference pairs with log-probabilities of the reference: use RewardDataModule")
+        return self._per_response(logprobs, batch) - self._per_response(batch.ref_logprobs, batch)
 
     def _per_response(self, logprobs: Tensor, batch: Microbatch) -> Tensor:
         """Return the sum of each response's log-probabilities, or their mean, (B,) nats."""

@@ -101,6 +101,49 @@ def sampling_metrics(samples: int, prefix: str) -> MetricCollection:
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
+class TokenMean(Metric):
+    """The mean of one number a token over all tokens of all rows.
+
+    Args:
+        read: name of the number, as `update` is given it.
+        sign: factor.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, read: str, sign: float = 1.0) -> None:
+        super().__init__()
+        self.read = read
+        self.sign = sign
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, mask: Tensor, **numbers: Tensor) -> None:
+        """Add the tokens of some rows.
+
+        Args:
+            mask: (B, R) bool; which tokens count.
+            **numbers: (B, R) each.
+        """
+        self.total += self.sign * numbers[self.read][mask].double().sum()
+        self.count += mask.sum()
+
+    def compute(self) -> Tensor:
+        """Return the mean, NaN if there was no token."""
+        return (self.total / self.count).float()
+
+
+def demonstration_metrics(prefix: str) -> MetricCollection:
+    """Return the mean negative log-likelihood of a token in nats, and the share of tokens that are the policy's most probable one."""
+    metrics: dict[str, Metric | MetricCollection] = {
+        "loss": TokenMean("logprobs", sign=-1.0),
+        "token_accuracy": TokenMean("most_probable"),
+    }
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
 class PairMean(Metric):
     """The mean, or the standard deviation, of numbers read from preference pairs.
 
@@ -147,10 +190,22 @@ class PairCalibration(BinaryCalibrationError):
 
 
 def preference_metrics(prefix: str) -> MetricCollection:
-    """Return a reward model's accuracy, loss, calibration error, and the mean and deviation of its scores."""
-    metrics: dict[str, Any] = {
+    """Return the share of pairs that are ranked rightly, the mean gap between their scores, and the mean loss."""
+    return MetricCollection(_of_pairs(), prefix=prefix, compute_groups=False)
+
+
+def _of_pairs() -> dict[str, Metric | MetricCollection]:
+    return {
         "accuracy": PairMean(lambda chosen, rejected, objective: chosen > rejected),
+        "margin": PairMean(lambda chosen, rejected, objective: chosen - rejected),
         "loss": PairMean(lambda chosen, rejected, objective: -objective),
+    }
+
+
+def score_metrics(prefix: str) -> MetricCollection:
+    """Return a reward model's `preference_metrics`, its calibration error, and the mean and deviation of its scores."""
+    metrics: dict[str, Metric | MetricCollection] = {
+        **_of_pairs(),
         "reward_mean": PairMean(lambda chosen, rejected, objective: torch.stack([chosen, rejected])),
         "reward_std": PairMean(lambda chosen, rejected, objective: torch.stack([chosen, rejected]), deviation=True),
         "calibration_error": PairCalibration(n_bins=20),

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.base import ObjectiveModule
-from rl_lightning.algorithms.metrics import preference_metrics
+from rl_lightning.algorithms.metrics import score_metrics
 from rl_lightning.errors import UserError
 from rl_lightning.functional import bradley_terry
 from rl_lightning.models import ClassifierFiles, classifier_logits
@@ -38,7 +38,7 @@ class RewardModel(ObjectiveModule):
     formula = "J = E [ log σ(r(x, y⁺) − r(x, y⁻) − c Δ) − λ (r(x, y⁺) + r(x, y⁻))² ]"
 
     learns_from = "preferences"
-    evaluates_on = "preferences"
+    evaluates_on = ("preferences",)
 
     def __init__(self, policy: str = "embedded", margin: float = 0.0, centring: float = 0.0, **options: Any) -> None:
         super().__init__(policy, **options)
@@ -105,9 +105,9 @@ class RewardModel(ObjectiveModule):
     # ---------------------------------------------------------------- evaluation
 
     def evaluation_step(self, batch: PreferenceBatch, stage: str) -> None:
-        """Add some held-out pairs to accuracy, loss, calibration, and mean and deviation of the scores."""
+        """Add some held-out pairs to accuracy, margin, loss, calibration, and mean and deviation of the scores."""
         scores = self.scores(batch)
-        self.evaluation_metrics(stage, preference_metrics).update(
+        self.evaluation_metrics(stage, score_metrics).update(
             chosen=batch.chosen(scores), rejected=batch.rejected(scores), objective=self.objective(batch, scores)
         )
 

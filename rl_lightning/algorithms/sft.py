@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rl_lightning.algorithms.metrics import demonstration_metrics
 from rl_lightning.algorithms.policy import PolicyModule
-from rl_lightning.types import Microbatch
+from rl_lightning.models import read_responses
+from rl_lightning.types import Microbatch, Rollout
 
 
 class SFT(PolicyModule):
@@ -24,7 +26,18 @@ class SFT(PolicyModule):
     formula = "J = E[ 1/|y| Σ_t log π_θ(y_t | x, y_<t) ]"
 
     learns_from = "demonstrations"
+    evaluates_on = ("demonstrations", "responses")
 
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return log π_θ(y_t | x, y_<t)."""
         return logprobs
+
+    def evaluation_step(self, batch: Rollout | Microbatch, stage: str) -> None:
+        """Add some held-out demonstrations to loss and token accuracy, or some sampled answers to what `PolicyModule` measures."""
+        if not isinstance(batch, Microbatch):
+            super().evaluation_step(batch, stage)
+            return
+        logprobs, most_probable, _ = read_responses(self.policy, batch, entropy="top")
+        self.evaluation_metrics(stage, demonstration_metrics, "demonstrations").update(
+            batch.response_mask, logprobs=logprobs, most_probable=most_probable
+        )

@@ -82,7 +82,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         self._ends_step = False
         self._loss_finite = True
         self._has_looked_for_gradients = False
-        self._evaluation: dict[str, MetricCollection] = {}
+        self._evaluation: dict[tuple[str, str], MetricCollection] = {}
 
     # -------------------------------------------------------------------- models
 
@@ -218,15 +218,23 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         """Add a batch of held-out data to the metrics of a stage, `val` or `test`."""
         raise TypeError(f"{type(self).__name__} must define evaluation_step(batch, stage)")
 
-    def evaluation_metrics(self, stage: str, make: Callable[[str], MetricCollection]) -> MetricCollection:
-        """Return the metrics of a stage, made anew, under the prefix of their names, for its first batch."""
-        if stage not in self._evaluation:
-            self._evaluation[stage] = make(f"{stage}/").to(self.device)
-        return self._evaluation[stage]
+    def evaluation_metrics(
+        self, stage: str, make: Callable[[str], MetricCollection], kind: str = "responses"
+    ) -> MetricCollection:
+        """Return metrics of a stage, made anew, under the prefix of their names, for its first batch.
+
+        Args:
+            stage: `val` or `test`.
+            make: prefix → metrics.
+            kind: of the held-out data, one of `evaluates_on`; each kind has metrics of its own.
+        """
+        if (stage, kind) not in self._evaluation:
+            self._evaluation[stage, kind] = make(f"{stage}/").to(self.device)
+        return self._evaluation[stage, kind]
 
     def _log_evaluation(self, stage: str) -> None:
-        metrics = self._evaluation.pop(stage, None)
-        if metrics is not None:
+        for key in [key for key in self._evaluation if key[0] == stage]:
+            metrics = self._evaluation.pop(key)
             self.log_dict({name: value for name, value in metrics.compute().items() if not torch.isnan(value)})
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:

@@ -3,6 +3,7 @@
 from rl_lightning.callbacks.adaptive_kl import AdaptiveKL
 from rl_lightning.callbacks.durable_logs import DurableLogs
 from rl_lightning.callbacks.dynamic_sampling import DynamicSampling
+from rl_lightning.callbacks.first_validation import FirstValidation
 from rl_lightning.callbacks.graceful_stop import GracefulStop
 from rl_lightning.callbacks.group_normalize import GroupNormalize
 from rl_lightning.callbacks.guards import CollapseWarning, NonFiniteGuard, SpreadWarning
@@ -27,6 +28,7 @@ __all__ = [
     "CollapseWarning",
     "DurableLogs",
     "DynamicSampling",
+    "FirstValidation",
     "GracefulStop",
     "GroupNormalize",
     "HFExport",

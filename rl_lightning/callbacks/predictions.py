@@ -33,7 +33,7 @@ class PredictionWriter(Callback):
         Raises:
             UserError: for a module that does not sample responses.
         """
-        if getattr(pl_module, "evaluates_on", "responses") != "responses":
+        if "responses" not in getattr(pl_module, "evaluates_on", ("responses",)):
             raise UserError(
                 f"PredictionWriter writes sampled responses, and {type(pl_module).__name__} predicts none: take it out of "
                 "trainer.callbacks"

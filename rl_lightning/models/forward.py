@@ -67,7 +67,8 @@ class Reading(NamedTuple):
 
     Args:
         logprobs: (B, R), nats; log-probability of each response token at the rows' temperature; 0 outside the response.
-        entropy: (B, R), nats; entropy of the distribution of each response token; 0 outside the response, or if not asked for.
+        entropy: (B, R), nats; entropy of the distribution of each response token, or what was asked for in its place (see `Entropy`);
+            0 outside the response, or if nothing was asked for.
         hidden: (B, R + 1, H); the last hidden state before each response token, and after the last; None if not asked for.
     """
 
@@ -147,5 +148,10 @@ def _read(
     logits = output.logits.flatten(0, -2)[states]
     logprobs = logprobs_from_logits(logits, tokens, temperature)
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "gradient"):
-        spread = torch.zeros_like(logprobs) if entropy == "none" else entropy_from_logits(logits, temperature)
+        if entropy == "none":
+            spread = torch.zeros_like(logprobs)
+        elif entropy == "top":
+            spread = (logits.gather(1, tokens[:, None]).squeeze(1) == logits.amax(1)).to(logprobs)
+        else:
+            spread = entropy_from_logits(logits, temperature)
     return torch.stack([logprobs, spread]), output

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Compute no entropy, its value, or its value and gradient.
-Entropy = Literal["none", "value", "gradient"]
+#: Compute no entropy, its value, or its value and gradient; or in its place, as `top`, whether a token is the most probable one: 1 or 0.
+Entropy = Literal["none", "value", "gradient", "top"]
 
 #: Logits held at a time. If a pass has no more than this, they are kept, as probabilities, for the backward pass. If it has
 #: more, they are computed in chunks of this size, once forward and once again backward.
@@ -86,8 +86,12 @@ class _TokenLogprobs(torch.autograd.Function):
             picked = (logits.gather(1, tokens[at, None]) - top).squeeze(1)
             masses = logits.sub_(top).exp()
             total = masses.sum(1)
-            none = torch.zeros_like(total)
-            spread = none if entropy == "none" else total.log() - torch.linalg.vecdot(masses, logits) / total
+            if entropy == "none":
+                spread = torch.zeros_like(total)
+            elif entropy == "top":
+                spread = (picked == 0).to(total)
+            else:
+                spread = total.log() - torch.linalg.vecdot(masses, logits) / total
             parts.append(torch.stack([picked - total.log(), spread, top.squeeze(1) + total.log()]))
             if keep:
                 probs = masses.div_(total[:, None])

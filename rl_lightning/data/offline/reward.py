@@ -117,7 +117,7 @@ class RewardDataModule(OfflineDataModule):
     @property
     def holds_out_pairs(self) -> bool:
         """Whether evaluation is on pairs; on sampled responses otherwise."""
-        return bool(self.module.evaluates_on == "preferences")
+        return self.module.evaluates_on == ("preferences",)
 
     @property
     def group_size(self) -> int:

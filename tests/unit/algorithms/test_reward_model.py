@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rl_lightning.algorithms import OptimizerOptions, RewardModel
-from rl_lightning.algorithms.metrics import preference_metrics
+from rl_lightning.algorithms.metrics import score_metrics
 from rl_lightning.callbacks import HFExport
 from rl_lightning.data.reward_models import ModelReward
 from rl_lightning.errors import UserError
@@ -208,7 +208,7 @@ def test_a_text_scores_as_its_tokens_did_in_training(tmp_path):
 
 
 def metrics_of(chosen, rejected, parts=(0, 3, 10)):
-    metrics = preference_metrics("val/")
+    metrics = score_metrics("val/")
     objective = torch.nn.functional.logsigmoid(chosen - rejected)
     for first, last in itertools.pairwise(parts):
         metrics.update(chosen=chosen[first:last], rejected=rejected[first:last], objective=objective[first:last])

@@ -1,0 +1,30 @@
+"""Validation before the first step, so that every curve of held-out data has its beginning."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class FirstValidation(Callback):
+    """Run the whole validation before the first optimizer step of a run, and log it as step 0.
+
+    Lightning's own `num_sanity_val_steps` runs it too, but logs nothing. A run that goes on from a checkpoint has its
+    beginning already. `--trainer.limit_val_batches=0` switches all validation off.
+
+    Args:
+        enabled: False trains at once.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate, as Lightning does between two epochs."""
+        if not self.enabled or trainer.global_step or not trainer.enable_validation or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        connector = trainer._logger_connector
+        trainer.validating = True  # Lightning finds the loop that runs by this
+        first = connector._first_loop_iter
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        connector._first_loop_iter = first
+        trainer.training = True
