@@ -101,9 +101,10 @@ class DPO(PolicyModule):
 
         A pair's scores are its implicit rewards, β m⁺ and β m⁻.
         """
-        if not isinstance(batch, PreferenceBatch):
+        if isinstance(batch, Rollout):
             super().evaluation_step(batch, stage)
             return
+        assert isinstance(batch, PreferenceBatch)
         logprobs = self.logprobs(batch)
         objective = batch.chosen(self.objective(batch, logprobs))[:, 0]
         scores = self.beta * self._gains(logprobs, batch)

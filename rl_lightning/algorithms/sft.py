@@ -34,7 +34,7 @@ class SFT(PolicyModule):
 
     def evaluation_step(self, batch: Rollout | Microbatch, stage: str) -> None:
         """Add some held-out demonstrations to loss and token accuracy, or some sampled answers to what `PolicyModule` measures."""
-        if not isinstance(batch, Microbatch):
+        if isinstance(batch, Rollout):
             super().evaluation_step(batch, stage)
             return
         logprobs, most_probable, _ = read_responses(self.policy, batch, entropy="top")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, cast
@@ -16,7 +16,7 @@ from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
 from rl_lightning.data.reward_models import with_models
 from rl_lightning.data.sampler import SampledPolicy, Sampler, trained_policy
 from rl_lightning.data.served import EpochDataModule
-from rl_lightning.data.sources import ChainSum, ExampleSource
+from rl_lightning.data.sources import ChainSum, ExampleSource, as_source
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
@@ -50,6 +50,11 @@ class PromptOptions:
     on_bad: Literal["error", "drop"] = "error"
 
 
+def _as_prompts(given: Any) -> Any:
+    """Return what someone has at hand as a source; the class that a dict names is made by the parser."""
+    return given if isinstance(given, Mapping) and "class_path" in given else as_source(given)
+
+
 class SamplingDataModule(EpochDataModule, metaclass=Checked):
     """Prompts in, scored responses out.
 
@@ -72,7 +77,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
 
     serves: ClassVar[tuple[str, ...]] = ()
     #: Options that are read by functions of their own in Python; see `Checked`.
-    accepts: ClassVar[dict[str, Callable[[Any], Any]]] = {"rewards": as_specs}
+    accepts: ClassVar[dict[str, Callable[[Any], Any]]] = {"prompts": _as_prompts, "rewards": as_specs}
     #: Asks for responses and rewards; there from `setup` on. `RewardDataModule`'s option of that name is a policy that it asks.
     sampler: Sampler
 
