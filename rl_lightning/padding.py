@@ -71,8 +71,10 @@ def stacked(parts: Sequence[Rollout], pad_id: int) -> Rollout:
         values = [getattr(part, item.name) for part in wide]
         if isinstance(values[0], Tensor):
             joined[item.name] = torch.cat(values)
-        elif isinstance(values[0], list):
+        elif isinstance(values[0], list) and item.name != "notes":
             joined[item.name] = [entry for value in values for entry in value]
+        elif item.name == "notes" and any(values):  # a rollout from an older checkpoint has none
+            joined["notes"] = [note for part in wide for note in part.notes or [{}] * len(part)]
         elif item.name == "reward_components":
             joined[item.name] = {name: torch.cat([value[name] for value in values]) for name in values[0]}
     return dataclasses.replace(wide[0], **joined)

@@ -94,8 +94,9 @@ class Rollout(Rows):
         prompts, responses, answers: B each, as rewards and tables show them; an answer may be None, a list or a dict.
         raw_rewards, rewards: (B,) float, before and after shaping; NaN where a reward failed. A divergence from the reference
             is never taken off them: see `penalised_rewards`.
-        correct: (B,) bool; the first reward listed reached its threshold.
-        reward_components: reward name → (B,) float, unweighted.
+        correct: (B,) bool; the first reward listed that applies reached its threshold.
+        reward_components: reward name → (B,) float, unweighted; NaN where a reward failed or does not apply.
+        notes: for each row, reward name → what the reward noted, for tables of samples.
         old_logprobs: (B, R); of the policy at rollout time, as the trainer computes them. Absent when the rollout
             serves a single update: there they equal the current ones.
         ref_logprobs: (B, R); of the frozen reference, if the algorithm has one.
@@ -119,6 +120,7 @@ class Rollout(Rows):
     rewards: Tensor
     correct: Tensor
     reward_components: dict[str, Tensor] = field(default_factory=dict)
+    notes: list[dict[str, Any]] | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     token_rewards: Tensor | None = None

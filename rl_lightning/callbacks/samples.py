@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,7 @@ class SampleTable(RolloutCallback):
             "prompt": self._short(rollout.prompts[row]) if first else None,
             "gold": self._short(str(answer)) if first and answer is not None else None,
             "response": self._short(rollout.responses[row]),
+            **self._notes(rollout, row),
             "length": int(rollout.lengths[row]),
             "cut": bool(rollout.truncated[row]),
             "reward": float(rollout.rewards[row]),
@@ -97,6 +99,16 @@ class SampleTable(RolloutCallback):
         if rollout.advantages is not None:
             cells["advantage"] = float(rollout.advantages[row, 0])
         return cells
+
+    def _notes(self, rollout: Rollout, row: int) -> dict[str, object]:
+        """Return what rewards noted of a response, each under its own name, after the reward's where several use it."""
+        notes = [] if rollout.notes is None else rollout.notes
+        users = Counter(pair for one in notes for pair in {(name, what) for name, told in one.items() for what in told})
+        twice = Counter(what for _, what in users)
+        found = {
+            what if twice[what] == 1 else f"{name} {what}": notes[row].get(name, {}).get(what) for name, what in users
+        }
+        return {what: self._short(value) if isinstance(value, str) else value for what, value in found.items()}
 
     def _short(self, text: str) -> str:
         """Return a text that can be encoded, without its middle if it is too long."""

@@ -124,6 +124,7 @@ class Sampler:
             pad_id=policy.files.tokenizer.pad_token_id,
         )
         assert self.rewarder is not None
+        self.rewarder.step = policy.version if isinstance(policy.version, int) else 0
         started = time.perf_counter()
         owners = [prompt for prompt in prompts for _ in range(group_size)]
         ahead = self.rewarder.ahead()
@@ -131,7 +132,7 @@ class Sampler:
 
         def finished(row: int, ids: list[int]) -> None:
             texts[row] = policy.ends.text(ids)
-            ahead.add(row, reward_sample(owners[row], texts[row], not policy.ends.stop(ids)))
+            ahead.add(row, reward_sample(owners[row], texts[row], not policy.ends.stop(ids), ids))
 
         with ahead, self.profile("[rl_lightning]generate"), policy.mode():
             with self.watch.abandonable(True):
@@ -158,9 +159,12 @@ class Sampler:
             ahead: was given some of the responses already.
         """
         assert self.rewarder is not None
+        ids, lengths = rollout.response_ids.tolist(), rollout.lengths.tolist()
         samples = [
-            reward_sample(prompt, response, cut)
-            for prompt, response, cut in zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
+            reward_sample(prompt, response, cut, ids[row][: lengths[row]])
+            for row, (prompt, response, cut) in enumerate(
+                zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
+            )
         ]
         with self.watch.abandonable(False):
             scores = self.rewarder.score(samples, ahead, lambda: self.watch.on_boundary(False))
@@ -169,12 +173,14 @@ class Sampler:
             name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in scores.components.items()
         }
         total = torch.tensor(scores.total, dtype=torch.float32, device=device)
-        judge = next(iter(components.values()))
+        judge = torch.tensor(scores.judged, dtype=torch.float32, device=device)
         # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
         mask = rollout.response_mask & ~total.isnan().unsqueeze(1)
         failures = {
             kind if "/" in kind else f"reward_failures/{kind}": Sum(count) for kind, count in scores.failures.items()
         }
+        others = {f"reward_inapplicable/{name}": Sum(count) for name, count in scores.inapplicable.items()}
+        others |= {f"reward/{name}": Mean(*measured) for name, measured in scores.measures.items()}
         return replace(
             rollout,
             response_mask=mask,
@@ -182,14 +188,24 @@ class Sampler:
             rewards=total.clone(),
             correct=judge >= self.correct_threshold,
             reward_components=components,
-            metrics={"rollout/failed_fraction": Mean(int(total.isnan().sum()), len(total)), **failures},
+            notes=scores.notes,
+            metrics={"rollout/failed_fraction": Mean(int(total.isnan().sum()), len(total)), **failures, **others},
         )
 
 
-def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool) -> RewardSample:
-    """Return what rewards see: prompt, response, gold answer, messages, and whether the cap on new tokens cut the response off."""
-    metadata = {**prompt.example.metadata, "truncated": truncated}
-    return RewardSample(prompt.text, response, prompt.example.answer, metadata, prompt.messages)
+def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool, ids: Sequence[int] = ()) -> RewardSample:
+    """Return what rewards see of a response.
+
+    Args:
+        prompt: that it answers.
+        response: its text.
+        truncated: whether the cap on new tokens cut it off.
+        ids: its tokens.
+    """
+    example = prompt.example
+    metadata = {**example.metadata, "truncated": truncated}
+    tokens = prompt.input_ids, ids
+    return RewardSample(prompt.text, response, example.answer, metadata, prompt.messages, example.prompt, *tokens)
 
 
 def unscored(

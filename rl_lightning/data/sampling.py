@@ -168,7 +168,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.evaluation.sampling(self.sampling).check(training=False)
         self._check_stop_ids()
         if self.rewarder is not None:
-            self.rewarder.start()
+            self.rewarder.start(self.module.policy_files.tokenizer)
             for reward in self._reward_models:
                 reward.prepare(self.trainer.strategy.root_device)
         elif self._needs_rewards(stage):
@@ -236,8 +236,11 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         """Return the prompts of a split as token ids, or report all that is wrong with them."""
         files, unread = self.module.policy_files, Problems()
         reader, new_tokens = self.written_reader(split), self.new_tokens(split)
+        examples = self.examples(split, unread)
+        if self.rewarder is not None and new_tokens:
+            self.rewarder.check_columns([example.metadata for example in examples])
         return encode_prompts(
-            self.examples(split, unread),
+            examples,
             files.tokenizer,
             max_prompt_length=self.prompt_options.max_length,
             # Where nothing is sampled, the reader of written responses knows what is too long.

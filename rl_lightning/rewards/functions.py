@@ -40,6 +40,20 @@ from rl_lightning.rewards.grading.symbolic import ProcessDied, require_backend
 from rl_lightning.rewards.grading.symbolic import start as start_backend
 from rl_lightning.thoughts import DEFAULT_THOUGHTS, Thoughts, after_thought, check_thoughts
 
+#: Why an answer is wrong, in words for tables of samples: see `Verdict.reason`.
+WHY = {
+    "different": "another value than the gold answer",
+    "not_comparable": "cannot be compared with the gold answer",
+    "no_marker": "no answer is marked",
+    "unclosed": "the marked answer does not end",
+    "unfinished_thought": "the thought does not end",
+    "empty": "the marked answer is empty",
+    "ambiguous": "several different answers are marked",
+    "too_long": "the answer is too long",
+    "timeout": "the comparison took too long",
+    "refused": "the comparison was refused",
+}
+
 Reward = TypeVar("Reward", bound=Callable[..., float])
 
 
@@ -95,7 +109,10 @@ def final_answer(
     golds = _final_golds(answer)
     _, marker, given = (after_thought(response, prompt, thoughts) or "").partition("#")
     finished = not (metadata or {}).get("truncated", False)
-    return 1.0 if marker and finished and given.strip() in golds else wrong
+    right = bool(marker) and finished and given.strip() in golds
+    why = WHY["no_marker"] if not marker else WHY["different"] if finished else "the response was cut off"
+    tally.note(read=given.strip() if marker else None, why=None if right else why)
+    return 1.0 if right else wrong
 
 
 def _check_answer_correct(
@@ -165,6 +182,7 @@ def answer_correct(
         timeout_s=timeout_s,
         thoughts=thoughts,
     )
+    tally.note(read=verdict.extracted, why=None if verdict else WHY.get(verdict.reason, verdict.reason))
     if verdict.reason == "bad_gold":
         check_answer(answer)
     if verdict.reason == "died":
@@ -224,6 +242,7 @@ def reasoning_gym_score(
     if not isinstance(origin, dict) or not {"task", "entry"} <= origin.keys():
         raise ValueError("the example's metadata have no reasoning_gym: {task, entry}; is it a reasoning-gym source?")
     given = extract_answer(response, extract, multiple, prompt, thoughts)
+    tally.note(read=given)
     if given is None:
         return 0.0
     task, entry = _reasoning_gym_task(origin["task"]), origin["entry"]

@@ -4,13 +4,15 @@ The parent (:mod:`rl_lightning.rewards.process`) writes:
 
 - first a dict: ``sys_path``, ``memory_limit`` (bytes or None), ``setup`` (a list of ``(function, arguments)``);
 - ``("define", key, pickled function)``: a function, sent once and loaded at once, which may import its module;
-- ``("run", [(index, key, pickled arguments), ...])``: calls, answered one by one, in order.
+- ``("run", [(index, key, pickled arguments), ...])``: calls, answered one by one, in order;
+- ``("together", [(index, key, pickled arguments, seconds), ...], in flight)``: calls of coroutine functions, as many at a time,
+  each with its own time limit, answered in the order in which they end.
 
 The worker (:mod:`rl_lightning.rewards.worker`) writes:
 
 - ``("ready", setup error or None)`` once;
 - ``("defined", key)`` when a function is loaded, or cannot be;
-- ``(index, kind, pickled value, error, counts)`` for each call. After the kind ``memory`` the parent should end the
+- ``(index, kind, pickled value, error, what the call said)`` for each call. After the kind ``memory`` the parent should end the
   worker, which may keep what it ran out of memory with;
 - ``("clock", runs)`` in between: the clock of the call stops, or runs again.
 """

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from rl_lightning.errors import UserError
+from rl_lightning.rewards.tally import Said
 
 if TYPE_CHECKING:
     #: What computes a reward.
@@ -75,7 +76,8 @@ class RewardLimits:
         timeout_s: longest time for one reward of one sample, in seconds; a function that takes longer is killed. The import of
             its module and its `prepare` do not count.
         start_timeout_s: longest time in seconds for a worker to start and run `prepare`, and for the import of each module.
-        workers: number of processes that compute rewards.
+        workers: number of processes that compute rewards; one if null. An ``async def``, and a function with a `concurrency` of its
+            own, run in further ones.
         max_failed_fraction: the run stops if more than this fraction of the samples, in [0, 1], gets no reward: in one
             call of at least 4 samples, or of all samples so far once there are 64.
         memory_limit_gb: address space of each worker in units of 2^30 bytes; a lower limit of the system (`ulimit -v`) holds
@@ -84,7 +86,7 @@ class RewardLimits:
 
     timeout_s: float = 10.0
     start_timeout_s: float = 300.0
-    workers: int = 1
+    workers: int | None = None
     max_failed_fraction: float = 0.5
     memory_limit_gb: float | None = 16.0
 
@@ -99,6 +101,8 @@ class RewardSample:
         answer: the gold answer as the data hold it, None if there is none.
         metadata: of the example; picklable.
         messages: the prompt as chat messages, if a chat template rendered it; a reward model renders them by its own template.
+        source: the prompt as the data hold it, a text or chat messages; `prompt` if None.
+        prompt_ids, response_ids: tokens of both; those of the response as they were sampled, the stop token included.
     """
 
     prompt: str
@@ -106,6 +110,9 @@ class RewardSample:
     answer: Any
     metadata: dict[str, Any]
     messages: list[dict[str, str]] | None = None
+    source: str | list[dict[str, Any]] | None = None
+    prompt_ids: Sequence[int] = ()
+    response_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -140,13 +147,13 @@ class Outcome:
             taking too long; ``died``: the process ended during the call (a crash, ``os._exit``, killed for its memory).
         value: what the call returned; None unless it is ``ok``.
         error: the traceback, or one line about the timeout or death; None if it is ``ok``.
-        counts: events that the call counted through :mod:`rl_lightning.rewards.tally`.
+        said: what the call said through :mod:`rl_lightning.rewards.tally`.
     """
 
     kind: Kind
     value: Any = None
     error: str | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    said: Said = field(default_factory=Said)
 
 
 @dataclass
@@ -154,13 +161,22 @@ class Scores:
     """Rewards of a list of samples, in the same order.
 
     Args:
-        total: weighted sum of the rewards; NaN where one with a weight other than 0 failed.
-        components: each reward by name, unweighted; NaN where it failed.
+        total: weighted sum of the rewards that apply; NaN where one with a weight other than 0 failed, or none applies.
+        components: each reward by name, unweighted; NaN where it failed or does not apply.
         failures: number of calls that ``raised``, hit the ``timeout``, ``died`` with their process or returned ``nan`` (also:
-            not a number, infinite). Kinds that did not occur are absent. The events that reward functions counted
-            (:mod:`rl_lightning.rewards.tally`), such as ``grader_timeout``, are added; those calls have a reward.
+            no number, infinite), and of samples to which no reward applies (``none``). Kinds that did not occur are absent. The
+            events that reward functions counted (:mod:`rl_lightning.rewards.tally`), such as ``grader_timeout``, are added; those
+            calls have a reward.
+        judged: the first reward listed that applies, unweighted; NaN where it failed.
+        inapplicable: reward name → number of samples to which it does not apply, where there are some.
+        notes: for each sample, reward name → what it noted: parts and `tally.note`.
+        measures: NAME/PART → (sum, number) of the parts that rewards have, and of what `tally.measure` was told.
     """
 
     total: list[float]
     components: dict[str, list[float]]
     failures: dict[str, int]
+    judged: list[float] = field(default_factory=list)
+    inapplicable: dict[str, int] = field(default_factory=dict)
+    notes: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    measures: dict[str, tuple[float, int]] = field(default_factory=dict)

@@ -18,18 +18,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import pickle
 import resource
 import select
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from types import FrameType
-from typing import Any, BinaryIO, SupportsFloat
+from typing import Any, BinaryIO
 
-from rl_lightning.rewards import messages, tally
+from rl_lightning.rewards import calls, messages, tally
 from rl_lightning.rewards.resolve import resolve
 
 #: What schedulers and terminals send to every process of a job; the trainer decides what becomes of it.
@@ -39,9 +37,6 @@ _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _LOOK_EVERY_S = 1.0
 _KILL_FOR_S = 4.0  # what still lives then cannot be killed: it hangs in the kernel, or belongs to another user
-
-_PLAIN = (bool, int, float, str, bytes, type(None))
-_LARGEST_VALUE, _LONGEST_ERROR = 1 << 16, 1 << 14  # bytes, characters; the parent holds one of each a sample
 
 
 def main(lifeline: int) -> None:
@@ -219,54 +214,19 @@ def _limit_memory(wanted: int) -> None:
 
 
 def _serve(requests: BinaryIO, responses: int) -> None:
-    functions: dict[int, Callable[..., Any] | str] = {}
+    functions: dict[int, calls.Loaded] = {}
     while True:
-        message = messages.read(requests)
-        if message[0] == "define":
-            functions[message[1]] = _load(message[2])
+        kind, *content = messages.read(requests)
+        if kind == "define":
+            key, pickled = content
+            functions[key] = calls.load(pickled)
             tally.drain()
-            _send(responses, ("defined", message[1]))
-            continue
-        for index, key, arguments in message[1]:
-            _send(responses, (index, *_call(functions[key], arguments), tally.drain()))
-
-
-def _load(pickled: bytes) -> Callable[..., Any] | str:
-    """Return a function, or the traceback of why there is none: then every call of it fails."""
-    try:
-        loaded = pickle.loads(pickled)
-        function: Callable[..., Any] = resolve(loaded) if isinstance(loaded, str) else loaded
-        return function
-    except BaseException:
-        return traceback.format_exc()[-_LONGEST_ERROR:]
-
-
-def _call(function: Callable[..., Any] | str, arguments: bytes) -> tuple[str, bytes, str | None]:
-    """Call a function and pickle its value; what it raises, ``SystemExit`` included, is that one call's failure."""
-    if isinstance(function, str):
-        return "raised", b"", function
-    kind = "raised"
-    try:
-        value = pickle.dumps(_plain(function(**pickle.loads(arguments))))
-        if len(value) > _LARGEST_VALUE:
-            raise ValueError(f"it returned {len(value)} bytes, more than {_LARGEST_VALUE}")
-        return "ok", value, None
-    except MemoryError:
-        kind, error = "memory", traceback.format_exc()
-    except BaseException:
-        error = traceback.format_exc()
-    return kind, b"", error[-_LONGEST_ERROR:]
-
-
-def _plain(value: Any) -> Any:
-    """Return a number for what can be one: to unpickle an object of any other class would run its code in the parent."""
-    if type(value) is int:
-        float(value)  # raises where the parent could not print it either
-    if type(value) in _PLAIN:
-        return value
-    if isinstance(value, SupportsFloat):
-        return float(value)
-    raise TypeError(f"it returned an object of class {type(value).__name__}, not a number")
+            _send(responses, ("defined", key))
+        elif kind == "together":
+            calls.call_together(functions, *content, lambda message: _send(responses, message))
+        else:
+            for index, key, arguments in content[0]:
+                _send(responses, (index, *calls.call(functions[key], arguments), tally.drain()))
 
 
 def _send(responses: int, message: Any) -> None:

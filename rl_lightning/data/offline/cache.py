@@ -6,15 +6,18 @@ import hashlib
 import inspect
 import json
 import logging
+import marshal
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import Rewarder
+from rl_lightning.rewards.pickled import references
 from rl_lightning.rewards.signature import BoundReward
 from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
 
@@ -41,22 +44,33 @@ def tensors_key(tensors: Sequence[Tensor]) -> str:
 
 
 def rewards_key(rewarder: Rewarder) -> list[Any]:
-    """Return what rewards are made of: names, weights, arguments, and the text of their functions.
+    """Return what rewards are made of: names, weights, arguments, and the text of their functions with what that refers to.
 
-    What a function calls is not in it; a file or directory that an argument names is, by its size and time.
+    What a function of a module calls is not in it; a file or directory that an argument names is, by its size and time.
     """
     return [
-        [reward.name, reward.weight, _function_text(reward.here), dict(reward.arguments), _files(reward)]
+        [reward.name, reward.weight, _function_text(reward), dict(reward.arguments), _files(reward)]
         for reward in rewarder.rewards
     ]
 
 
-def _function_text(function: Any) -> str:
+def _function_text(reward: BoundReward) -> Any:
+    """Return the text of a function; of one that was not given by a path also what it encloses, and what its module holds of it."""
+    return _text(reward.here) if reward.path is not None or reward.in_process else _with_references(reward.here)
+
+
+def _with_references(thing: Any, depth: int = 4) -> Any:
+    parts = references(thing) if depth and callable(thing) else ()
+    inner = {name: _with_references(part, depth - 1) for name, part in parts}
+    return [_text(thing), inner] if callable(thing) else thing
+
+
+def _text(function: Any) -> str:
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     try:
         return name + inspect.getsource(function)
     except (OSError, TypeError):  # made in an interactive session, or no plain function
-        return name
+        return name + (marshal.dumps(function.__code__).hex() if isinstance(function, FunctionType) else "")
 
 
 def _files(reward: BoundReward) -> list[Any]:

@@ -179,7 +179,7 @@ class FrozenTables:
         metrics = {
             name: float(value)
             for name, value in whole.items()
-            if name.startswith(("rollout/", "reward_failures/", "grading/"))
+            if name.startswith(("rollout/", "reward/", "reward_failures/", "reward_inapplicable/", "grading/"))
         }
         return replace(joined, group_ids=index, metrics=metrics)
 

@@ -96,6 +96,7 @@ def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], ends
         written,
         temperature=rollout.temperature,
         reward_components=missing,
+        notes=None if rollout.notes is None else [{} for _ in range(len(written))],
         advantages=None if rollout.advantages is None else written.response_mask.to(rollout.advantages),
     )
     return stacked([rollout, written], ends.tokenizer.pad_token_id)

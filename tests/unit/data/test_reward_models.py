@@ -117,5 +117,5 @@ def test_texts_that_had_to_be_cut_are_counted_and_told_of_once(exported, caplog)
     with caplog.at_level(logging.WARNING):
         reward([long, long, RewardSample("1+2=", "3", None, {"truncated": False})])
         reward([long])
-    assert tally.drain() == {"text_cut": 3}
+    assert tally.drain().counts == {"text_cut": 3}
     assert caplog.text.count("2 of 3 texts are longer than its 64 tokens") == 1 == caplog.text.count("are longer than")

@@ -177,3 +177,53 @@ def address_space():
     import resource
 
     return resource.getrlimit(resource.RLIMIT_AS)[0]
+
+
+async def wait(response, seconds=0.0):
+    """Do what the response says, after a while."""
+    import asyncio
+
+    from rl_lightning.rewards import tally
+
+    await asyncio.sleep(seconds)
+    if response == "hang":
+        await asyncio.sleep(1000)
+    tally.note(said=response)
+    tally.count("asked")
+    return by_response("hang" if response == "block" else response)
+
+
+def lengths(prompts, responses, answers, metadata):
+    """Return more for longer responses; whoever says `raise` spoils it for all of its list."""
+    assert len(prompts) == len(answers) == len(metadata)
+    return [by_response(text, 1.0 * len(text)) for text in responses]
+
+
+def in_trl_style(completions, solution, log_extra=None, log_metric=None, **columns):
+    """Called as by TRL's GRPOTrainer."""
+    log_extra("gold", solution)
+    log_metric("asked", float(len(completions)))
+    said = [one if isinstance(one, str) else one[-1]["content"] for one in completions]
+    assert len(columns["prompts"]) == len(columns["completion_ids"]) == len(columns["level"])
+    return [None if right is None else float(text == right) for text, right in zip(said, solution, strict=True)]
+
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    """Called as by verl."""
+    return {"score": float(solution_str == ground_truth), "pred": solution_str, "where": data_source}
+
+
+def parts(response):
+    return {"format": 0.25, "answer": None if response == "x" else 1.0}
+
+
+def by_token(response_ids, prompt_ids, tokenizer):
+    return float(sum(tokenizer[number] for number in [*prompt_ids, *response_ids]))
+
+
+def by_difficulty(response, difficulty, scale=2.0):
+    return difficulty * scale
+
+
+async def trl_coroutine(prompts, completions, trainer_state):
+    return [float(len(text)) + trainer_state.global_step for text in completions]

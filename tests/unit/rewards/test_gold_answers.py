@@ -121,15 +121,15 @@ def gym(response, **metadata):
 
 def test_a_malformed_answer_is_wrong_and_counted(task):
     assert [gym("4"), gym("5")] == [1.0, 0.0]
-    assert tally.drain() == {}
+    assert tally.drain().counts == {}
     assert [gym("four"), gym("9" * 5000), gym("[[")] == [0.0] * 3
-    assert tally.drain() == {"grading/malformed": 3}
+    assert tally.drain().counts == {"grading/malformed": 3}
 
 
 def test_a_scorer_that_raises_on_the_gold_answer_is_broken(task):
     with pytest.raises(KeyError, match="solution"):
         gym("4", broken=True)
-    assert tally.drain() == {}
+    assert tally.drain().counts == {}
 
 
 @pytest.mark.parametrize("answer", ["", "x", "1/0", "9" * 5000, "(" * 500, "2 x 3 x", "None", "[[1, 2], [3"])
@@ -152,7 +152,7 @@ def test_a_symbolic_process_that_is_killed_is_a_failed_sample(monkeypatch):
         assert is_equivalent(answer=r"2\sqrt{3}", response=r"\sqrt{12}", symbolic=True).reason == "died"
         with pytest.raises(symbolic.ProcessDied):
             answer_correct(answer=r"2\sqrt{3}", response=r"\sqrt{12}", symbolic=True)
-        assert tally.drain() == {"grader_died": 2}
+        assert tally.drain().counts == {"grader_died": 2}
     # It is not kept as a verdict.
     assert is_equivalent(answer=r"2\sqrt{3}", response=r"\sqrt{12}", symbolic=True)
 

@@ -75,7 +75,8 @@ def test_what_raises_costs_its_own_call(pool):
     assert outcomes[1].error.strip().endswith("ValueError: no good")
     assert "SystemExit" in outcomes[2].error
     assert "EOFError" in outcomes[4].error
-    outcomes = pool.map([("no_such.module", {}), (lambda: 0, {}), ("math.sqrt", {"x": lambda: 0}), *respond("")])
+    lock = threading.Lock()
+    outcomes = pool.map([("no_such.module", {}), (lambda: lock, {}), ("math.sqrt", {"x": lock}), *respond("")])
     assert kinds(outcomes) == ["raised", "raised", "raised", "ok"]
     assert "no module named 'no_such'" in outcomes[0].error
 
@@ -172,7 +173,7 @@ def test_an_import_without_end_is_named(monkeypatch):
     monkeypatch.setenv("SLOW_IMPORT_S", "1000")
     pool = WorkerPool(timeout_s=0.1, start_timeout_s=20.0)
     pool.map(respond(""))  # what starts the process itself is not short of time
-    pool.start_timeout_s = pool._running[0].start_s = 0.5
+    pool.crew.start_timeout_s = pool.crew.running[0].start_s = 0.5
     with pytest.raises(UserError, match=r"start_timeout_s = 0\.5 s while importing slow_import; .*`prepare`"):
         pool.map([("slow_import.one", {"response": ""})])
 
@@ -327,10 +328,10 @@ def test_a_dropped_pool_ends_its_workers():
 def test_a_pickled_pool_is_a_new_pool_with_the_same_settings(pool):
     pool.map(respond(""))
     copy = pickle.loads(pickle.dumps(WorkerPool(3, 2.5, 1.5, [("math.sqrt", {})])))
-    assert (copy.workers, copy.timeout_s, copy._settings) == (
+    assert (copy.crew.size, copy.timeout_s, copy.crew.settings) == (
         3,
         2.5,
-        WorkerPool(3, 2.5, 1.5, [("math.sqrt", {})])._settings,
+        WorkerPool(3, 2.5, 1.5, [("math.sqrt", {})]).crew.settings,
     )
 
 
