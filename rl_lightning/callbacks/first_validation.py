@@ -18,9 +18,15 @@ class FirstValidation(Callback):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate, as Lightning does between two epochs."""
-        if not self.enabled or trainer.global_step or not trainer.enable_validation or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate before the first epoch, as Lightning does after each: every callback has started by now."""
+        if (
+            not self.enabled
+            or trainer.global_step
+            or trainer.current_epoch
+            or not trainer.enable_validation
+            or trainer.fast_dev_run
+        ):  # type: ignore[attr-defined]
             return
         connector = trainer._logger_connector
         trainer.validating = True  # Lightning finds the loop that runs by this

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rl_lightning.callbacks import GracefulStop, RNGState
+from rl_lightning.callbacks import FirstValidation, GracefulStop, RNGState
 from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import RolloutCallback
@@ -43,6 +43,16 @@ class Tell(RolloutCallback):
 
     def on_validation_batch_start(self, *_):
         self._at("validation")
+
+
+class Validations(pl.Callback):
+    """Notes the optimizer steps that had been taken at each validation."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_validation_start(self, trainer, pl_module):
+        self.steps.append(trainer.global_step)
 
 
 class SmallTell(Tell):
@@ -96,6 +106,34 @@ def test_stopped_and_resumed_is_uninterrupted(make, moment, when, whole, tiny_po
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
     module, after, status = fit(make, tiny_policy, tmp_path / "stopped", ckpt_path=last)
     assert status == 0 and before + after == expected
+    for name, value in uninterrupted.state_dict().items():
+        assert torch.equal(module.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("make", "moment", "when"),
+    [
+        (grpo, "validation", 1),
+        (grpo, "sampling for validation", 1),
+        (grpo, "sampling", 1),
+        (sft, "sampling for validation", 1),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_run_stopped_before_its_first_step_begins_again_with_the_first_validation(
+    make, moment, when, whole, tiny_policy, tmp_path
+):
+    uninterrupted, expected = whole(make)
+    tell = (Tell if make is grpo else SmallTell)(moment, when)
+    _, before, status = fit(make, tiny_policy, tmp_path, FirstValidation(), tell)
+    assert (before, status) == ([], STOPPED_EARLY), (
+        "it stops in the validation before the first step, or in the first rollout"
+    )
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    again = Validations()
+    module, after, status = fit(make, tiny_policy, tmp_path, FirstValidation(), again, ckpt_path=last)
+    assert status == 0 and after == expected, "to look first changes no step"
+    assert again.steps[0] == 0
     for name, value in uninterrupted.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
 
