@@ -12,22 +12,26 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from rl_lightning.callbacks import (
     CollapseWarning,
+    Dashboard,
     DurableLogs,
     FirstValidation,
     GracefulStop,
     NonFiniteGuard,
     RNGState,
+    RolloutLines,
     RolloutProgressBar,
     RunCard,
     RunLock,
+    RunSummary,
     Speed,
     SpreadWarning,
 )
+from rl_lightning.callbacks.progress import interactive
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import AtomicCheckpointIO
 
 #: Settings of the Trainer that differ from Lightning's defaults.
-TRAINER_DEFAULTS: dict[str, Any] = {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
+TRAINER_DEFAULTS: dict[str, Any] = {"log_every_n_steps": 1, "num_sanity_val_steps": 0, "enable_model_summary": False}
 
 
 def default_callbacks(
@@ -40,17 +44,29 @@ def default_callbacks(
     Args:
         listed: the user's callbacks; they come before these in the Trainer's list.
         max_time: longest duration of a fit, for `GracefulStop`; no limit if None.
-        progress_bar: whether to add a progress bar, if none is listed.
+        progress_bar: whether to add a progress bar, if none is listed; lines in its place where no bar can be drawn.
     """
     own = {type(callback) for callback in listed}
-    looks = (RNGState, RunCard, Speed, NonFiniteGuard, CollapseWarning, SpreadWarning, DurableLogs)
+    looks = (
+        RNGState,
+        RunCard,
+        Speed,
+        NonFiniteGuard,
+        CollapseWarning,
+        SpreadWarning,
+        DurableLogs,
+        Dashboard,
+        RunSummary,
+    )
     callbacks: list[Callback] = [kind() for kind in looks if kind not in own]
     callbacks += [] if GracefulStop in own else [GracefulStop(max_time)]
     callbacks += [] if FirstValidation in own else [FirstValidation()]
     # After the others, so that the locks are held while they save after an exception.
     callbacks += [] if RunLock in own else [RunLock()]
     own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
-    return [*callbacks, RolloutProgressBar()] if progress_bar and not own_bar else callbacks
+    if progress_bar and not own_bar:
+        callbacks.append(RolloutProgressBar() if interactive() else RolloutLines())
+    return callbacks
 
 
 def complete(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,10 @@ import warnings
 
 import transformers
 
+_SAID_ELSEWHERE = re.compile(
+    r"litlogger|litmodels|available: |Loading `train_dataloader`|`Trainer.fit` stopped: `max_(epochs|steps)|Seed set to"
+)
+
 
 def calm() -> None:
     """Filter warnings that do not apply here, and set the level and format of the log."""
@@ -19,6 +23,9 @@ def calm() -> None:
     # Metrics are the same on every rank, except times, for which those of rank 0 are logged. Nothing is changed in place.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True")
     warnings.filterwarnings("ignore", ".*returned a view tensor.*")
+    # transformers renames arguments between the releases that this package supports.
+    warnings.filterwarnings("ignore", ".*`(is_gradient_checkpointing|past_key_values)` is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", ".*MLFlow only allows .* special characters in metric name")
     # The reference is frozen and in evaluation mode on purpose.
     warnings.filterwarnings("ignore", ".*module\\(s\\) in eval mode.*")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -28,10 +35,9 @@ def calm() -> None:
     logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
         lambda record: "weights_only" not in record.getMessage()
     )
-    # Advertisements, and lists of devices; the run card names the devices.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not re.search(r"litlogger|litmodels|available: |Loading `train_dataloader`", record.getMessage())
-    )
+    # Advertisements, and what the run card or the summary say.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).addFilter(lambda record: not _SAID_ELSEWHERE.search(record.getMessage()))
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Lightning 2.6 uses interfaces of jsonargparse that are deprecated.

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rl_lightning.callbacks import RunLock
+from rl_lightning.callbacks.logged_before import continue_logs
 from rl_lightning.defaults import complete, refusals_of_the_trainer
 from rl_lightning.errors import UserError
 from rl_lightning.options import Checked
@@ -91,8 +92,7 @@ class Trainer(pl.Trainer, metaclass=Checked):
         Raises:
             UserError: for a checkpoint that training cannot go on from, and a directory that another run is writing to.
         """
-        check_checkpoint(self, ckpt_path, goes_on=True)
-        take_locks(self)
+        prepare(self, ckpt_path, goes_on=True)
         super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def validate(
@@ -105,7 +105,7 @@ class Trainer(pl.Trainer, metaclass=Checked):
         weights_only: bool | None = None,
     ) -> list[Mapping[str, float]]:
         """Measure on the validation data of a DataModule; see `lightning.pytorch.Trainer.validate`."""
-        check_checkpoint(self, ckpt_path, goes_on=False)
+        prepare(self, ckpt_path, goes_on=False)
         return super().validate(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
     def test(
@@ -118,7 +118,7 @@ class Trainer(pl.Trainer, metaclass=Checked):
         weights_only: bool | None = None,
     ) -> list[Mapping[str, float]]:
         """Measure on the test data of a DataModule; see `lightning.pytorch.Trainer.test`."""
-        check_checkpoint(self, ckpt_path, goes_on=False)
+        prepare(self, ckpt_path, goes_on=False)
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
 
 
@@ -146,6 +146,21 @@ def take_locks(trainer: pl.Trainer) -> None:
     for lock in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(lock, RunLock):
             lock.acquire(trainer)
+
+
+def prepare(trainer: pl.Trainer, path: Any, goes_on: bool, option: str = "ckpt_path") -> None:
+    """Do what comes before anything is written: check the checkpoint, take the locks of a fit, and let loggers keep what they have.
+
+    Args:
+        trainer: is to run.
+        path: see `check_checkpoint`.
+        goes_on: the Trainer is to train, from the checkpoint if there is one; False to evaluate.
+        option: what messages call the path.
+    """
+    check_checkpoint(trainer, path, goes_on, option)
+    if goes_on:
+        take_locks(trainer)
+    continue_logs(trainer, anew=goes_on and path is None)
 
 
 def check_checkpoint(trainer: pl.Trainer, path: Any, goes_on: bool, option: str = "ckpt_path") -> None:

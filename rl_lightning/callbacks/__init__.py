@@ -1,6 +1,7 @@
 """Callbacks: stages of a rollout, tables and histograms, checkpoints and exports, guards against failures."""
 
 from rl_lightning.callbacks.adaptive_kl import AdaptiveKL
+from rl_lightning.callbacks.dashboard import Dashboard
 from rl_lightning.callbacks.durable_logs import DurableLogs
 from rl_lightning.callbacks.dynamic_sampling import DynamicSampling
 from rl_lightning.callbacks.first_validation import FirstValidation
@@ -13,7 +14,7 @@ from rl_lightning.callbacks.histograms import Histograms
 from rl_lightning.callbacks.overlong import OverlongShaping
 from rl_lightning.callbacks.overlong_filter import OverlongFilter
 from rl_lightning.callbacks.predictions import PredictionWriter
-from rl_lightning.callbacks.progress import RolloutProgressBar
+from rl_lightning.callbacks.progress import RolloutLines, RolloutProgressBar
 from rl_lightning.callbacks.rejection_sampling import RejectionSampling
 from rl_lightning.callbacks.rng_state import RNGState
 from rl_lightning.callbacks.run_card import RunCard
@@ -21,11 +22,13 @@ from rl_lightning.callbacks.run_lock import RunLock
 from rl_lightning.callbacks.samples import SampleTable
 from rl_lightning.callbacks.speed import Speed
 from rl_lightning.callbacks.step_checkpoint import StepCheckpoint
+from rl_lightning.callbacks.summary import RunSummary
 from rl_lightning.hooks import RolloutCallback
 
 __all__ = [
     "AdaptiveKL",
     "CollapseWarning",
+    "Dashboard",
     "DurableLogs",
     "DynamicSampling",
     "FirstValidation",
@@ -41,9 +44,11 @@ __all__ = [
     "RNGState",
     "RejectionSampling",
     "RolloutCallback",
+    "RolloutLines",
     "RolloutProgressBar",
     "RunCard",
     "RunLock",
+    "RunSummary",
     "SampleTable",
     "Speed",
     "SpreadWarning",

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rl_lightning.callbacks.tensorboard import writers
+from rl_lightning.callbacks.logged_before import forget_after, remember_runs
+from rl_lightning.callbacks.loggers import flush, loggers
 
 #: Keys of a checkpoint for the metrics of its own step, and for `trainer.callback_metrics`.
 _KEY, _SEEN = "metrics_of_this_step", "metrics_of_callbacks"
@@ -25,13 +26,14 @@ class DurableLogs(Callback):
     """
 
     def __init__(self) -> None:
+        self._goes_on = False
         self._missing: dict[str, Any] | None = None
         self._seen: dict[str, float] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Flush the loggers, and store the metrics that Lightning is about to log."""
-        for writer in writers(trainer):
-            writer.flush()
+        for logger in loggers(trainer):
+            flush(logger)
         checkpoint[_SEEN] = {name: float(value) for name, value in trainer.callback_metrics.items()}
         loop = trainer.fit_loop.epoch_loop
         progress: Any = loop.batch_progress.total
@@ -42,11 +44,15 @@ class DurableLogs(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the checkpoint's metrics until training starts."""
+        self._goes_on = True
         self._missing = checkpoint.get(_KEY)
         self._seen = checkpoint.get(_SEEN, {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the metrics of the checkpoint's step, and restore `trainer.callback_metrics`."""
+        remember_runs(trainer)
+        if self._goes_on:
+            forget_after(trainer, trainer.global_step)
         seen = {name: torch.tensor(value) for name, value in self._seen.items()}
         trainer._logger_connector._callback_metrics.update(seen)
         if self._missing is not None:

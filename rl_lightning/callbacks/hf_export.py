@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rl_lightning.errors import UserError
 from rl_lightning.models import is_adapted, merged_weights, save_adapter
 from rl_lightning.strategies import full_state_dict
-
-log = logging.getLogger(__name__)
 
 #: Name of the directory of exported models, in `default_root_dir`.
 DIRECTORY = "hf"
@@ -69,4 +66,3 @@ class HFExport(Callback):
         else:
             save_adapter(model, weights, module.policy_files.base, target)
         tokenizer.save_pretrained(target)
-        log.info("The trained model is in %s", target)

@@ -1,16 +1,17 @@
-"""Histograms of rollouts in TensorBoard."""
+"""Histograms of rollouts."""
 
 from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 
-from rl_lightning.callbacks.tensorboard import writers
+from rl_lightning.callbacks.loggers import loggers, write_histogram
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.types import Microbatch, Rollout
 
 
 class Histograms(RolloutCallback):
-    """Write histograms of reward, length, advantage and importance ratio to TensorBoard.
+    """Write histograms of reward, length, advantage and importance ratio to the loggers that show them.
 
     Args:
         every_n_rollouts: write those of every n-th rollout.
@@ -26,11 +27,10 @@ class Histograms(RolloutCallback):
         """Write the histograms of rewards, lengths in tokens, and advantages of first tokens, before training on the rollout."""
         if not self._due(trainer) or not bool(rollout.scored.any()):
             return
-        for writer in writers(trainer):
-            writer.add_histogram("rollout/reward", rollout.rewards[rollout.scored], trainer.global_step)
-            writer.add_histogram("rollout/length", rollout.lengths, trainer.global_step)
-            if rollout.advantages is not None:
-                writer.add_histogram("rollout/advantage", rollout.advantages[:, 0], trainer.global_step)
+        shown = {"rollout/reward": rollout.rewards[rollout.scored], "rollout/length": rollout.lengths}
+        if rollout.advantages is not None:
+            shown["rollout/advantage"] = rollout.advantages[:, 0]
+        self._write(trainer, shown)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Microbatch, batch_idx: int
@@ -40,5 +40,9 @@ class Histograms(RolloutCallback):
             return
         ratios = pl_module.observations.latest.get("policy/ratio_mean")  # type: ignore[union-attr, operator]
         if ratios is not None and ratios.numel():
-            for writer in writers(trainer):
-                writer.add_histogram("policy/ratio", ratios, trainer.global_step)
+            self._write(trainer, {"policy/ratio": ratios})
+
+    def _write(self, trainer: Trainer, shown: dict[str, Tensor]) -> None:
+        for logger in loggers(trainer):
+            for tag, values in shown.items():
+                write_histogram(logger, tag, values, trainer.global_step)

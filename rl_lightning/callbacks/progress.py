@@ -1,18 +1,57 @@
-"""A progress bar that counts rollouts, and a second one for sampling."""
+"""How a run shows that it is getting on: bars in a terminal or a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from tqdm.auto import tqdm
 
 from rl_lightning.hooks import Watch
 
+#: Metric → short name, in the order in which they are shown. The loss of an on-policy objective is 0 by construction.
+_ONLINE = {
+    "rollout/reward_mean": "reward",
+    "val/pass@1": "pass@1",
+    "kl/k3": "kl",
+    "policy/entropy": "entropy",
+    "rollout/length_mean": "len",
+}
+_OFFLINE = {"train/loss": "loss", "train/accuracy": "accuracy", "val/loss": "val loss", "val/pass@1": "pass@1"}
+
+
+def shown_metrics(trainer: Trainer, module: Any) -> dict[str, float]:
+    """Return short name → latest value of the metrics that say how a run is doing."""
+    names = _ONLINE if module.learns_from == "rollouts" else _OFFLINE
+    found = trainer.callback_metrics
+    return {short: float(found[name]) for name, short in names.items() if name in found}
+
+
+def short(value: float) -> str:
+    """Return a number with three digits: 0.359, 23.1, 1.2e-05."""
+    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1 else f"{value:.3g}"
+
+
+def interactive() -> bool:
+    """Return whether bars can be drawn: in a terminal and in a notebook, not in a file or a pipe."""
+    return sys.stdout.isatty() or "ipykernel" in sys.modules
+
+
+def _unit(module: Any) -> str:
+    return "rollout" if module.learns_from == "rollouts" else "epoch"
+
+
+def _last(trainer: Trainer) -> str:
+    return f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+
 
 class RolloutProgressBar(TQDMProgressBar):
     """Lightning's progress bar, with "Rollout" in place of "Epoch", and a second bar while responses are sampled.
+
+    Beside it stands what moves: reward, pass@1, divergence, entropy and length of online runs, loss and accuracy of others.
 
     Args:
         refresh_rate: microbatches between updates of the bar; 0 turns it off.
@@ -45,13 +84,86 @@ class RolloutProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """Describe the bar as `Rollout 3/100`; `Epoch` for data without rollouts."""
         super().on_train_epoch_start(trainer, *args)
-        counted = "Rollout" if hasattr(trainer.datamodule, "prompts_per_rollout") else "Epoch"  # type: ignore[attr-defined]
-        last = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        self.train_progress_bar.set_description(f"{counted} {trainer.current_epoch + 1}{last}")
+        unit = _unit(trainer.lightning_module).capitalize()
+        self.train_progress_bar.set_description(f"{unit} {trainer.current_epoch + 1}{_last(trainer)}")
 
     def get_metrics(self, trainer: Trainer, model: LightningModule) -> dict[str, Any]:
-        """Return the metrics beside the bar, with short names: reward, length, kl, loss."""
-        shown = super().get_metrics(trainer, model)
-        shown.pop("v_num", None)
-        names = {"rollout/reward_mean": "reward", "rollout/length_mean": "length", "kl/k3": "kl", "train/loss": "loss"}
-        return {names.get(name, name): value for name, value in shown.items()}
+        """Return what stands beside the bar: short name → number."""
+        return {name: short(value) for name, value in shown_metrics(trainer, model).items()}
+
+
+class RolloutLines(ProgressBar):
+    """Print a line a rollout, in place of a bar: for output that goes to a file or a pipe.
+
+        rollout 12/100  reward 0.430  kl 0.003  entropy 0.620  len 23.1  8.1 s
+
+    pass@1 is shown on the lines of rollouts after which there was a validation. Where an epoch takes longer than `every_s`, there
+    are lines in between: `epoch 1/3  step 40/313  loss 0.512  61 s`.
+
+    Args:
+        every_s: most seconds without a line.
+    """
+
+    def __init__(self, every_s: float = 60.0) -> None:
+        super().__init__()
+        self.every_s = every_s
+        self._enabled = True
+        self._began = self._printed = time.monotonic()
+        self._validated = False
+
+    def disable(self) -> None:
+        """Print nothing: Lightning asks for it on ranks other than 0."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self._enabled = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Set the DataModule's hook for the progress of sampling."""
+        super().setup(trainer, pl_module, stage)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and isinstance(getattr(data, "watch", None), Watch):
+            data.watch.on_progress = self._sampled
+
+    def _sampled(self, done: int, total: int) -> None:
+        if done < total and self._due():
+            self._print(f"  {done:,} of {total:,} responses sampled")
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._printed >= self.every_s
+
+    def _print(self, line: str) -> None:
+        self._printed = time.monotonic()
+        if self._enabled:
+            print(line, flush=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of an epoch."""
+        self._began = self._printed = time.monotonic()
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there are new held-out numbers."""
+        self._validated = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Print a line if it is time for one."""
+        if self._due() and not trainer.is_last_batch:
+            self._line(trainer, f"  step {batch_idx + 1}/{trainer.num_training_batches}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the line of a rollout or an epoch."""
+        self._line(trainer, "")
+
+    def _line(self, trainer: Trainer, place: str) -> None:
+        module = trainer.lightning_module
+        metrics = shown_metrics(trainer, module)
+        if not self._validated:
+            metrics = {name: value for name, value in metrics.items() if name not in ("pass@1", "val loss")}
+        parts = [f"{name} {short(value)}" for name, value in metrics.items()]
+        seconds = f"{time.monotonic() - self._began:.1f} s"
+        head = f"{_unit(module)} {trainer.current_epoch + 1}{_last(trainer)}{place}"
+        self._print("  ".join([head, *parts, seconds]))

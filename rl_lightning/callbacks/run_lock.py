@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 
 from rl_lightning.callbacks.guards import NonFiniteGuard
 from rl_lightning.callbacks.hf_export import HFExport
@@ -127,9 +128,13 @@ class RunLock(Callback):
 
 
 def written_directories(trainer: Trainer) -> dict[Path, str]:
-    """Return directory → the option that sets it, for every local directory that a fit writes to; `default_root_dir` comes first."""
+    """Return directory → the option that sets it, for every local directory that a fit writes to; `default_root_dir` comes first.
+
+    Weights & Biases and MLflow keep runs apart in one directory by themselves.
+    """
     places: list[tuple[Any, str]] = [(str(trainer.default_root_dir), "--trainer.default_root_dir")]
-    places += [(one.log_dir or one.save_dir, f"the {type(one).__name__}'s save_dir") for one in trainer.loggers]
+    own_files = [one for one in trainer.loggers if not isinstance(one, (WandbLogger, MLFlowLogger))]
+    places += [(one.log_dir or one.save_dir, f"the {type(one).__name__}'s save_dir") for one in own_files]
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for one in callbacks:
         if isinstance(one, HFExport):

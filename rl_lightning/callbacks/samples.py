@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from rl_lightning.callbacks.tensorboard import writers
+from rl_lightning.callbacks.loggers import loggers, write_table
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.types import Rollout, Rows
 
@@ -32,7 +32,7 @@ class SampleRows:
 
 
 class SampleTable(RolloutCallback):
-    """Write a table of prompts, responses and rewards to TensorBoard (tab Text).
+    """Write a table of prompts, responses and rewards to every logger that shows tables; in TensorBoard they are in the tab Text.
 
     Rows of one prompt follow each other, and the first of them has the prompt and its gold answer. What rewards note of a
     response stands in columns of its own, such as the answer that the grader read and why it was wrong; see
@@ -64,8 +64,9 @@ class SampleTable(RolloutCallback):
             self._write(trainer, "val/samples", batch)
 
     def _write(self, trainer: Trainer, tag: str, rollout: Rollout) -> None:
-        for writer in writers(trainer):
-            writer.add_text(tag, markdown(self.samples(rollout)), trainer.global_step)
+        for logger in loggers(trainer):
+            table = self.samples(rollout)
+            write_table(logger, tag, table.columns, table.rows, markdown(table), trainer.global_step)
 
     def samples(self, rollout: Rollout) -> SampleRows:
         """Return the first responses to a rollout's first prompts.

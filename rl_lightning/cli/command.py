@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import lightning
+import yaml
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from rl_lightning.cli.config_file import NamedConfigFile
+from rl_lightning.callbacks import Dashboard
+from rl_lightning.cli.config_file import NamedConfigFile, loggers_replaced
 from rl_lightning.cli.saved_config import SaveFitConfig
 from rl_lightning.defaults import TRAINER_DEFAULTS, complete, refusals_of_the_trainer
 from rl_lightning.errors import UserError
 from rl_lightning.options.parser import Parser
-from rl_lightning.trainer import check_checkpoint, take_locks
+from rl_lightning.trainer import prepare
 
 
 class CLI(LightningCLI):
@@ -26,6 +29,10 @@ class CLI(LightningCLI):
         parser = self.parser_class(**{"dump_header": [f"lightning.pytorch=={lightning.__version__}"], **kwargs})
         parser.add_argument("-c", "--config", action=NamedConfigFile, help="a YAML file, or a shipped one by its name")
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; where they name another logger, it does not inherit the options of the configuration's."""
+        self.config = parser.parse_args(list(loggers_replaced(sys.argv[1:] if args is None else args)))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with what every run has: see `rl_lightning.defaults`.
@@ -42,14 +49,17 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse a missing checkpoint, and a directory that another run is writing to, before anything is written."""
         self.check_checkpoint()
-        take_locks(self.trainer)
+        settings = yaml.safe_load(self._parser("fit").dump(self.config.fit))
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for dashboard in [one for one in callbacks if isinstance(one, Dashboard)]:
+            dashboard.settings = dashboard.settings or settings
 
     def check_checkpoint(self) -> None:
-        """Check `--ckpt_path`: see `rl_lightning.trainer.check_checkpoint`."""
+        """Check `--ckpt_path`: see `rl_lightning.trainer.prepare`."""
         path = self.config[self.subcommand].get("ckpt_path")
         if path == "best":
             raise UserError("--ckpt_path best is for the process that has trained: name the file, or last")
-        check_checkpoint(self.trainer, path, goes_on=self.subcommand == "fit", option="--ckpt_path")
+        prepare(self.trainer, path, goes_on=self.subcommand == "fit", option="--ckpt_path")
 
     before_validate = before_test = before_predict = check_checkpoint
 

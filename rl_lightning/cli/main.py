@@ -19,7 +19,7 @@ from rl_lightning.shipped import copy, summary
 USAGE_ERROR = 2
 
 #: In the order of their use.
-COMMANDS = ("init", "fit", "validate", "test", "predict")
+COMMANDS = ("init", "fit", "validate", "test", "predict", "chat")
 
 _OVERVIEW = """\
   rl-lightning fit --config grpo                  train; nothing is downloaded
@@ -27,6 +27,7 @@ _OVERVIEW = """\
   rl-lightning fit --config grpo --ckpt_path last continue a run that was stopped
   rl-lightning test --config grpo --model.policy=runs/grpo/hf
                                                   evaluate; validate and predict take the same options
+  rl-lightning chat runs/grpo                     talk to what was trained
   rl-lightning init grpo [FILE]                   copy a configuration with its comments, to edit
   rl-lightning fit --config grpo --print_config   show all options and their values
   rl-lightning --version"""
@@ -48,6 +49,10 @@ def main(args: Sequence[str] | None = None) -> None:
             print(_versions())
         elif given[0] == "init":
             _init(given[1:])
+        elif given[0] == "chat":
+            from rl_lightning.cli.chat import chat
+
+            chat(_Arguments(prog="rl-lightning chat", description="Talk to a trained model."), given[1:])
         elif given[0].isidentifier() and given[0] not in COMMANDS:
             close = difflib.get_close_matches(given[0], COMMANDS, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from rl_lightning.callbacks.loggers import run_directory
 from rl_lightning.errors import UserError
 
 #: An interpolation relative to its own place, such as `${..name}`: jsonargparse turns the absolute ones of a YAML into these.
@@ -31,38 +31,36 @@ class SaveFitConfig(SaveConfigCallback):
     """
 
     def __init__(self, *arguments: Any, written: str | None = None, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+        super().__init__(*arguments, **{**options, "save_to_log_dir": False})
         self.written = written
-        self._directory: str | None = None
+        self._place = Path(self.config_filename)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save before a fit.
+        """Save before a fit, beside the curves or in `default_root_dir`.
 
         Raises:
             UserError: if the file cannot be written: it is a directory, or belongs to another user.
         """
-        if stage == "fit":
-            self._directory = trainer.log_dir  # a collective: every rank must call it
-            place = Path(str(self._directory), self.config_filename)
-            if place.exists() and not (place.is_file() and os.access(place, os.W_OK)):
-                raise UserError(
-                    f"cannot write {place}: it is no file of this user's: move it away, or choose another "
-                    "--trainer.default_root_dir"
-                )
-            super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        self._place = Path(run_directory(trainer), self.config_filename)
+        if self._place.exists() and not (self._place.is_file() and os.access(self._place, os.W_OK)):
+            raise UserError(
+                f"cannot write {self._place}: it is no file of this user's: move it away, or choose another "
+                "--trainer.default_root_dir"
+            )
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file again with its interpolations, on rank 0, where Lightning calls this."""
-        assert self._directory is not None
-        files, path = get_filesystem(self._directory), f"{self._directory}/{self.config_filename}"
+        """Write the file, on rank 0, where Lightning calls this."""
         if self.written is None:
-            with files.open(path, "r", encoding="utf-8") as file:
-                settings = yaml.safe_load(file)
+            settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         else:
             settings = absolute_interpolations(yaml.safe_load(self.written)["fit"])
         if settings.get("ckpt_path") == "last":
             settings["ckpt_path"] = None  # the saved file describes the run from its beginning
-        with files.open(path, "w", encoding="utf-8") as file:
+        self._place.parent.mkdir(parents=True, exist_ok=True)
+        with self._place.open("w", encoding="utf-8") as file:
             yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
 
 

@@ -1,10 +1,12 @@
 """What every run has, from the command line and from Python."""
 
+import sys
+
 import pytest
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import RichProgressBar, Timer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, Timer
 
-from rl_lightning.callbacks import GracefulStop, RolloutProgressBar, RunCard, RunLock, Speed
+from rl_lightning.callbacks import GracefulStop, RolloutLines, RolloutProgressBar, RunCard, RunLock, Speed
 from rl_lightning.defaults import complete, default_callbacks, refusals_of_the_trainer
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import AtomicCheckpointIO
@@ -16,14 +18,17 @@ def kinds(callbacks):
 
 def test_a_listed_callback_is_not_added_again():
     every = kinds(default_callbacks())
-    assert {RunCard, Speed, GracefulStop, RunLock, RolloutProgressBar} <= set(every)
+    assert {RunCard, Speed, GracefulStop, RunLock, RolloutLines} <= set(every)
     for own in (Speed(peak_flops=1.0, bandwidth=1.0), GracefulStop("00:01:00:00"), RunLock()):
         assert kinds(default_callbacks([own])) == [kind for kind in every if kind is not type(own)]
 
 
-def test_one_progress_bar_at_most():
-    assert RolloutProgressBar not in kinds(default_callbacks([RichProgressBar()]))
-    assert RolloutProgressBar not in kinds(default_callbacks(progress_bar=False))
+def test_bars_in_a_terminal_lines_elsewhere_and_one_of_them_at_most(monkeypatch):
+    for terminal, expected in ((True, RolloutProgressBar), (False, RolloutLines)):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        assert [kind for kind in kinds(default_callbacks()) if issubclass(kind, ProgressBar)] == [expected]
+        for none in (default_callbacks([RichProgressBar()]), default_callbacks(progress_bar=False)):
+            assert not [kind for kind in kinds(none) if issubclass(kind, ProgressBar)]
 
 
 def test_a_trainer_with_the_defaults_saves_atomically_and_stops_in_time(tmp_path):

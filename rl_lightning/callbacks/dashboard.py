@@ -1,0 +1,87 @@
+"""What loggers are told at the start of a fit: the configuration, and TensorBoard how to arrange its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from rl_lightning.callbacks.loggers import loggers, write_settings
+from rl_lightning.options import plain_options
+
+#: Panel → chart → names of metrics, for TensorBoard's tab Custom Scalars. A name may be a regular expression.
+PANELS: dict[str, dict[str, list[str]]] = {
+    "learning": {
+        "reward": ["rollout/reward_mean", "val/reward_mean"],
+        "pass@k": ["val/pass@.*"],
+        "loss": ["train/loss", "val/loss"],
+        "accuracy": ["train/accuracy", "val/.*accuracy"],
+        "parts of the reward": ["reward/.*"],
+    },
+    "staying close": {
+        "divergence from the reference, nats": ["kl/.*", "val/kl"],
+        "importance ratio": ["policy/ratio_mean"],
+        "effective sample size": ["policy/ess"],
+        "clipped": ["policy/clip_fraction_.*"],
+    },
+    "health": {
+        "entropy, nats a token": ["policy/entropy", "val/entropy"],
+        "length, tokens": ["rollout/length_mean", "val/length_mean"],
+        "truncated": ["rollout/truncated_fraction", "val/truncated_fraction"],
+        "groups that teach nothing": ["rollout/all_right_fraction", "rollout/all_wrong_fraction"],
+        "failed rewards": ["rollout/failed_fraction", "val/failed_fraction"],
+        "gradient norm": ["train/grad_norm"],
+        "skipped steps": ["guard/skipped_steps"],
+    },
+    "speed": {
+        "tokens a second": ["speed/tokens_per_s", "speed/generate_tokens_per_s", "speed/train_tokens_per_s"],
+        "seconds": ["time/.*"],
+        "share of the roofline": ["speed/.*_roofline"],
+    },
+}
+
+
+class Dashboard(Callback):
+    """Give every logger the configuration of a run, and TensorBoard a layout of its tab Custom Scalars.
+
+    TensorBoard shows the configuration in its tab HPARAMS, beside the metrics by which runs are compared.
+
+    Args:
+        settings: the configuration; the options of module and DataModule if None. The command line gives its own.
+    """
+
+    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+        self.settings = settings
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write configuration and layout, on rank 0."""
+        settings = self.settings or _options(trainer, pl_module)
+        for logger in loggers(trainer):
+            write_settings(logger, settings, compared(pl_module))
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_custom_scalars(
+                    {
+                        panel: {chart: ["Multiline", names] for chart, names in charts.items()}
+                        for panel, charts in PANELS.items()
+                    }
+                )
+
+
+def compared(module: Any) -> list[str]:
+    """Return the names of the metrics by which runs of a module are compared."""
+    if module.learns_from == "rollouts":
+        return ["val/pass@1", "val/reward_mean", "val/length_mean", "rollout/reward_mean", "policy/entropy", "kl/k3"]
+    if module.evaluates_on == "responses":
+        return ["val/pass@1", "val/reward_mean", "val/loss", "train/loss"]
+    return ["val/accuracy", "val/loss", "train/loss"]
+
+
+def _options(trainer: Trainer, module: Any) -> dict[str, Any]:
+    """Return the options of a run that was set up in Python, as a YAML file would hold them."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return {
+        name: {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": plain_options(part)}
+        for name, part in (("model", module), ("data", data))
+    } | {"trainer": {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}}
