@@ -5,7 +5,16 @@ from rl_lightning.data.offline.pairs import PairOptions
 from rl_lightning.data.offline.reward import RewardDataModule
 from rl_lightning.data.rollout import RolloutDataModule
 from rl_lightning.data.sampling import Evaluation, PromptOptions, SamplingDataModule
-from rl_lightning.data.sources import ChainSum, DatasetExamples, Example, ExampleSource, FileExamples, ReasoningGym
+from rl_lightning.data.sources import (
+    ChainSum,
+    DatasetExamples,
+    Example,
+    ExampleSource,
+    FileExamples,
+    ReasoningGym,
+    TableExamples,
+    as_source,
+)
 
 __all__ = [
     "ChainSum",
@@ -21,4 +30,6 @@ __all__ = [
     "RewardDataModule",
     "RolloutDataModule",
     "SamplingDataModule",
+    "TableExamples",
+    "as_source",
 ]

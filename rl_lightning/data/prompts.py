@@ -93,7 +93,7 @@ def encode_prompts(
         on_bad: raise an error for bad examples, or drop them, with a warning that counts them by kind.
         check_answers: from all gold answers, in one call, to what is wrong with each, None where nothing is.
         add_written: adds the tokens of written responses to the good prompts.
-        unread: rows of the source that made no example, to be counted with the bad ones.
+        unread: rows of the source that made no example, to be counted with the bad ones, which are added to them.
         called: what messages call the examples.
 
     Returns:
@@ -258,7 +258,10 @@ def _report(
         faulty = sum(not all(problem.expected for problem in of_example) for of_example in found)
         unread.raise_if_any(f"{faulty} of {total} {called} cannot be used (on_bad: drop leaves them out):")
     # An example with two faults is still one example: it counts under the first.
-    kinds = Counter(unread.rows.values()) + Counter(problems[0].kind for problems in found if problems)
+    for example, problems in zip(examples, found, strict=True):
+        if problems:
+            unread.rows.setdefault(example.location, problems[0].kind)
+    kinds = Counter(unread.rows.values())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     if bad == total:
         raise UserError(f"no {called} are left of {total}" + (f": {counts}" if counts else ""))

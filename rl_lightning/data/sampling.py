@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
+from rl_lightning.data.fits import check_fit, require_answers, say_what_was_read
 from rl_lightning.data.prompts import AddWritten, EncodedPrompt, encode_prompts, text_format
 from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
 from rl_lightning.data.reward_models import with_models
@@ -18,6 +20,7 @@ from rl_lightning.data.sampler import SampledPolicy, Sampler, trained_policy
 from rl_lightning.data.served import EpochDataModule
 from rl_lightning.data.sources import ChainSum, ExampleSource, as_source
 from rl_lightning.data.sources.base import Example, Split
+from rl_lightning.data.sources.conversations import at_last_turn
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling
@@ -30,6 +33,8 @@ from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.text import TextFormat
 from rl_lightning.types import Sealed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -160,6 +165,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
                 f"{' and '.join(self.serves) or 'nothing'}: change data.class_path or model.class_path"
             )
         self._digests = None
+        if stage == "fit":
+            self._check_data()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StopCallback):
                 callback.listen(self.trainer)
@@ -193,8 +200,28 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         if unknown:
             raise UserError(f"sampling.stop_token_ids: {unknown[0]} is none of the policy's {known} token ids")
 
+    def _check_data(self) -> None:
+        """Refuse training data that the algorithm cannot learn from, and say if there are none to validate on."""
+        shape, given = self.source.shape("train"), self.learns_as
+        if shape is not None and given is not None:
+            check_fit(type(self.module).__name__, given, self.source, shape)
+        if not self.source.has("val") and self.trainer and self.trainer.limit_val_batches:
+            log.info(
+                "No validation: %s has no validation data; `val: 0.02` holds a share out", type(self.source).__name__
+            )
+
+    @property
+    def learns_as(self) -> str | None:
+        """What training steps are given, as `check_fit` takes it; None for whatever there is."""
+        return self.module.learns_from
+
     def _evaluates(self, stage: str) -> bool:
-        return stage != "fit" or bool(self.trainer and self.trainer.limit_val_batches)
+        """Tell whether a stage evaluates; training does if there is something to do it on."""
+        return stage != "fit" or bool(self.trainer and self.trainer.limit_val_batches and self.source.has("val"))
+
+    def scores(self, split: Split) -> bool:
+        """Tell whether responses to the prompts of a split get rewards, which may need gold answers."""
+        return self.rewarder is not None and not (split == "train" and "demonstrations" in self.serves)
 
     def _needs_rewards(self, stage: str) -> bool:
         """Tell whether a stage cannot do without rewards."""
@@ -237,9 +264,13 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         files, unread = self.module.policy_files, Problems()
         reader, new_tokens = self.written_reader(split), self.new_tokens(split)
         examples = self.examples(split, unread)
+        if reader is None:
+            examples = [at_last_turn(example) for example in examples]
         if self.rewarder is not None and new_tokens:
             self.rewarder.check_columns([example.metadata for example in examples])
-        return encode_prompts(
+        if self.rewarder is not None and self.scores(split):
+            require_answers(self.rewarder, split, self.source, examples)
+        prompts = encode_prompts(
             examples,
             files.tokenizer,
             max_prompt_length=self.prompt_options.max_length,
@@ -249,11 +280,13 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             system_prompt=self.prompt_options.system_prompt,
             chat_template=self.prompt_options.chat_template,
             on_bad=self.prompt_options.on_bad,
-            check_answers=self.rewarder.check_answers if self.rewarder else None,
+            check_answers=self.rewarder.check_answers if self.rewarder and self.scores(split) else None,
             add_written=reader,
             unread=unread,
             called=self.called(split),
         )
+        say_what_was_read(split, self.source, len(prompts), unread)
+        return prompts
 
     def teardown(self, stage: str) -> None:
         """Stop the reward workers, and let go of reward models and of what the generator holds."""
@@ -295,8 +328,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         )
 
     def val_dataloader(self) -> Iterable[Sealed]:
-        """Return the validation data, batch by batch."""
-        return self.evaluation_loader("val")
+        """Return the validation data, batch by batch; nothing if there are none."""
+        return self.evaluation_loader("val") if self.source.has("val") else []
 
     def test_dataloader(self) -> Iterable[Sealed]:
         """Return the held-out data of the split `test`, batch by batch; sampled ones are sampled as they are asked for."""

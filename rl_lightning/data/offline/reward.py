@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from rl_lightning.data.offline.frozen import FrozenSampling, FrozenTables
 from rl_lightning.data.offline.pairs import PairLoader, PairOptions, PairTable, written_pairs
 from rl_lightning.data.offline.samples import ResponseTable, with_demonstrations
 from rl_lightning.data.offline.written import written_rollout
+from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
@@ -50,7 +51,8 @@ class RewardDataModule(OfflineDataModule):
     disk too. An algorithm that is evaluated on pairs gets held-out ones, made in the same way.
 
     Args:
-        origin: `sampled`, or `files`: the source's own responses.
+        origin: `sampled`, or `files`: the source's own responses. If null, `files` where the rows bring what is learnt from, which
+            is pairs, or responses with labels; else `sampled`.
         sampler: the policy that is sampled; the one that is trained, as it began, if null.
         group_size: responses to each prompt, G; 8 if null.
         max_prompts: use only the first training prompts; all if null.
@@ -69,7 +71,7 @@ class RewardDataModule(OfflineDataModule):
 
     def __init__(
         self,
-        origin: Literal["sampled", "files"] = "sampled",
+        origin: Literal["sampled", "files"] | None = None,
         sampler: str | None = None,
         group_size: int | None = None,
         max_prompts: int | None = None,
@@ -91,7 +93,9 @@ class RewardDataModule(OfflineDataModule):
                 raise UserError(f"{name} must be at least 1, not {value}")
             if value is not None and origin == "files":
                 raise UserError(f"{name} is set, but with origin: files nothing is sampled: leave it out")
-        self.origin = origin
+        self._asked_origin = origin
+        #: Where responses come from; known for sure from `setup` on, unless an option says it.
+        self.origin: Literal["sampled", "files"] = origin or "sampled"
         self._sampled = sampler
         self._group_size = group_size or _GROUP_SIZE
         self.max_prompts = max_prompts
@@ -141,6 +145,7 @@ class RewardDataModule(OfflineDataModule):
     def setup(self, stage: str) -> None:
         """Check the settings, then make the tables that the stage needs, before the model to be trained is loaded."""
         assert self.trainer is not None
+        self._settle_origin("train" if stage == "fit" else "test" if stage != "validate" else "val")
         if stage == "fit" or self.holds_out_pairs:
             self._check_options()
         super().setup(stage)
@@ -155,6 +160,44 @@ class RewardDataModule(OfflineDataModule):
                 self._held_out[split] = self._pairs(split)
                 if len(self._held_out[split]) < data_parallel_size(self.trainer):
                     raise UserError(f"there are fewer {split} pairs than ranks: use more {split} prompts")
+
+    def _settle_origin(self, split: Split) -> None:
+        """Take the source's own responses if no option says otherwise and they are what is learnt from, or judged."""
+        wanted = "pairs" if self.serves_pairs or self.holds_out_pairs else "labels"
+        if self._asked_origin is None and self.source.has(split):
+            shape = self.source.shape(split)
+            if shape is not None and wanted in shape.offers:
+                self.origin = "files"
+                self._let_go_of_sampling(str(shape))
+        if self.origin == "files" and self.holds_out_pairs:
+            self.rewarder, self._reward_models = None, []
+
+    def _let_go_of_sampling(self, brought: str) -> None:
+        """Say which options have no effect, since nothing is sampled for training."""
+        idle = {"sampler": self._sampled, "max_prompts": self.max_prompts, "pairs": self.pairs}
+        idle |= {"mix_demonstrations": self.mix_demonstrations, "rewards": self.holds_out_pairs and self.rewarder}
+        idle["group_size"] = self._group_size != _GROUP_SIZE
+        if any(idle.values()):
+            names = ", ".join(name for name, value in idle.items() if value)
+            log.info("The rows bring %s (origin: files), so these options have no effect: %s", brought, names)
+        self._sampled = self.max_prompts = self.pairs = None
+        self.mix_demonstrations = False
+        if self.train_temperature == "as_sampled":
+            raise UserError("train_temperature: as_sampled, but with origin: files nothing is sampled: set a number")
+
+    @property
+    def learns_as(self) -> str | None:
+        """What training steps are given, as `check_fit` takes it."""
+        if self.origin == "files":
+            return self.module.learns_from
+        if self.serves_pairs and self.rewarder is None:  # nothing could rank what is sampled
+            return "preferences"
+        return "sampled"
+
+    def scores(self, split: Split) -> bool:
+        """Tell whether responses to the prompts of a split get rewards, which may need gold answers."""
+        paired = self.origin == "files" and split == "train" and self.serves_pairs
+        return self.rewarder is not None and not paired
 
     def _check_options(self) -> None:
         """Refuse what contradicts the algorithm, and callbacks that would do nothing."""
@@ -189,9 +232,15 @@ class RewardDataModule(OfflineDataModule):
             refuse(["on_rollout_rewards"], "changes rewards, and pairs from files have none")
 
     def _needs_rewards(self, stage: str) -> bool:
-        trains = stage == "fit" and not self.serves_pairs
+        trains = stage == "fit" and not self.serves_pairs and not self._labelled
         labels = self.origin == "sampled" and (stage == "fit" or self.holds_out_pairs)
         return trains or labels or (self._evaluates(stage) and not self.holds_out_pairs)
+
+    @property
+    def _labelled(self) -> bool:
+        """Whether responses are worth what the source's labels say: no reward is listed, and there are some."""
+        shape = self.source.shape("train") if self.origin == "files" and self.rewarder is None else None
+        return shape is not None and "labels" in shape.offers
 
     def examples(self, split: Split, unread: Problems) -> list[Example]:
         """Return the examples of a split that are used."""
@@ -248,9 +297,20 @@ class RewardDataModule(OfflineDataModule):
             rollout = self._frozen.responses(asked)
         else:
             rollout = written_rollout(prompts, [prompt.written[0] for prompt in prompts], self._ends)
-            rollout = self.sampler.reward(rollout, prompts)
+            rollout = self._by_label(rollout, prompts) if self._labelled else self.sampler.reward(rollout, prompts)
         self._stages.rewards(rollout)
         return self._learnt(rollout)
+
+    def _by_label(self, rollout: Rollout, prompts: Sequence[EncodedPrompt]) -> Rollout:
+        """Return written responses with their labels as rewards."""
+        labels = torch.tensor([float(cast(float, prompt.example.label)) for prompt in prompts])
+        return replace(
+            rollout,
+            raw_rewards=labels,
+            rewards=labels.clone(),
+            correct=labels >= self.correct_threshold,
+            reward_components={"label": labels.clone()},
+        )
 
     def _learnt(self, rows: Rollout) -> Rollout:
         """Return rows at the temperature that they are learnt at."""

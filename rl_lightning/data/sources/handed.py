@@ -120,8 +120,9 @@ def as_split_source(splits: dict[Split, Any], options: dict[str, Any]) -> Exampl
         return ListedExamples(listed)
     named = {split: str(rows) for split, rows in splits.items() if isinstance(rows, str | Path)}
     if named and len(named) == len(splits):
-        return FileExamples(**named, **options)  # type: ignore[arg-type]
-    return TableExamples(**{**splits, **options})
+        return FileExamples(**{**named, **options})  # type: ignore[misc]
+    arguments: dict[str, Any] = {**splits, **options}
+    return TableExamples(**arguments)
 
 
 def _named(name: str, options: dict[str, Any]) -> ExampleSource:

@@ -157,9 +157,9 @@ class RowReader:
         if "text" in found:
             return None, found["text"], None, None
         if "messages" in found:
-            prompt, response = split_dialogue(found["messages"])
+            asked, answered = split_dialogue(found["messages"])
             raw = row[self.layout.roles["messages"]]
-            return prompt, response and plainly(response), None, self._opening(raw, prompt)
+            return asked, answered and plainly(answered), None, self._opening(raw, asked)
         prompt, response, rejected = found.get("prompt"), found.get("response"), found.get("rejected")
         if rejected is not None and (prompt is None or self.layout.repeated):
             return self._parted(row, prompt, response, rejected)
@@ -223,8 +223,10 @@ class RowReader:
         """Read a prompt: text, or chat messages of which the last is not the policy's own."""
         turns = self._turns(value)
         if turns is None:
-            turns = transcript(value) if is_transcript(values.text(value)) else None
-            if turns is None or (turns[-1]["role"] != "assistant" and not self.layout.transcript):
+            if not is_transcript(values.text(value)):
+                return str(value)
+            turns = transcript(value)
+            if turns[-1]["role"] != "assistant" and not self.layout.transcript:
                 return str(value)
         if turns[-1]["role"] == "assistant":
             raise BadValue("ends with a message of the assistant: leave the turn to be sampled out of the prompt")

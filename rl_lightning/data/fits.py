@@ -1,0 +1,100 @@
+"""Whether an algorithm can learn from what a source holds."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+from rl_lightning.data.sources.base import Example, ExampleSource, Split
+from rl_lightning.data.sources.problems import Problems
+from rl_lightning.data.sources.shape import Offer, Shape
+from rl_lightning.errors import UserError
+from rl_lightning.rewards import Rewarder
+
+log = logging.getLogger(__name__)
+
+#: What training steps are given → what the rows must bring for it, and what the algorithm does.
+_NEEDS: dict[str, tuple[Offer, str]] = {
+    "rollouts": ("prompts", "samples its own responses to prompts"),
+    "sampled": ("prompts", "learns from responses that are sampled to prompts"),
+    "demonstrations": ("responses", "imitates written responses"),
+    "preferences": ("pairs", "learns from pairs of a better and a worse response"),
+    "samples": ("responses", "learns from written responses and their rewards"),
+}
+#: What is given, what it is offered instead of → what to do.
+_ADVICE: dict[tuple[str, Offer], str] = {
+    ("rollouts", "pairs"): "take DPO or RewardModel, or name the prompts alone: prompt_column",
+    ("sampled", "pairs"): "set origin: files, or name the prompts alone: prompt_column",
+    ("demonstrations", "pairs"): "take DPO or RewardModel, or name the responses to imitate: response_column: chosen",
+    ("demonstrations", "labels"): "take RFT, or name them to imitate bad ones too: response_column: completion",
+}
+
+
+def check_fit(algorithm: str, given: str, source: ExampleSource, shape: Shape) -> None:
+    """Refuse rows that an algorithm cannot learn from.
+
+    Args:
+        algorithm: its name.
+        given: what training steps are given: `rollouts`, `demonstrations`, and `preferences` or `samples` from files or `sampled`.
+        source: of the rows.
+        shape: of the rows.
+
+    Raises:
+        UserError: with what the algorithm does, what the rows hold, and what to do.
+    """
+    needed, does = _NEEDS[given]
+    offers = shape.offers
+    unwanted = given == "demonstrations" and "labels" in offers
+    if not unwanted and (needed in offers or (given == "demonstrations" and "texts" in offers)):
+        return
+    held = next(one for one in ("labels", "pairs", "texts", "prompts") if one in offers)
+    columns = ", ".join(shape.columns)
+    general = f"it needs {_WANTED[needed]}" if not unwanted else "good and bad ones alike"
+    advice = _ADVICE.get((given, held), f"{general}: see docs/data.md")  # type: ignore[call-overload]
+    raise UserError(f"{algorithm} {does}, and {type(source).__name__} holds {shape} (columns: {columns}): {advice}")
+
+
+_WANTED: dict[Offer, str] = {
+    "prompts": "prompts (prompt, question, or messages that end with the user)",
+    "responses": "responses beside the prompts (completion, response, output or solution; or messages; or set response_column)",
+    "pairs": "pairs (chosen and rejected, or response_column and rejected_column)",
+}
+
+
+def require_answers(rewarder: Rewarder, split: Split, source: ExampleSource, examples: Sequence[Example]) -> None:
+    """Refuse a split without any gold answer if a reward compares with one: once, and not for each row.
+
+    Args:
+        rewarder: of the split's responses.
+        split: of the examples.
+        source: of the examples; nothing is said of one that makes them itself.
+        examples: all of the split.
+
+    Raises:
+        UserError: with the columns, and what to do.
+    """
+    shape = source.shape(split) if examples and all(example.answer is None for example in examples) else None
+    (complaint,) = rewarder.check_answers([None]) if shape is not None else (None,)
+    if shape is not None and complaint is not None:
+        raise UserError(
+            f"no {split} example has a gold answer, and a reward compares with one: {type(source).__name__} holds {shape} (columns: "
+            f"{', '.join(shape.columns)}); set its answer_column, or choose another reward"
+        )
+
+
+def say_what_was_read(split: Split, source: ExampleSource, kept: int, dropped: Problems) -> None:
+    """Log in one line what was understood of a split's rows.
+
+    Args:
+        split: of the rows.
+        source: of the rows; nothing is said of one that makes its examples itself.
+        kept: how many there are to learn from.
+        dropped: those that were left out.
+    """
+    shape = source.shape(split)
+    if shape is None:
+        return
+    kinds = Counter(dropped.rows.values()).most_common()
+    out = f", {len(dropped.rows):,} dropped: {', '.join(f'{count:,} {kind}' for kind, count in kinds)}" if kinds else ""
+    log.info("%s data: %s; %s rows%s", split, shape, f"{kept + len(dropped.rows):,}", out)
