@@ -258,9 +258,9 @@ def _report(
         faulty = sum(not all(problem.expected for problem in of_example) for of_example in found)
         unread.raise_if_any(f"{faulty} of {total} {called} cannot be used (on_bad: drop leaves them out):")
     # An example with two faults is still one example: it counts under the first.
-    for example, problems in zip(examples, found, strict=True):
+    for place, problems in enumerate(found):
         if problems:
-            unread.rows.setdefault(example.location, problems[0].kind)
+            unread.rows.setdefault(examples[place].location or str(place), problems[0].kind)
     kinds = Counter(unread.rows.values())
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     if bad == total:
