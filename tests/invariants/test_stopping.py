@@ -111,29 +111,23 @@ def test_stopped_and_resumed_is_uninterrupted(make, moment, when, whole, tiny_po
 
 
 @pytest.mark.parametrize(
-    ("make", "moment", "when"),
-    [
-        (grpo, "validation", 1),
-        (grpo, "sampling for validation", 1),
-        (grpo, "sampling", 1),
-        (sft, "sampling for validation", 1),
-    ],
+    ("make", "moment", "interrupted"),
+    [(grpo, "sampling for validation", True), (grpo, "sampling", False), (sft, "sampling for validation", True)],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_a_run_stopped_before_its_first_step_begins_again_with_the_first_validation(
-    make, moment, when, whole, tiny_policy, tmp_path
+def test_the_first_validation_changes_no_step_and_is_repeated_if_it_was_interrupted(
+    make, moment, interrupted, whole, tiny_policy, tmp_path
 ):
     uninterrupted, expected = whole(make)
-    tell = (Tell if make is grpo else SmallTell)(moment, when)
-    _, before, status = fit(make, tiny_policy, tmp_path, FirstValidation(), tell)
-    assert (before, status) == ([], STOPPED_EARLY), (
-        "it stops in the validation before the first step, or in the first rollout"
-    )
+    tell = (Tell if make is grpo else SmallTell)(moment, 1)
+    looks = Validations()
+    _, before, status = fit(make, tiny_policy, tmp_path, FirstValidation(), looks, tell)
+    assert (before, looks.steps, status) == ([], [0], STOPPED_EARLY)
     last = tmp_path / "checkpoints" / "last.ckpt"
-    again = Validations()
-    module, after, status = fit(make, tiny_policy, tmp_path, FirstValidation(), again, ckpt_path=last)
-    assert status == 0 and after == expected, "to look first changes no step"
-    assert again.steps[0] == 0
+    looks = Validations()
+    module, after, status = fit(make, tiny_policy, tmp_path, FirstValidation(), looks, ckpt_path=last)
+    assert status == 0 and after == expected
+    assert (looks.steps[0] == 0) == interrupted
     for name, value in uninterrupted.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
 
