@@ -17,7 +17,7 @@ PANELS: dict[str, dict[str, list[str]]] = {
         "reward": ["rollout/reward_mean", "val/reward_mean"],
         "pass@k": ["val/pass@.*"],
         "loss": ["train/loss", "val/loss"],
-        "accuracy": ["train/accuracy", "val/.*accuracy"],
+        "accuracy": [".*/accuracy", "val/token_accuracy"],
         "parts of the reward": ["reward/.*"],
     },
     "staying close": {
@@ -73,8 +73,8 @@ def compared(module: Any) -> list[str]:
     """Return the names of the metrics by which runs of a module are compared."""
     if module.learns_from == "rollouts":
         return ["val/pass@1", "val/reward_mean", "val/length_mean", "rollout/reward_mean", "policy/entropy", "kl/k3"]
-    if module.evaluates_on == "responses":
-        return ["val/pass@1", "val/reward_mean", "val/loss", "train/loss"]
+    if "responses" in module.evaluates_on:
+        return ["val/pass@1", "val/reward_mean", "val/token_accuracy", "val/accuracy", "val/loss", "train/loss"]
     return ["val/accuracy", "val/loss", "train/loss"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 from tqdm.auto import tqdm
 
 from rl_lightning.hooks import Watch
@@ -20,7 +21,17 @@ _ONLINE = {
     "policy/entropy": "entropy",
     "rollout/length_mean": "len",
 }
-_OFFLINE = {"train/loss": "loss", "train/accuracy": "accuracy", "val/loss": "val loss", "val/pass@1": "pass@1"}
+_OFFLINE = {
+    "train/loss": "loss",
+    "dpo/accuracy": "accuracy",
+    "reward_model/accuracy": "accuracy",
+    "val/loss": "val loss",
+    "val/token_accuracy": "val accuracy",
+    "val/accuracy": "val accuracy",
+    "val/pass@1": "pass@1",
+}
+#: What a validation measures; a line has it only if there was one since the last line.
+_HELD_OUT = ("pass@1", "val loss", "val accuracy")
 
 
 def shown_metrics(trainer: Trainer, module: Any) -> dict[str, float]:
@@ -97,7 +108,7 @@ class RolloutLines(ProgressBar):
 
         rollout 12/100  reward 0.430  kl 0.003  entropy 0.620  len 23.1  8.1 s
 
-    pass@1 is shown on the lines of rollouts after which there was a validation. Where an epoch takes longer than `every_s`, there
+    Held-out numbers are shown on the lines of rollouts after which there was a validation. Where an epoch takes longer than `every_s`, there
     are lines in between: `epoch 1/3  step 40/313  loss 0.512  61 s`.
 
     Args:
@@ -144,8 +155,11 @@ class RolloutLines(ProgressBar):
         self._validated = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that there are new held-out numbers."""
+        """Note that there are new held-out numbers; print those from before training."""
         self._validated = True
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.global_step:
+            shown = {name: value for name, value in shown_metrics(trainer, pl_module).items() if name in _HELD_OUT}
+            self._print("  ".join(["before training", *(f"{name} {short(value)}" for name, value in shown.items())]))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,7 +176,7 @@ class RolloutLines(ProgressBar):
         module = trainer.lightning_module
         metrics = shown_metrics(trainer, module)
         if not self._validated:
-            metrics = {name: value for name, value in metrics.items() if name not in ("pass@1", "val loss")}
+            metrics = {name: value for name, value in metrics.items() if name not in _HELD_OUT}
         parts = [f"{name} {short(value)}" for name, value in metrics.items()]
         seconds = f"{time.monotonic() - self._began:.1f} s"
         head = f"{_unit(module)} {trainer.current_epoch + 1}{_last(trainer)}{place}"

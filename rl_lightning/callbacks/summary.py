@@ -25,7 +25,9 @@ _NUMBERS = {
     "entropy": "policy/entropy",
     "loss": "train/loss",
     "held-out loss": "val/loss",
+    "held-out token accuracy": "val/token_accuracy",
     "held-out accuracy": "val/accuracy",
+    "held-out margin": "val/margin",
 }
 #: What says nothing of a run that learns from rollouts: the loss is 0 by construction.
 _OFFLINE_ONLY = ("train/loss",)
@@ -52,7 +54,7 @@ class RunSummary(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Keep the numbers of the first step."""
-        if not self._first:
+        if "train/loss" not in self._first:
             self._keep(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,7 +121,7 @@ def _files(trainer: Trainer) -> dict[str, str]:
 def _commands(trainer: Trainer, module: Any, directory: Path) -> dict[str, str]:
     """Return what to do next: on the command line if the run came from there, else in Python."""
     model = next((str(one.target(trainer)) for one in trainer.callbacks if isinstance(one, HFExport)), None)  # type: ignore[attr-defined]
-    policy = module.evaluates_on == "responses"
+    policy = "responses" in module.evaluates_on
     config = directory / "config.yaml"
     if not config.is_file():
         return {"ask": f'rl_lightning.load({model!r}).generate("...")'} if model and policy else {}

@@ -32,7 +32,7 @@ def chat(parser: argparse.ArgumentParser, args: Sequence[str]) -> None:
 
     calm()
     module: Any = load(chosen.run)
-    if module.evaluates_on != "responses":
+    if "responses" not in module.evaluates_on:
         raise UserError(f"{chosen.run} holds a {type(module).__name__}, which answers nothing")
     options = {"max_new_tokens": chosen.max_new_tokens, "temperature": chosen.temperature}
     options |= {"system_prompt": chosen.system} if chosen.system else {}
