@@ -65,6 +65,10 @@ class Parser(LightningArgumentParser):
         """Parse the options of a class, and refuse names that it does not have, also empty ones, which jsonargparse would drop."""
         if self.described is not None:
             self._refuse_unknown([name for name in _keys(obj) if not name.startswith("__")])
+            for name in _keys(obj):
+                # `null` on the command line arrives as text where an option takes text too.
+                if obj[name] in ("null", "None"):
+                    obj[name] = None
         return super().parse_object(obj, *args, **kwargs)
 
     def _refuse_unknown(self, names: list[str]) -> None:
