@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -31,8 +31,8 @@ class Watch:
 
     on_progress: Callable[[int, int], None] | None = None
     on_boundary: Callable[[bool], None] = lambda together: None
-    agreed: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    abandonable: Callable[[bool], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    agreed: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    abandonable: Callable[[bool], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
     def sampled(self, done: int, total: int) -> None:
         """Tell how many responses are finished, of all that are sampled now; the run may end here."""

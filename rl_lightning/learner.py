@@ -61,8 +61,8 @@ class PolicyLearner(Learner, Protocol):
     def learns_from_zero_advantages(self) -> bool:
         """Whether a response may have a gradient though all of its advantages are 0."""
 
-    def rollout_mode(self) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which the policy is sampled, and rollouts are scored."""
+    def rollout_mode(self, *others: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which the policy is sampled, and rollouts are scored, by it or by other models."""
 
     def logprobs(self, batch: Rows, model: nn.Module | None = None) -> Tensor:
         """Return the log-probabilities of the response tokens, (B, R) in nats, of the policy or of another model."""

@@ -14,12 +14,15 @@ A plain number is right for what is the same in all parts. A mean over rows must
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import SupportsFloat
 
 from torch import Tensor
 
 from rl_lightning.errors import UserError
+
+#: A metric's type and its numbers, as JSON can hold them.
+Packed = list[str | float]
 
 
 class Sum(float):
@@ -61,7 +64,7 @@ class Mean(float):
         return cls(float(values[mask].double().sum()), float(mask.sum()))
 
 
-def packed(metrics: Mapping[str, Any]) -> dict[str, list[Any]]:
+def packed(metrics: Mapping[str, float]) -> dict[str, Packed]:
     """Return metrics as lists of a type's name and plain numbers, which JSON can hold; `unpacked` reads them."""
     return {
         name: ["Mean", value.total, value.count]
@@ -71,13 +74,13 @@ def packed(metrics: Mapping[str, Any]) -> dict[str, list[Any]]:
     }
 
 
-def unpacked(metrics: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+def unpacked(metrics: Mapping[str, Packed]) -> dict[str, float]:
     """Return the metrics that `packed` was given, with their types."""
-    kinds: dict[str, Any] = {"Mean": Mean, "Sum": Sum, "Seconds": Seconds, "float": float}
+    kinds: dict[str | float, Callable[..., float]] = {"Mean": Mean, "Sum": Sum, "Seconds": Seconds, "float": float}
     return {name: kinds[kind](*numbers) for name, (kind, *numbers) in metrics.items()}
 
 
-def merged(parts: Sequence[Mapping[str, Any]], side_by_side: bool = False) -> dict[str, float]:
+def merged(parts: Sequence[Mapping[str, SupportsFloat]], side_by_side: bool = False) -> dict[str, float]:
     """Combine the metrics of parts into those of the whole; see the module's table.
 
     Args:
@@ -91,9 +94,10 @@ def merged(parts: Sequence[Mapping[str, Any]], side_by_side: bool = False) -> di
     return {name: _merged(name, [part[name] for part in parts if name in part], side_by_side) for name in names}
 
 
-def _merged(name: str, values: Sequence[Any], side_by_side: bool) -> float:
-    if all(isinstance(value, Mean) for value in values):
-        return Mean(sum(value.total for value in values), sum(value.count for value in values))
+def _merged(name: str, values: Sequence[SupportsFloat], side_by_side: bool) -> float:
+    means = [value for value in values if isinstance(value, Mean)]
+    if len(means) == len(values):
+        return Mean(sum(mean.total for mean in means), sum(mean.count for mean in means))
     numbers = [_number(name, value) for value in values]
     mean = numbers[0] if numbers.count(numbers[0]) == len(numbers) else sum(numbers) / len(numbers)
     for kind, whole in ((Sum, sum(numbers)), (Seconds, mean if side_by_side else sum(numbers))):
@@ -102,7 +106,7 @@ def _merged(name: str, values: Sequence[Any], side_by_side: bool) -> float:
     return mean
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: SupportsFloat) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:

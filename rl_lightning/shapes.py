@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from rl_lightning.errors import UserError
 
 
-def require(what: str, value: Any, shape: Sequence[int], meaning: str, dtype: torch.dtype | None = None) -> None:
+def require(what: str, value: object, shape: Sequence[int], meaning: str, dtype: torch.dtype | None = None) -> None:
     """Refuse a value that is not a tensor of the given shape. Broadcasting would silently turn it into another objective.
 
     Args:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rl_lightning.text import TextFormat, without_lone_surrogates
 from rl_lightning.thoughts import DEFAULT_THOUGHTS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import AddedToken, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -120,5 +120,5 @@ class Ends:
         return ", ".join([*tokens, *map(repr, self.strings.strings if self.strings else ())])
 
 
-def _is_special(added: dict[int, Any], number: int) -> bool:
+def _is_special(added: Mapping[int, AddedToken], number: int) -> bool:
     return number in added and bool(added[number].special)

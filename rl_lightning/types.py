@@ -6,6 +6,7 @@ B rows (prompts × group), P prompt columns (padded left), R response columns (p
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -63,11 +64,11 @@ class Rows:
         """Return a table of some rows, (n,) long row numbers, in the given order; lists and dictionaries follow."""
         return self._map(lambda value: value[rows])
 
-    def to(self: RowsT, device: torch.device | str, **kwargs: Any) -> RowsT:
+    def to(self: RowsT, device: torch.device | str) -> RowsT:
         """Return the same table on a device."""
-        return self._map(lambda value: value.to(device, **kwargs))
+        return self._map(lambda value: value.to(device))
 
-    def _map(self: RowsT, change: Any) -> RowsT:
+    def _map(self: RowsT, change: Callable[[Tensor], Tensor]) -> RowsT:
         """Apply a change to every tensor; lists, which have a row each, follow through a tensor of row numbers. Metrics are of no
         row, tensors or not."""
         changed: dict[str, Any] = {}
@@ -115,7 +116,7 @@ class Rollout(Rows):
     rollout_logprobs: Tensor
     prompts: list[str]
     responses: list[str]
-    answers: list[Any]
+    answers: list[object]
     raw_rewards: Tensor
     rewards: Tensor
     correct: Tensor
@@ -150,13 +151,12 @@ class Rollout(Rows):
         correct = none.index_add(0, member, (self.correct & self.scored).long())
         return scored[member], correct[member]
 
-    def microbatch(self, rows: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
+    def microbatch(self, rows: Tensor, weights: Tensor | None = None) -> Microbatch:
         """Cut some rows out for one forward pass, without the columns that are padding in all of them.
 
         Args:
             rows: (b,) long row numbers.
             weights: (b, R) weights of their tokens in the loss; absent when the pass only scores.
-            extra: further fields of `Microbatch`.
         """
         part = self.select(rows)
         prompt_columns = part.attention_mask[:, : -part.response_length].any(0)
@@ -181,10 +181,9 @@ class Rollout(Rows):
             values=responses(part.values),
             advantages=responses(part.advantages),
             returns=responses(part.returns),
-            **extra,
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return plain tensors, numbers, strings and containers of them, as a checkpoint may hold."""
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -92,8 +92,7 @@ class ObjectiveModule(TrainedModule):
     def on_train_batch_start(self, batch: Microbatch, batch_idx: int) -> None:
         """Forget what earlier steps logged: Lightning would log it again with every later step of the epoch, though what is known
         of a rollout, say, belongs to one."""
-        results: Any = self.trainer.fit_loop.epoch_loop._results
-        for item in results.values():
+        for item in self.trainer.fit_loop.epoch_loop._results.values():
             # Told apart from what has been logged since, and made no second time: that is half of what logging costs.
             item.has_reset |= item.meta.on_step
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from rl_lightning.algorithms.online import OnlineModule
 from rl_lightning.algorithms.policy import Outputs
@@ -69,8 +71,7 @@ class CriticModule(OnlineModule):
         if self.critic is not None or self._is_evaluating():
             return
         if self.reads_hidden:
-            policy: Any = self.policy
-            self.critic = self.placed(head_for(policy))
+            self.critic = self.placed(head_for(self.policy))
         else:
             self.critic_files.check_vocabulary(self.policy_files)
             self.critic = self.placed(Critic(self.adapted(self.critic_files.load_backbone())))
@@ -164,7 +165,9 @@ class CriticModule(OnlineModule):
 
     # A checkpoint holds policy and critic; to evaluate the policy, the critic is not even loaded.
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """Load a state; without its critic where this module has none."""
         if self.critic is None:
             state_dict = {name: value for name, value in state_dict.items() if not name.startswith(_CRITIC)}

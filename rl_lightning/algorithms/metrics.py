@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +92,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def sampling_metrics(samples: int, prefix: str) -> MetricCollection:
     """Return pass@1, pass@k for k a power of two or all samples, and the means of reward, length and truncation."""
     ks = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
-    metrics: dict[str, Any] = {f"pass@{k}": PassAtK(k) for k in ks}
+    metrics: dict[str, Metric | MetricCollection] = {f"pass@{k}": PassAtK(k) for k in ks}
     metrics["reward_mean"] = RolloutMean(lambda rollout: rollout.rewards)
     metrics["length_mean"] = RolloutMean(lambda rollout: rollout.lengths)
     metrics["failed_fraction"] = RolloutMean(lambda rollout: ~rollout.scored)

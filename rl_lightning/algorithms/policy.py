@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.answering import Answering
 from rl_lightning.algorithms.base import ObjectiveModule
@@ -18,7 +18,7 @@ from rl_lightning.models import read_responses
 from rl_lightning.strategies import gathered
 from rl_lightning.types import Microbatch, Rollout, Rows
 
-MethodT = TypeVar("MethodT", bound=Callable[..., Any])
+MethodT = TypeVar("MethodT", bound=Callable[..., Tensor])
 
 
 def vanishes_with_advantage(objective: MethodT) -> MethodT:
@@ -54,7 +54,7 @@ class PolicyModule(ObjectiveModule, Answering):
         **options: load, optimizer, reduction, lora: see `ObjectiveModule`.
     """
 
-    policy: nn.Module
+    policy: PreTrainedModel
     #: Weight of the entropy in what is maximised.
     entropy_coef: float = 0.0
     #: Whether `auxiliary` reads the policy's hidden states.
@@ -68,7 +68,7 @@ class PolicyModule(ObjectiveModule, Answering):
         if "policy" not in self._modules:
             self.policy = self.placed(self.adapted(self.policy_files.load()))
 
-    def hf_parts(self) -> tuple[Any, PreTrainedTokenizerBase]:
+    def hf_parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return what `HFExport` saves: the trained policy, and its tokenizer with the chat template."""
         return self.policy, self.policy_files.tokenizer
 
@@ -152,8 +152,9 @@ class PolicyModule(ObjectiveModule, Answering):
 
     # ---------------------------------------------------------------- evaluation
 
-    def evaluation_step(self, batch: Rollout, stage: str) -> None:
+    def evaluation_step(self, batch: Rows, stage: str) -> None:
         """Add the samples of some held-out prompts to pass@1, pass@k, reward, length and truncation."""
+        assert isinstance(batch, Rollout)
         samples = int((batch.group_ids == batch.group_ids[0]).sum())
         self.evaluation_metrics(stage, partial(sampling_metrics, samples)).update(batch)
 

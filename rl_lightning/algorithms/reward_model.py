@@ -104,8 +104,9 @@ class RewardModel(ObjectiveModule):
 
     # ---------------------------------------------------------------- evaluation
 
-    def evaluation_step(self, batch: PreferenceBatch, stage: str) -> None:
+    def evaluation_step(self, batch: Rows, stage: str) -> None:
         """Add some held-out pairs to accuracy, margin, loss, calibration, and mean and deviation of the scores."""
+        assert isinstance(batch, PreferenceBatch)
         scores = self.scores(batch)
         self.evaluation_metrics(stage, score_metrics).update(
             chosen=batch.chosen(scores), rejected=batch.rejected(scores), objective=self.objective(batch, scores)

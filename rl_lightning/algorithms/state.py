@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from torch import nn
 
@@ -23,7 +22,7 @@ def left_out(module: nn.Module) -> set[str]:
     return frozen
 
 
-def check_adapter(saved: dict[str, Any] | None, lora: LoraOptions | None) -> None:
+def check_adapter(saved: Mapping[str, object] | None, lora: LoraOptions | None) -> None:
     """Refuse a checkpoint of another adapter than a run has.
 
     Args:
@@ -47,7 +46,7 @@ def check_adapter(saved: dict[str, Any] | None, lora: LoraOptions | None) -> Non
     raise UserError(f"the checkpoint holds a LoRA adapter and this run {what}: add {options}")
 
 
-def check_kind(module: nn.Module, state: Mapping[str, Any]) -> None:
+def check_kind(module: nn.Module, state: Mapping[str, object]) -> None:
     """Refuse a state that has an adapter where the module has none, or the other way round.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torchmetrics import MetricCollection
@@ -21,6 +22,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
 from rl_lightning.options import Checked, plain_options
 from rl_lightning.strategies import clip_gradients, gradient_norm, place
+from rl_lightning.types import Rows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -112,7 +114,9 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         frozen = left_out(self)
         return {name: value for name, value in state.items() if name not in frozen}
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, object], strict: bool = True, assign: bool = False
+    ) -> _IncompatibleKeys:
         """Load the state of what is trained.
 
         Raises:
@@ -133,7 +137,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
             )
         return _IncompatibleKeys(missing, result.unexpected_keys)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Note what `load_from_checkpoint` makes the module of, and what the adapter is: its weights alone do not tell what they are
         multiplied by."""
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -150,7 +154,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         """Return the optimizer's parameter groups: one, of whatever is trainable."""
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW over the parameter groups, and its schedule."""
         options = self.optimizer_options
         # Lightning's mixed precision refuses to clip the gradients of fused optimizers.
@@ -214,7 +218,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
 
     # ---------------------------------------------------------------- evaluation
 
-    def evaluation_step(self, batch: Any, stage: str) -> None:
+    def evaluation_step(self, batch: Rows, stage: str) -> None:
         """Add a batch of held-out data to the metrics of a stage, `val` or `test`."""
         raise TypeError(f"{type(self).__name__} must define evaluation_step(batch, stage)")
 
@@ -237,11 +241,11 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
             metrics = self._evaluation.pop(key)
             self.log_dict({name: value for name, value in metrics.compute().items() if not torch.isnan(value)})
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Rows, batch_idx: int) -> None:
         """Add a batch to the metrics that are logged under `val/`: see `evaluation_step`."""
         self.evaluation_step(batch, "val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Rows, batch_idx: int) -> None:
         """Add a batch to the metrics that are logged under `test/`: see `evaluation_step`."""
         self.evaluation_step(batch, "test")
 

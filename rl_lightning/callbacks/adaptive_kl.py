@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +16,12 @@ from rl_lightning.types import Rollout
 
 #: The proportional gain K_β and the largest error that counts.
 GAIN, LARGEST_ERROR = 0.1, 0.2
+
+
+class _Controlled(Protocol):
+    """A module with a divergence from a reference; `check_settings` refuses others."""
+
+    kl_coef: float
 
 
 class AdaptiveKL(RolloutCallback):
@@ -67,23 +73,22 @@ class AdaptiveKL(RolloutCallback):
                 "above 0"
             )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float | None]:
         """Return the β to go on with; None before the first rollout."""
         return {"coef": self._coef}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, float | None]) -> None:
         """Keep the checkpoint's β until training starts."""
         self._coef = state_dict["coef"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set `kl_coef` to the checkpoint's β, if there is one. The first rollout is sampled after this."""
-        module: Any = pl_module
         if self._coef is not None:
-            module.kl_coef = self._coef
+            cast(_Controlled, pl_module).kl_coef = self._coef
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Measure the divergence over all ranks and correct β; without a scored response β stays as it is."""
-        controlled: Any = module
+        controlled = cast(_Controlled, module)
         divergences = self.divergences(rollout)
         sums = torch.stack([divergences.sum(), torch.as_tensor(len(divergences)).to(divergences)])
         total, responses = sum_over_ranks(trainer, sums).tolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -58,20 +58,21 @@ class DynamicSampling(RolloutCallback):
 
     def check_settings(self, trainer: Trainer) -> None:
         """Refuse a group size of 1, chunks that the ranks cannot share, and chunks that could never fill a rollout."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        group_size: int = trainer.datamodule.group_size  # type: ignore[attr-defined]
+        prompts: int = trainer.datamodule.prompts_per_rollout  # type: ignore[attr-defined]
         ranks, refill = data_parallel_size(trainer), self.refill
-        chunk = refill.prompts_per_chunk or data.prompts_per_rollout
-        if data.group_size < 2:
+        chunk = refill.prompts_per_chunk or prompts
+        if group_size < 2:
             raise UserError(
-                f"DynamicSampling keeps groups with both right and wrong answers: group_size={data.group_size} must be at "
+                f"DynamicSampling keeps groups with both right and wrong answers: group_size={group_size} must be at "
                 "least 2"
             )
         if chunk % ranks:
             raise UserError(f"DynamicSampling: prompts_per_chunk={chunk} must be a multiple of the {ranks} ranks")
-        if chunk * refill.max_chunks < data.prompts_per_rollout:
+        if chunk * refill.max_chunks < prompts:
             raise UserError(
                 f"DynamicSampling: max_chunks × prompts_per_chunk = {chunk * refill.max_chunks} can never fill a rollout: it must "
-                f"be at least prompts_per_rollout={data.prompts_per_rollout}"
+                f"be at least prompts_per_rollout={prompts}"
             )
 
     def keep_groups(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> Tensor:

@@ -8,15 +8,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rl_lightning.errors import UserError
@@ -66,7 +66,7 @@ class GracefulStop(StopCallback):
         self._ends = float("inf")
         self._signal: str | None = None
         self._noted = 0.0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._trains = False
         self._may_raise = False
         self._sign: StopSign | None = None
@@ -225,8 +225,8 @@ def _begin_validation_anew(trainer: Trainer) -> None:
     """Set Lightning's counts to those of a validation's first batch, so that a resumed run starts the validation there."""
     progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     before = progress.total.completed - progress.current.completed
-    counts: Any = ((progress.total, before), (progress.current, 0))
-    for count, done in counts:
+    for count, done in ((progress.total, before), (progress.current, 0)):
+        assert isinstance(count, _ProcessedTracker)
         count.ready, count.started, count.processed, count.completed = done + 1, done + 1, done, done
 
 

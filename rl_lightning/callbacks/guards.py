@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -15,11 +16,24 @@ from rl_lightning.errors import UserError
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
 from rl_lightning.strategies.sharding import whole
-from rl_lightning.types import Rollout, Rows
+from rl_lightning.types import Microbatch, Rollout, Rows
 
 log = logging.getLogger(__name__)
 
 _MOST_SHOWN = 400  # characters of a sample
+
+
+class _Guarded(Protocol):
+    """A module that skips optimizer steps whose loss or gradient is not finite."""
+
+    finite: bool
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def loss(self, batch: Microbatch) -> Tensor: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
 
 
 class NonFiniteGuard(Callback):
@@ -49,11 +63,11 @@ class NonFiniteGuard(Callback):
         self._skipped = 0
         self._dump: Path | None = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """Return how many steps were skipped, in all and in a row up to now."""
         return {"skipped": self._skipped, "in_a_row": self._in_a_row}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue both counts from a checkpoint."""
         self._skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
@@ -62,7 +76,7 @@ class NonFiniteGuard(Callback):
         self._batches.append(batch)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Microbatch, batch_idx: int
     ) -> None:
         """Count a complete optimizer step if the module skipped it.
 
@@ -72,13 +86,12 @@ class NonFiniteGuard(Callback):
         if not batch.ends_step:
             return
         batches, self._batches = self._batches, []
-        module: Any = pl_module
-        if module.finite:
+        if cast(_Guarded, pl_module).finite:
             self._in_a_row = 0
             return
         self._skipped += 1
         self._in_a_row += 1
-        module.log("guard/skipped_steps", float(self._skipped))
+        pl_module.log("guard/skipped_steps", float(self._skipped))
         if self._dump is None:
             self._dump = self._write(trainer, batches)
         if self._in_a_row >= self.max_in_a_row:
@@ -104,7 +117,7 @@ class NonFiniteGuard(Callback):
         return path
 
 
-def replay(path: str | Path, module: Any) -> Tensor:
+def replay(path: str | Path, module: _Guarded) -> Tensor:
     """Compute the loss of an optimizer step that `NonFiniteGuard` has written to a file.
 
     Args:
@@ -210,17 +223,17 @@ class SpreadWarning(RolloutCallback):
             raise UserError(f"in_a_row must be at least 1, not {in_a_row}")
         self.in_a_row = in_a_row
         self._spread = False
-        self._sample: tuple[str, str, Any, float] | None = None
+        self._sample: tuple[str, str, object, float] | None = None
         self._without = 0
         self._warned = False
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """Return how many rollouts in a row had no spread, and whether the warning has been logged."""
         return {"without": self._without, "warned": self._warned}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Continue the count from a checkpoint."""
-        self._without, self._warned = state_dict["without"], state_dict["warned"]
+        self._without, self._warned = state_dict["without"], bool(state_dict["warned"])
 
     def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Look for a spread of rewards, before callbacks drop groups, and keep one response as a sample."""

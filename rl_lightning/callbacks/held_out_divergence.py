@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from rl_lightning.functional import kl_k3
+from rl_lightning.learner import PolicyLearner
 from rl_lightning.models import PolicyFiles, read_responses
 from rl_lightning.strategies import sum_over_ranks
 from rl_lightning.types import Rollout
+
+
+class _Measured(PolicyLearner, Protocol):
+    """An algorithm with a policy, under any strategy."""
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Return a loaded model, spread over the ranks where the strategy shards."""
 
 
 class HeldOutDivergence(Callback):
@@ -36,8 +44,8 @@ class HeldOutDivergence(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the frozen reference onto the module's device."""
-        module: Any = pl_module
-        own: PolicyFiles = module.policy_files
+        module = cast(_Measured, pl_module)
+        own = module.policy_files
         files = PolicyFiles(self.reference, own.options) if self.reference else own
         model: nn.Module = files.load(trainable=False)
         self._model = module.placed(model.to(pl_module.device))
@@ -47,7 +55,7 @@ class HeldOutDivergence(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rollout, batch_idx: int, *_: object
     ) -> None:
         """Add the divergence and entropy of a batch's responses to the sums."""
-        module: Any = pl_module
+        module = cast(_Measured, pl_module)
         assert self._model is not None
         for rows in torch.arange(len(batch)).split(self.rows):
             part = batch.microbatch(rows)

@@ -10,8 +10,9 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -41,7 +42,7 @@ class RunLock(Callback):
 
     def __init__(self) -> None:
         self._files: dict[Path, TextIO] = {}
-        self._earlier: dict[str, Any] | None = None
+        self._earlier: dict[str, object] | None = None
         self._goes_on = False
 
     def acquire(self, trainer: Trainer) -> None:
@@ -104,7 +105,7 @@ class RunLock(Callback):
         if stage == "fit":
             self.acquire(trainer)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         """Note that this run resumes an earlier one, so that no warning is due."""
         self._goes_on = True
 
@@ -132,7 +133,7 @@ def written_directories(trainer: Trainer) -> dict[Path, str]:
 
     Weights & Biases and MLflow keep runs apart in one directory by themselves.
     """
-    places: list[tuple[Any, str]] = [(str(trainer.default_root_dir), "--trainer.default_root_dir")]
+    places: list[tuple[object, str]] = [(str(trainer.default_root_dir), "--trainer.default_root_dir")]
     own_files = [one for one in trainer.loggers if not isinstance(one, (WandbLogger, MLFlowLogger))]
     places += [(one.log_dir or one.save_dir, f"the {type(one).__name__}'s save_dir") for one in own_files]
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -144,7 +145,7 @@ def written_directories(trainer: Trainer) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for place, option in places:
         if place and "://" not in str(place):
-            found.setdefault(Path(place).resolve(), option)
+            found.setdefault(Path(str(place)).resolve(), option)
     return found
 
 
@@ -169,7 +170,7 @@ def _open(place: Path, option: str) -> TextIO:
         raise UserError(f"cannot write to {place}, {reason}: mend that, or choose another with {option}") from error
 
 
-def _read(file: TextIO) -> dict[str, Any] | None:
+def _read(file: TextIO) -> dict[str, object] | None:
     """Return what a lock file says of the run that wrote it: pid, host, since; None if it is empty."""
     file.seek(0)
     try:
@@ -179,14 +180,14 @@ def _read(file: TextIO) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _write(file: TextIO, contents: dict[str, Any] | None) -> None:
+def _write(file: TextIO, contents: Mapping[str, object] | None) -> None:
     file.seek(0)
     file.truncate()
     file.write("" if contents is None else json.dumps(contents))
     file.flush()
 
 
-def _describe(run: dict[str, Any] | None) -> str:
+def _describe(run: Mapping[str, object] | None) -> str:
     if run is None:
         return "another run"
     return f"process {run.get('pid')} on {run.get('host')}, since {run.get('since')}"

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -24,7 +25,7 @@ class StepCheckpoint(ModelCheckpoint):
         super().__init__(every_n_train_steps=every_n_train_steps, save_last=save_last, **checkpoint_options)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         """Save after a step that is due, unless it is the last one of the epoch."""
         if not trainer.is_last_batch:

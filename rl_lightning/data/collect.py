@@ -189,7 +189,7 @@ def joined_scores(
         UserError: for another name or shape.
     """
     known = {item.name for item in fields(Rollout)}
-    scored: dict[str, Any] = {}
+    scored: dict[str, Tensor] = {}
     for rows, part in parts:
         width = int(rollout.response_attention[rows].any(0).sum())
         for name, value in part.items():

@@ -22,7 +22,7 @@ class Epoch(Protocol):
     def microbatches(self, start: int) -> Iterator[Microbatch]:
         """Yield the microbatches from number `start` on."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return what is needed to yield the same microbatches in another process."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,7 +26,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest([sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), tokenizer.chat_template])
 
 
-def refuse_changes(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def refuse_changes(saved: Mapping[str, object], own: Mapping[str, object]) -> None:
     """Refuse to go on with other data than a checkpoint was made with.
 
     Args:
@@ -45,5 +44,5 @@ def refuse_changes(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         )
 
 
-def _change(name: str, was: Any, now: Any) -> str:
+def _change(name: str, was: object, now: object) -> str:
     return f"{name} changed" if str(was).startswith(_HASH) else f"{name} was {was} and is {now}"

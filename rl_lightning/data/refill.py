@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from rl_lightning.measures import merged
 from rl_lightning.padding import stacked
 from rl_lightning.strategies import from_every_rank
 from rl_lightning.types import Rollout
+
+ValueT = TypeVar("ValueT")
 
 
 @dataclass
@@ -94,8 +96,7 @@ class Refilling(Filling):
         chosen = part.select(keep.nonzero()[:, 0])
         self.tally.chunks += 1
         self.tally.prompts += self.chunk
-        for state, theirs in self._everywhere((chosen.state_dict(), counts)):
-            rollout = Rollout.from_state_dict(state)
+        for rollout, theirs in self._everywhere((chosen, counts)):
             self._kept.append(rollout)
             self.tally.kept += len(rollout) // self.layout.group_size
             self.tally.all_right += theirs["all_right"]
@@ -144,14 +145,14 @@ class Refilling(Filling):
             "rollout/stale_fraction": stale / self.layout.groups,
         }
 
-    def _everywhere(self, value: Any) -> list[Any]:
+    def _everywhere(self, value: ValueT) -> list[ValueT]:
         """Return a value of every data-parallel rank, by rank."""
         values = from_every_rank(value)
         return values[:: len(values) // self.layout.ranks]
 
 
 def fillers_for(
-    missing: int, dropped: Sequence[Rollout], everywhere: Callable[[Any], list[Any]], pad_id: int
+    missing: int, dropped: Sequence[Rollout], everywhere: Callable[[Rollout], list[Rollout]], pad_id: int
 ) -> Rollout:
     """Return so many rows of dropped groups, of all ranks, that count nowhere: they keep a rollout at its size.
 
@@ -162,8 +163,7 @@ def fillers_for(
         pad_id: fills up rows of token ids.
     """
     spare = joined(dropped, pad_id)
-    states = everywhere(spare.select(torch.arange(min(missing, len(spare)))).state_dict())
-    fillers = joined([Rollout.from_state_dict(state) for state in states], pad_id)
+    fillers = joined(everywhere(spare.select(torch.arange(min(missing, len(spare))))), pad_id)
     return blank(fillers.select(torch.arange(missing)))
 
 

@@ -159,7 +159,7 @@ class RolloutDataModule(SamplingDataModule):
         supply = Supply() if self.collector is None else self.collector.supply
         return super().state_dict() | {"supply": supply.state_dict()}
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """Return what may not change between a checkpoint and a run that goes on from it."""
         sizes = ("prompts_per_rollout", "group_size", "epochs_per_rollout", "minibatch_size")
         return super().record() | {f"data.init_args.{name}": getattr(self, name) for name in sizes}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,18 +92,18 @@ class RolloutEpoch:
             sizes = self.sizes.cut(self.rollout, chosen)
             parts = list(zip(chosen.split(sizes), weights[step][computed].split(sizes), strict=True))
             for part, (rows, row_weights) in list(enumerate(parts))[skip:]:
-                microbatch = self._served.microbatch(
-                    rows,
-                    row_weights,
+                microbatch = self._served.microbatch(rows, row_weights)
+                yield replace(
+                    microbatch,
+                    # Where the policy itself is sampled, its own numbers have nothing to add to the trainer's.
+                    rollout_logprobs=microbatch.rollout_logprobs if self.from_copy else None,
                     ends_step=part + 1 == len(parts),
                     idle=idle[step],
                     metrics=self._metrics if step == part == 0 else {},
                 )
-                # Where the policy itself is sampled, its own numbers have nothing to add to the trainer's.
-                yield microbatch if self.from_copy else replace(microbatch, rollout_logprobs=None)
             skip = 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the rollout as it is trained on, on the CPU: ranks have no other device in common."""
         return self.rollout.to("cpu").state_dict()
 

@@ -119,7 +119,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         """Return how far training has come, and in what."""
         return self.loader.progress() | {"record": self.record()}
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """Return what may not change between a checkpoint and a run that goes on from it: option or thing → plain value."""
         if self._digests is None:
             prompts = self._encoded.get("train", [])

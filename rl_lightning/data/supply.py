@@ -23,7 +23,7 @@ class Supply:
     cursor: int = 0
     surplus: Rollout | None = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return plain tensors, numbers and strings."""
         return {"cursor": self.cursor, "surplus": None if self.surplus is None else self.surplus.state_dict()}
 

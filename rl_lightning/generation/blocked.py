@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +75,7 @@ class _Product:
     """
 
     def __init__(self, layers: Sequence[nn.Linear], rows: int) -> None:
-        self._kernels: Any = torch.ops.mkldnn
+        self._kernels = torch.ops.mkldnn
         self._sizes = [layer.out_features for layer in layers]
         weights = [layer.weight.detach() for layer in layers]
         biases = [layer.bias.detach() for layer in layers if layer.bias is not None]

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from rl_lightning.errors import UserError
@@ -53,7 +54,7 @@ class Connection:
         self._lost = 0
         self._lock = threading.Lock()
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:
         """Send a request; return the answer's JSON, or None if the answer is empty.
 
         Args:
@@ -83,7 +84,7 @@ class Connection:
                 time.sleep(_PATIENCE_S * 2**attempt)
         raise AssertionError("unreachable")
 
-    def _once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _once(self, method: str, path: str, body: Mapping[str, object] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"}, method=method)
         try:

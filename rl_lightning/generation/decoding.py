@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RMSNorm
 
 from rl_lightning.generation.slots import Slots
 from rl_lightning.models.noise import hooked_by_others
@@ -21,7 +23,7 @@ _ALIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausal
 Step = Callable[[Slots, Tensor], Tensor]
 
 
-def decoding_step(model: Any) -> Step:
+def decoding_step(model: PreTrainedModel) -> Step:
     """Return the decoding step for a model.
 
     For families like Llama the step is written out here. In transformers' forward, half the time of a step over few rows is
@@ -31,7 +33,7 @@ def decoding_step(model: Any) -> Step:
     return _written_out(model) if _is_plain(model) else _through_forward(model)
 
 
-def _through_forward(model: Any) -> Step:
+def _through_forward(model: PreTrainedModel) -> Step:
     def step(slots: Slots, tokens: Tensor) -> Tensor:
         logits: Tensor = model(**slots.read(tokens)).logits[:, -1]
         return logits
@@ -39,16 +41,16 @@ def _through_forward(model: Any) -> Step:
     return step
 
 
-def _written_out(model: Any) -> Step:
-    body = model.model
+def _written_out(model: LlamaForCausalLM) -> Step:
+    body: LlamaModel = model.model
+    layers = cast("list[LlamaDecoderLayer]", body.layers)
     attend = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
 
     def step(slots: Slots, tokens: Tensor) -> Tensor:
         given = slots.read(tokens)
         states = body.embed_tokens(given["input_ids"])
         rotation = _rotation(*body.rotary_emb(states, position_ids=given["position_ids"]))
-        caches: Any = slots.cache.layers
-        for layer, cache in zip(body.layers, caches, strict=True):
+        for layer, cache in zip(layers, slots.layers, strict=True):
             attention = layer.self_attn
             query, key, value = _projected(attention, _normed(layer.input_layernorm, states), rotation)
             seen = cache.update(key, value)
@@ -61,7 +63,9 @@ def _written_out(model: Any) -> Step:
     return step
 
 
-def _projected(attention: Any, states: Tensor, rotation: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _projected(
+    attention: LlamaAttention | Qwen3Attention, states: Tensor, rotation: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, (n, heads, 1, D) each, the first two rotated.
 
     Args:
@@ -73,7 +77,7 @@ def _projected(attention: Any, states: Tensor, rotation: tuple[Tensor, Tensor]) 
         layer(states).unflatten(-1, (-1, attention.head_dim))
         for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    if hasattr(attention, "q_norm"):
+    if isinstance(attention, Qwen3Attention):
         query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
     # Queries and keys are rotated together, (n, 1, heads + kv_heads, D): x cos + roll(x) sin, half the operations.
     both = torch.cat([query, key], 2)
@@ -95,11 +99,11 @@ def _rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     return cos.unsqueeze(2), torch.cat([-first, second], -1).unsqueeze(2)
 
 
-def _normed(norm: Any, states: Tensor) -> Tensor:
+def _normed(norm: LlamaRMSNorm | Qwen3RMSNorm, states: Tensor) -> Tensor:
     return rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def _is_plain(model: Any) -> bool:
+def _is_plain(model: PreTrainedModel) -> TypeGuard[LlamaForCausalLM]:
     """Tell whether the step written out computes what the model's forward does: a known family with its own layers, of which
     none has been replaced, patched or hooked."""
     if type(model) not in _ALIKE or model.config._attn_implementation not in ALL_ATTENTION_FUNCTIONS:

@@ -6,11 +6,11 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses, Sampling
@@ -107,7 +107,7 @@ class NativeGenerator(Generator):
                 f"max_new_tokens={request.sampling.max_new_tokens} make {capacity} tokens"
             )
         most = min(self.max_tokens // capacity, self.max_rows or rows, rows)
-        run = _Run(self, model, request, most)
+        run = _Run(self, cast(PreTrainedModel, model), request, most)
         batch = _Batch.empty(request, next(model.parameters()).device)
         done = 0
         with self._precision(batch.ids.device), blocked_weights(model, most):
@@ -137,10 +137,10 @@ class NativeGenerator(Generator):
             return other.generate(model, request, progress)
 
 
-def _unlike_what_slots_hold(model: Any, capacity: int) -> str | None:
+def _unlike_what_slots_hold(model: nn.Module, capacity: int) -> str | None:
     """Return why a model cannot be sampled in slots of so many tokens; None if it can."""
     reason = unlike_plain_attention(model, capacity)
-    if reason is None and str(model.config._attn_implementation).startswith("flash"):
+    if reason is None and str(cast(PreTrainedModel, model).config._attn_implementation).startswith("flash"):
         return "takes no mask of its own under flash attention"
     return reason
 
@@ -226,6 +226,13 @@ class _Batch:
         )
 
 
+class _Filled(Protocol):
+    """A layer of transformers' cache that holds keys and values, as every layer does after a pass."""
+
+    keys: Tensor
+    values: Tensor
+
+
 @dataclass
 class _Prefilled:
     """N prompts that have been read, and responses to them that wait for a slot.
@@ -261,7 +268,7 @@ class _Run:
     """
 
     generator: NativeGenerator
-    model: Any
+    model: PreTrainedModel
     request: Request
     most: int
     work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "rows": 0, "prefill_rows": 0, "seen": 0})
@@ -341,8 +348,7 @@ class _Run:
         keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
         cache = DynamicCache(config=self.model.config)
         output = self.model(**padded(self.model, ids, mask), **keep, past_key_values=cache, use_cache=True)
-        read: Any = cache.layers
-        layers = [(layer.keys, layer.values) for layer in read]
+        layers = [(layer.keys, layer.values) for layer in cast("list[_Filled]", cache.layers)]
         self.work["prefill_rows"] += int(mask.sum())
         waiting = [
             ((first + prompt) * samples + sample, prompt) for prompt in range(len(chosen)) for sample in range(samples)

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
+
+
+class StepInputs(TypedDict):
+    """The arguments of a model's forward pass over the next token of n rows.
+
+    Args:
+        input_ids, position_ids: (n, 1) long.
+        attention_mask: (n, 1, 1, columns), added to attention scores.
+        past_key_values: the cache that the pass reads and writes.
+        use_cache: True.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    past_key_values: Cache
+    use_cache: bool
 
 
 class Slots:
@@ -43,6 +60,7 @@ class Slots:
         self._ends = torch.zeros(count, dtype=torch.long, device=device)
         self._columns: list[int] = []
         self._rows = torch.arange(count, device=device)
+        self.layers: list[_SlotLayer] = []
         self.cache = Cache(layers=[])
 
     @property
@@ -58,11 +76,11 @@ class Slots:
             mask: (N, P) bool; padded left.
             owner: (n,) long; the prompt, 0 to N - 1, that each new row begins with.
         """
-        if not self.cache.layers:
-            self.cache.layers = [_SlotLayer(self, keys, values) for keys, values in prompts]
+        if not self.layers:
+            self.layers = [_SlotLayer(self, keys, values) for keys, values in prompts]
+            self.cache.layers = [*self.layers]
         new, width = slice(self.used, self.used + len(owner)), mask.shape[1]
-        layers: Any = self.cache.layers
-        for layer, (keys, values) in zip(layers, prompts, strict=True):
+        for layer, (keys, values) in zip(self.layers, prompts, strict=True):
             layer.keys[new, :, :width] = keys[owner]
             layer.values[new, :, :width] = values[owner]
         self._bias[new] = self._hidden
@@ -95,8 +113,7 @@ class Slots:
         if holes:
             width = max(self._columns)
             to, source = (torch.tensor(rows, device=self._rows.device) for rows in (holes, movers))
-            layers: Any = self.cache.layers
-            for table in [table for layer in layers for table in (layer.keys, layer.values)]:
+            for table in [table for layer in self.layers for table in (layer.keys, layer.values)]:
                 table[:, :, :width].index_copy_(0, to, table[:, :, :width].index_select(0, source))
             for state in (self._bias, self._positions, self._ends):
                 state.index_copy_(0, to, state.index_select(0, source))
@@ -104,7 +121,7 @@ class Slots:
         self.used = left
         return order
 
-    def read(self, tokens: Tensor) -> dict[str, Any]:
+    def read(self, tokens: Tensor) -> StepInputs:
         """Return the arguments for a forward pass of the model over the next token of every row in use.
 
         Args:
@@ -135,7 +152,7 @@ class Slots:
         """
         width = max(self._columns) + 1
         if min(self._columns) + 1 == width:  # all rows are as long: to write a slice is cheaper than to scatter
-            place: Any = (slice(self.used), slice(None), slice(width - 1, width))
+            place: tuple[slice | Tensor, ...] = (slice(self.used), slice(None), slice(width - 1, width))
             layer.keys[place], layer.values[place] = keys, values
         else:
             place = (self._rows[: self.used], slice(None), self._ends[: self.used])
@@ -162,6 +179,8 @@ class _SlotLayer(DynamicLayer):
         )
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Store the newest token of every row; return all keys and values that attention reads. See `Slots.write`."""
         return self.slots.write(self, key_states, value_states)

@@ -8,9 +8,10 @@ import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import is_adapted, merged_weights
@@ -34,7 +35,7 @@ def save_snapshot(model: nn.Module, weights: Mapping[str, Tensor], directory: Pa
     Raises:
         UserError: if the directory cannot be written to.
     """
-    policy: Any = model
+    policy = cast(PreTrainedModel, model)
     whole = merged_weights(model, weights) if is_adapted(model) else dict(weights)
     try:
         policy.save_pretrained(directory, state_dict=whole)
@@ -120,8 +121,8 @@ def together(action: Callable[[], ValueT]) -> list[ValueT]:
         value = action()
     except UserError as error:
         failure = str(error)
-    outcomes: list[tuple[Any, str | None]] = from_every_rank((value, failure))
+    outcomes = from_every_rank((value, failure))
     for _, reason in outcomes:
         if reason is not None:
             raise UserError(reason)
-    return [outcome for outcome, _ in outcomes]
+    return [cast(ValueT, outcome) for outcome, _ in outcomes]

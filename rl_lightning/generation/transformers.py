@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -44,7 +45,7 @@ class TransformersGenerator(Generator):
         finished: Finished | None = None,
     ) -> Responses:
         """See `Generator.generate`."""
-        policy: Any = model
+        policy = cast(GenerationMixin, model)
         device = next(model.parameters()).device
         prompts, rows = [prompt.input_ids for prompt in request.row_prompts], len(request.streams)
         numbers = uniforms(request.streams, request.sampling.max_new_tokens).to(device)
@@ -118,7 +119,7 @@ class _Draw(LogitsProcessor):
         """Call `progress` after every column, with `done` and the rows of this turn that have finished, out of `total`."""
         self._progress = progress, done, total
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> torch.FloatTensor:
         """Return scores that allow one token a row.
 
         Args:
@@ -136,7 +137,8 @@ class _Draw(LogitsProcessor):
         if self._progress is not None:
             progress, done, total = self._progress
             progress(done + int(self.stopped.sum()), total)
-        return torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0)
+        only = torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0)
+        return cast(torch.FloatTensor, only)
 
     def _find_strings(self, strings: StopStrings) -> None:
         """Set `stopped` for rows whose newest token completes a stop string."""
@@ -156,13 +158,13 @@ class _Stopped(StoppingCriteria):
     def __init__(self, drawing: _Draw) -> None:
         self.drawing = drawing
 
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> torch.BoolTensor:
         """Return (B,) bool."""
-        return self.drawing.stopped
+        return cast(torch.BoolTensor, self.drawing.stopped)
 
 
 @contextlib.contextmanager
-def _neutral_defaults(model: Any) -> Iterator[None]:
+def _neutral_defaults(model: GenerationMixin) -> Iterator[None]:
     """Set the model's `generation_config` aside.
 
     `generate` takes every setting that its caller left at None from there, and several (`suppress_tokens`,

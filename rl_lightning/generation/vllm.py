@@ -8,7 +8,8 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ class VLLMGenerator(CopyGenerator):
         self.engine = engine or {}
         self.snapshots = Snapshots(directory, shared=False)
         self._llm: Any = None
-        self._processes: list[Any] = []
+        self._processes: list[BaseProcess] = []
         self._asked = 0
 
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
@@ -185,7 +186,7 @@ class VLLMGenerator(CopyGenerator):
         Raises:
             UserError: if the engine's process has died. vLLM itself waits for ever for one that was killed (seen with 0.32).
         """
-        outcome: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        outcome: queue.SimpleQueue[tuple[ValueT | None, BaseException | None]] = queue.SimpleQueue()
 
         def attempt() -> None:
             try:
@@ -203,7 +204,7 @@ class VLLMGenerator(CopyGenerator):
                 error = None
             else:
                 if error is None:
-                    return value
+                    return cast(ValueT, value)
                 if type(error).__name__ != "EngineDeadError":
                     raise error
             raise UserError(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from rl_lightning.errors import UserError
 from rl_lightning.generation.background import in_background
@@ -98,8 +99,7 @@ class VLLMServerGenerator(CopyGenerator):
 
     def _check_vocabulary(self, name: str, model: nn.Module) -> None:
         """Compare vocabularies: the server must know the policy's last token id, V - 1, and refuse V."""
-        policy: Any = model
-        size = policy.config.get_text_config().vocab_size
+        size = cast(PreTrainedModel, model).config.get_text_config().vocab_size
         for token, known in ((size - 1, True), (size, False)):
             body = {"model": name, "prompt": [token], "max_tokens": 1}
             try:
@@ -117,9 +117,9 @@ class VLLMServerGenerator(CopyGenerator):
 
     def _check_head(self, root: str, device: str, model: nn.Module) -> None:
         """Refuse a server on a CPU whose language-model head would keep its first weights; see `save_snapshot`."""
-        policy: Any = model
+        tied = cast(PreTrainedModel, model).config.get_text_config().tie_word_embeddings
         config = Path(root) / "config.json"
-        if device != "cpu" or not policy.config.get_text_config().tie_word_embeddings or not config.is_file():
+        if device != "cpu" or not tied or not config.is_file():
             return
         if json.loads(config.read_text()).get("tie_word_embeddings", True):
             raise UserError(
@@ -143,7 +143,7 @@ class VLLMServerGenerator(CopyGenerator):
                 "answering others: it can serve one run at a time"
             )
 
-    def _ask(self, method: str, path: str, hint: str = "", body: dict[str, Any] | None = None) -> Any:
+    def _ask(self, method: str, path: str, hint: str = "", body: Mapping[str, object] | None = None) -> Any:
         try:
             return self.server.ask(method, path, body)
         except Refused as refusal:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,13 +18,16 @@ from transformers import PreTrainedModel
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapters import ADAPTER, is_adapter_weight, merge
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 #: What peft puts in front of the names of weights.
 _PREFIX = "base_model.model."
 
 #: Setting of peft → the values with which an adapter is plain LoRA, W + s B A.
-_PLAIN: Mapping[str, tuple[Any, ...]] = {
+_PLAIN: Mapping[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
     **dict.fromkeys(("use_dora", "lora_bias", "use_qalora"), (False, None)),
@@ -45,7 +49,7 @@ def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], base: st
         target: the directory to write to.
     """
     # peft keeps its settings on the model, under an attribute that a plain model does not have.
-    config: Any = copy.copy(model.peft_config[ADAPTER])
+    config = copy.copy(cast("dict[str, LoraConfig]", model.peft_config)[ADAPTER])
     adapted = [name for name in weights if is_adapter_weight(name)]
     trained = [name for name, value in model.named_parameters() if value.requires_grad and not is_adapter_weight(name)]
     config.base_model_name_or_path = base
@@ -55,6 +59,21 @@ def save_adapter(model: PreTrainedModel, weights: Mapping[str, Tensor], base: st
     config.save_pretrained(str(target))
     state = {name.replace(f".{ADAPTER}.", "."): weights[name] for name in [*adapted, *trained]}
     save_file({f"{_PREFIX}{name}": value.contiguous() for name, value in state.items()}, target / _WEIGHTS)
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What peft's settings say of a plain LoRA adapter.
+
+    Args:
+        base: the directory or hub name of its base model.
+        scaling: s of W + s B A: α/r, or α/√r where it is rank-stabilized.
+        transposed: the base model stores W transposed, as GPT-2 does.
+    """
+
+    base: str
+    scaling: float
+    transposed: bool
 
 
 class AdapterFiles:
@@ -79,17 +98,14 @@ class AdapterFiles:
         """Whether the directory has a tokenizer too: the one that the adapter was trained with."""
         return (self.directory / "tokenizer_config.json").is_file()
 
-    def config(self) -> dict[str, Any]:
+    def settings(self) -> AdapterSettings:
         """Read and check `adapter_config.json`.
-
-        Returns:
-            Name → value of peft's settings.
 
         Raises:
             UserError: if the file cannot be read, or the adapter is not plain LoRA.
         """
         try:
-            config: dict[str, Any] = dict(json.loads((self.directory / _CONFIG).read_text()))
+            config: dict[str, object] = dict(json.loads((self.directory / _CONFIG).read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{self._said} whose {_CONFIG} cannot be read: {error}") from error
         for name, plain in _PLAIN.items():
@@ -98,7 +114,8 @@ class AdapterFiles:
                     f"{self._said} with {name}: {config[name]}, and only plain LoRA can be merged while loading: merge it yourself "
                     "(peft's merge_and_unload, or HFExport with merge: true) and name the result"
                 )
-        if not all(isinstance(config.get(name), int | float) for name in ("r", "lora_alpha")):
+        rank, alpha = config.get("r"), config.get("lora_alpha")
+        if not isinstance(rank, int | float) or not isinstance(alpha, int | float):
             raise UserError(
                 f"{self._said} whose {_CONFIG} does not say r and lora_alpha, what its size and its weight are"
             )
@@ -106,7 +123,8 @@ class AdapterFiles:
             raise UserError(
                 f"{self._said} whose {_CONFIG} does not say of which model: set base_model_name_or_path in it"
             )
-        return config
+        scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        return AdapterSettings(str(config["base_model_name_or_path"]), scaling, bool(config.get("fan_in_fan_out")))
 
     def merge_into(self, model: PreTrainedModel) -> None:
         """Add the adapter to the weights of its base model, in place.
@@ -117,9 +135,7 @@ class AdapterFiles:
         Raises:
             UserError: if the adapter cannot be read, or belongs to another model.
         """
-        config = self.config()
-        scaling = config["lora_alpha"] / (config["r"] ** 0.5 if config.get("use_rslora") else config["r"])
-        transposed = bool(config.get("fan_in_fan_out"))
+        settings = self.settings()
         # The adapter's names are those of the whole model. A backbone's own names lack its prefix, such as "model.".
         backbone = f"{model.base_model_prefix}." if model.base_model is model else ""
         own = dict(model.named_parameters())
@@ -135,7 +151,7 @@ class AdapterFiles:
                         f"{self._said} of another model: this {type(model).__name__} has no {target} to add it to"
                     )
                 try:
-                    own[target].copy_(merge(own[target], a, b, scaling, transposed))
+                    own[target].copy_(merge(own[target], a, b, settings.scaling, settings.transposed))
                 except RuntimeError as error:
                     raise UserError(
                         f"{self._said} of another model: {tuple(b.shape)} and {tuple(a.shape)} do not fit {target}, "

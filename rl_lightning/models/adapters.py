@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from rl_lightning.errors import UserError
 from rl_lightning.models.seeding import seeded
+
+if TYPE_CHECKING:
+    from peft.tuners.lora import Linear as LoraLinear
 
 #: peft's name for the only adapter of a model.
 ADAPTER = "default"
@@ -113,7 +116,7 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
     model.peft_config = inside.peft_config  # type: ignore[assignment]
     for layer in adapter_layers(model).values():
         for part in (layer.lora_A, layer.lora_B):
-            part.to(_wide(layer.base_layer.weight.dtype))
+            part.to(_wide(cast(Tensor, layer.base_layer.weight).dtype))
     log.info("lora: %s", describe_adapter(model))
     for name in heads:
         head: nn.Module = model.get_submodule(name).requires_grad_(True)
@@ -174,7 +177,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _to_own_dtype(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _to_own_dtype(head: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
     """Forward pre-hook of a head: convert its inputs from the backbone's dtype to its own."""
     dtype = next(head.parameters()).dtype
     return tuple(value.to(dtype) if isinstance(value, Tensor) else value for value in inputs)
@@ -215,7 +218,7 @@ def _targets(model: PreTrainedModel, options: LoraOptions, left_out: Sequence[st
     return paths
 
 
-def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: dict[str, Any]) -> None:
+def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: Mapping[str, nn.Module]) -> None:
     """Refuse names that fit no linear layer, and layers that an adapter cannot be merged into.
 
     Args:
@@ -228,7 +231,7 @@ def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: dic
     """
     layers = {name: layer for name, layer in model.named_modules() if name}
     for name, pattern in patterns.items():
-        found: dict[str, Any] = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
+        found = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
         other = [path for path in found if path not in linear]
         if not found or other:
             what = f"is {other[0]}, which is no linear layer" if other else "is no layer"
@@ -238,8 +241,8 @@ def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: dic
             raise UserError(
                 f"lora.target_modules: {name!r} {what} of this {type(model).__name__}: its linear layers are {', '.join(kinds)}"
             )
-        embeddings: Any = model.get_input_embeddings()
-        tied = [path for path, layer in found.items() if layer.weight is embeddings.weight]
+        shared = model.get_input_embeddings().weight
+        tied = [path for path, layer in found.items() if layer.weight is shared]
         if tied:
             raise UserError(
                 f"lora.target_modules: {tied[0]} shares its weights with the embeddings, so an adapter could not be merged into "
@@ -247,11 +250,11 @@ def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: dic
             )
 
 
-def adapter_layers(model: nn.Module) -> dict[str, Any]:
+def adapter_layers(model: nn.Module) -> dict[str, LoraLinear]:
     """Return name → layer for the layers with an adapter; empty for a model without."""
     inside = f".lora_A.{ADAPTER}."
     names = dict.fromkeys(name.split(inside)[0] for name, _ in model.named_parameters() if inside in name)
-    return {name: model.get_submodule(name) for name in names}
+    return {name: cast("LoraLinear", model.get_submodule(name)) for name in names}
 
 
 def is_adapted(model: nn.Module) -> bool:

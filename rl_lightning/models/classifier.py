@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,7 @@ class ClassifierFiles(PolicyFiles):
     @property
     def labels(self) -> list[str]:
         """The names of the classifier's labels, in the order of its logits."""
-        names: Any = self.config.id2label
-        return [str(names[number]) for number in sorted(names)]
+        return [str(name) for _, name in sorted((self.config.id2label or {}).items())]
 
     def load_scorer(self) -> PreTrainedModel:
         """Load a trainable classifier with one label; a causal language model gets a new head in place of its own.
@@ -142,7 +141,7 @@ def classifier_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
         model: a sequence classifier of transformers, with a pad token in its configuration.
         input_ids, attention_mask: (B, T).
     """
-    config: Any = model.config
+    config = cast(PreTrainedModel, model).config
     order = attention_mask.long().argsort(stable=True, dim=1, descending=True)
     lengths = attention_mask.sum(1)
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -106,6 +104,7 @@ def head_for(model: PreTrainedModel) -> ValueHead:
     Its width is that of the embeddings, which the last hidden states share (in OPT they are narrower than the layers). Its
     dtype is the model's; beside an adapter it is float32 at least, as the adapter is.
     """
-    weight: Any = model.get_input_embeddings().weight
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
     dtype = torch.promote_types(weight.dtype, torch.float32) if is_adapted(model) else weight.dtype
     return ValueHead(weight.shape[1], dtype)

@@ -33,9 +33,9 @@ def position_ids(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
-def padded(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+def padded(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, object]:
     """Return the arguments of a model's forward for padded rows, (B, T)."""
-    arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+    arguments: dict[str, object] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
     if accepts(model, "position_ids"):
         arguments["position_ids"] = position_ids(attention_mask)
     return arguments
@@ -77,7 +77,7 @@ class Reading(NamedTuple):
     hidden: Tensor | None
 
 
-def layout(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[dict[str, Any], Tensor]:
+def layout(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[dict[str, object], Tensor]:
     """Return the arguments of a forward pass over some rows, packed if the model takes that, and where to read its result.
 
     Args:
@@ -124,7 +124,7 @@ def read_responses(model: nn.Module, rows: Rows, entropy: Entropy = "none", hidd
 
 
 def _read(
-    model: nn.Module, arguments: dict[str, Any], states: Tensor, tokens: Tensor, temperature: float, entropy: Entropy
+    model: nn.Module, arguments: dict[str, object], states: Tensor, tokens: Tensor, temperature: float, entropy: Entropy
 ) -> tuple[Tensor, Any]:
     """Return (2, K), log-probabilities and entropies of K tokens in nats, and the model's output.
 

@@ -101,7 +101,7 @@ class _TokenLogprobs(torch.autograd.Function):
         return read[:2].clone()
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, tokens, (_, entropy, log_total), probs = ctx.saved_tensors
         by_logprob, by_entropy = slope.unsqueeze(2)
         to_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import torch
 from transformers import (
@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapter_files import AdapterFiles
@@ -64,6 +65,14 @@ class LoadOptions:
     trust_remote_code: bool = False
 
 
+class _Location(TypedDict, total=False):
+    """The arguments of transformers' `from_pretrained` that say where files are."""
+
+    pretrained_model_name_or_path: str
+    gguf_file: str
+    trust_remote_code: bool
+
+
 class PolicyFiles:
     """Configuration, tokenizer and weights of a policy; each is read on first use.
 
@@ -85,29 +94,37 @@ class PolicyFiles:
         self.options = options or LoadOptions()
 
     @cached_property
-    def _location(self) -> dict[str, Any]:
+    def _location(self) -> _Location:
         """The arguments of transformers' `from_pretrained` that say where the files are."""
-        trust = {"trust_remote_code": self.options.trust_remote_code}
+        trust = self.options.trust_remote_code
         if self.options.trust_remote_code:
             log.warning(
                 "%s %r: trust_remote_code is on, so Python code that comes with it may run", self.role, self.policy
             )
         if self.policy == EMBEDDED:
-            return {"pretrained_model_name_or_path": str(files("rl_lightning") / "assets" / "chain_sum"), **trust}
+            return {
+                "pretrained_model_name_or_path": str(files("rl_lightning") / "assets" / "chain_sum"),
+                "trust_remote_code": trust,
+            }
         path = Path(self.policy).expanduser()
         if self.adapter is not None:
-            return {"pretrained_model_name_or_path": self.adapter.config()["base_model_name_or_path"], **trust}
+            return {
+                "pretrained_model_name_or_path": self.adapter.settings().base,
+                "trust_remote_code": trust,
+            }
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise UserError(f"{self.role}: there is no file {path}{_near_misses(path)}")
-            return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, **trust}
+            folder = str(path.parent)
+            return {"pretrained_model_name_or_path": folder, "gguf_file": path.name, "trust_remote_code": trust}
         if path.is_dir() and not (path / "config.json").is_file():
             raise UserError(
                 f"{self.role}: the directory {path} has no config.json: give a Hugging Face model directory"
             )
         if not path.is_dir() and (path.is_absolute() or self.policy.startswith((".", "~"))):
             raise UserError(f"{self.role}: there is no directory {path}{_near_misses(path)}")
-        return {"pretrained_model_name_or_path": str(path) if path.is_dir() else self.policy, **trust}
+        name = str(path) if path.is_dir() else self.policy
+        return {"pretrained_model_name_or_path": name, "trust_remote_code": trust}
 
     @cached_property
     def adapter(self) -> AdapterFiles | None:
@@ -233,7 +250,9 @@ class PolicyFiles:
             )
         return self._ready(model, trainable)
 
-    def _read_weights(self, kind: Any, labels: int | None = None) -> tuple[PreTrainedModel, list[str]]:
+    def _read_weights(
+        self, kind: type[_BaseAutoModelClass], labels: int | None = None
+    ) -> tuple[PreTrainedModel, list[str]]:
         """Return a model, and the names of its weights that are missing in the files.
 
         Args:
@@ -243,14 +262,19 @@ class PolicyFiles:
         place = Path(self._location["pretrained_model_name_or_path"])
         if not place.is_dir() or (place / "tokenizer_config.json").is_file():
             _ = self._given_tokenizer  # reports tokens without an embedding before the weights are read
-        extra: dict[str, Any] = {"dtype": getattr(torch, self.options.dtype), "config": copy.deepcopy(self.config)}
-        if self.options.attn_implementation:
-            extra["attn_implementation"] = self.options.attn_implementation
+        config, attention = copy.deepcopy(self.config), self.options.attn_implementation
         if labels is not None:
-            extra["config"].num_labels = labels
+            config.num_labels = labels
         with self._reading("the weights"):
             # Weights are read as numbers: a file that would run code is refused.
-            model, report = kind.from_pretrained(**self._location, **extra, weights_only=True, output_loading_info=True)
+            model, report = kind.from_pretrained(
+                **self._location,
+                **({"attn_implementation": attention} if attention else {}),
+                dtype=getattr(torch, self.options.dtype),
+                config=config,
+                weights_only=True,
+                output_loading_info=True,
+            )
         if self.adapter is not None:
             self.adapter.merge_into(model)
         return model, sorted(report["missing_keys"])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rl_lightning.models.families import decoder_layers
+
+Output = TypeVar("Output")
 
 #: Model → for each of its forward passes that are running, innermost last, the modules to put back into training mode.
 _switched: WeakKeyDictionary[nn.Module, list[list[nn.Module]]] = WeakKeyDictionary()
@@ -43,12 +45,12 @@ def hooked_by_others(module: nn.Module) -> bool:
     return any(hook not in (_enter, _leave) for hook in hooks)
 
 
-def _enter(model: nn.Module, inputs: Any) -> None:
+def _enter(model: nn.Module, inputs: object) -> None:
     # Skip the walk over the modules if it is not needed: it takes as long as a decoding step of a small model.
     _switched.setdefault(model, []).append(_to_evaluation(model) if model.training else [])
 
 
-def _leave(model: nn.Module, inputs: Any, output: Any) -> None:
+def _leave(model: nn.Module, inputs: object, output: object) -> None:
     for module in _switched[model].pop():
         module.training = True
 
@@ -89,16 +91,17 @@ def recompute_layers(model: PreTrainedModel) -> None:
         other.forward = partial(_recomputed, other, other.forward)
 
 
-def _recomputed(layer: nn.Module, run: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+def _recomputed(layer: nn.Module, run: Callable[..., Output], *inputs: object, **options: Any) -> Output:
     """Run a layer, or a function of it, in evaluation mode and without keeping activations for the backward pass."""
 
-    def in_evaluation(*inputs: Any, **options: Any) -> Any:
+    def in_evaluation(*inputs: object, **options: Any) -> Output:
         with _evaluating(layer):
             return run(*inputs, **options)
 
     if not torch.is_grad_enabled():
         return in_evaluation(*inputs, **options)
-    return checkpoint(in_evaluation, *inputs, use_reentrant=False, **options)
+    output: Output = checkpoint(in_evaluation, *inputs, use_reentrant=False, **options)
+    return output
 
 
 @contextlib.contextmanager

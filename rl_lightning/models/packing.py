@@ -195,13 +195,21 @@ class Packing:
         Returns:
             (1, L, heads, D).
         """
-        tables = [one[0].transpose(0, 1) for one in (query, key, value)]  # (L, heads, D)
-        if torch.is_grad_enabled() and self._area * tables[0][0].nbytes > _KEEP_BELOW:
+        query, key, value = (one[0].transpose(0, 1) for one in (query, key, value))  # (L, heads, D)
+        if torch.is_grad_enabled() and self._area * query[0].nbytes > _KEEP_BELOW:
             # Padded copies are large, and the tables that they are copied from are kept anyway.
-            kept: Any = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-            read: Tensor = checkpoint(self._read, *tables, scaling, **kept)
+            read: Tensor = checkpoint(
+                self._read,
+                query,
+                key,
+                value,
+                scaling,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                determinism_check="none",
+            )
         else:
-            read = self._read(*tables, scaling)
+            read = self._read(query, key, value, scaling)
         return read[None]
 
     def attend_whole(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -227,11 +235,10 @@ class Packing:
         _, mask = _flex(segment.device.type)
         return mask(sees, None, None, len(segment), len(segment), device=segment.device)
 
-    def _read(self, *given: Any) -> Tensor:
-        """Return the attention output, (L, heads, D), of query, key and value, (L, heads, D) each, and the scaling."""
-        *tables, scaling = given
-        repeat = tables[0].shape[1] // tables[1].shape[1]
-        spread = [_Spread.apply(table, self._slots, self._padding, self._area) for table in tables]
+    def _read(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
+        """Return the attention output, (L, heads, D), of queries, keys and values, (L, heads, D) each."""
+        repeat = queries.shape[1] // keys.shape[1]
+        spread = [_Spread.apply(table, self._slots, self._padding, self._area) for table in (queries, keys, values)]
         trunks: list[Tensor] = []
         parts = []
         for block in self._blocks:
@@ -327,7 +334,7 @@ def _placed(rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor
 
 
 @cache
-def _flex(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _flex(device_type: str) -> tuple[Callable[..., Tensor], Callable[..., BlockMask]]:
     """Return FlexAttention and the function that makes its masks; compiled except on a CPU, where tests run them as they are."""
     if device_type == "cpu":
         return flex_attention, create_block_mask
@@ -402,7 +409,7 @@ def packs(model: nn.Module, longest: int | None = None) -> bool:
     return ours and unlike_plain_attention(model, longest) is None
 
 
-def packed(rows: Packing) -> dict[str, Any]:
+def packed(rows: Packing) -> dict[str, object]:
     """Return the arguments of a model's forward for a packed row, (1, L)."""
     # transformers passes a mask of four dimensions on unchanged. This one is empty: the attention functions above ignore it.
     none = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=rows.input_ids.device)

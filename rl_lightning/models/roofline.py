@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +127,7 @@ class Work:
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         shared = getattr(config, "num_key_value_heads", None) or heads
-        output: Any = model.get_output_embeddings()
+        output = model.get_output_embeddings()
         layers = [layer for layer in model.modules() if isinstance(layer, (nn.Linear, Conv1D)) and layer is not output]
         # Experts are stored as one tensor, (experts, out, in).
         tables = [weight for weight in model.parameters() if weight.dim() == 3]
@@ -171,6 +170,6 @@ class Work:
         return 2.0 * (tokens.read * body + tokens.predicted * head + (3 + again) * tokens.seen * self.attention)
 
 
-def _numbers(layer: Any) -> int:
+def _numbers(layer: nn.Linear | Conv1D) -> int:
     """Return the number of entries of a linear layer's weight over all ranks, also if it is sharded."""
     return int(layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else layer.nx * layer.nf)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -70,5 +69,5 @@ def context_length(config: PreTrainedConfig) -> int | None:
     with torch.device("meta"):  # modules without memory for weights
         model = AutoModel.from_config(config)
     tables = [part for name, part in model.named_modules() if "position" in name and isinstance(part, nn.Embedding)]
-    padding: list[Any] = [table.padding_idx for table in tables if table.padding_idx is not None]
+    padding = [table.padding_idx for table in tables if table.padding_idx is not None]
     return limit - max(padding) - 1 if padding else limit

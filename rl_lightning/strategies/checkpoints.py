@@ -20,7 +20,7 @@ from rl_lightning.errors import UserError
 _NO_ROOM = 1 << 16
 
 
-def atomic_save(value: Any, path: str | Path) -> None:
+def atomic_save(value: object, path: str | Path) -> None:
     """Save with `torch.save`. A crash, a kill or a full disk leaves the file that was there before.
 
     Args:
@@ -155,7 +155,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     system, that is a copy, which can be cut off. It also holds the whole checkpoint in memory a second time.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, object], path: str | Path, storage_options: object = None) -> None:
         """Save with `atomic_save`. Remote paths (`s3://` and the like) are left to Lightning."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -163,7 +163,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             atomic_save(checkpoint, path)
 
     def load_checkpoint(
-        self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
+        self, path: str | Path, map_location: Callable[..., object] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Load after a check for damage.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -46,7 +47,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     ) -> None:
         super().__init__(save_distributed_checkpoint=save_distributed_checkpoint, **options)
         #: Further options of torch's `fully_shard`; read by `rl_lightning.strategies.place`.
-        self.shard_options: dict[str, Any] = {}
+        self.shard_options: dict[str, MixedPrecisionPolicy] = {}
         if gather_dtype is not None:
             dtype = getattr(torch, gather_dtype)
             self.shard_options["mp_policy"] = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -74,7 +75,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     # -------------------------------------------------------------- checkpoints
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
+    def lightning_module_state_dict(self) -> dict[str, object]:
         """Return the weights: this rank's share of them, or, for a checkpoint in one file, all on rank 0 and none elsewhere."""
         if self._save_distributed_checkpoint:
             return super().lightning_module_state_dict()
@@ -87,11 +88,11 @@ class FSDP2Strategy(ModelParallelStrategy):
             return super().optimizer_state(optimizer)
         return self._whole_on_rank_zero(optimizer.state_dict())
 
-    def _whole_on_rank_zero(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def _whole_on_rank_zero(self, state: Mapping[str, object]) -> dict[str, Any]:
         """Gather tensor by tensor, so that no device holds more than one whole tensor at a time."""
 
-        def gather(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor):
+        def gather(value: object) -> object:
+            if not isinstance(value, Tensor):
                 return value
             full = whole(value.detach())
             return full.cpu() if self.is_global_zero else None
@@ -99,7 +100,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         result: dict[str, Any] = tree_map(gather, dict(state))
         return result if self.is_global_zero else {}
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, object], filepath: str | Path, storage_options: object = None
+    ) -> None:
         """Save. A directory of shares is written under another name, and replaces its predecessor once it is complete."""
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
@@ -112,12 +115,12 @@ class FSDP2Strategy(ModelParallelStrategy):
         write_checksums(unfinished)
         self._as_rank_zero(lambda: _replace(path, unfinished))
 
-    def _as_rank_zero(self, action: Any) -> None:
+    def _as_rank_zero(self, action: Callable[[], object]) -> None:
         if self.is_global_zero:
             action()
         self.barrier()
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a file, or a directory of shares, into the sharded model and optimizers; return the rest of its contents.
 
         Raises:
@@ -139,7 +142,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         return checkpoint
 
 
-def _shared(value: Any, like: Any) -> Any:
+def _shared(value: Tensor, like: object) -> Tensor:
     """Return this rank's share of a whole tensor, sharded like `like`; the tensor itself if `like` is not sharded."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
@@ -158,8 +161,8 @@ def _shared_state(saved: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]
     return {**saved, "state": state}
 
 
-def _is_moment(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.dim() > 0
+def _is_moment(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.dim() > 0
 
 
 def _remove(path: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rl_lightning.measures import merged
+
+ValueT = TypeVar("ValueT")
 
 
 def data_parallel_size(trainer: Trainer) -> int:
@@ -38,11 +41,11 @@ def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     """Return the elementwise sum of a tensor over ranks, on the tensor's device. All ranks call this together."""
     if data_parallel_size(trainer) == 1:
         return value
-    total: Any = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
-    return total.to(value.device)
+    total = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="sum")
+    return torch.as_tensor(total, device=value.device)
 
 
-def from_every_rank(value: Any) -> list[Any]:
+def from_every_rank(value: ValueT) -> list[ValueT]:
     """Return the values that the ranks give, by rank. All ranks call this together.
 
     Args:
@@ -50,7 +53,7 @@ def from_every_rank(value: Any) -> list[Any]:
     """
     if number_of_ranks() == 1:
         return [value]
-    values: list[Any] = [None] * number_of_ranks()
+    values = [value] * number_of_ranks()
     dist.all_gather_object(values, value)
     return values
 
@@ -75,7 +78,7 @@ class StopSign:
     _numbers = itertools.count()
 
     def __init__(self) -> None:
-        self._store: Any = dist.distributed_c10d._get_default_store()
+        self._store = dist.distributed_c10d._get_default_store()
         self._key = f"rl_lightning/stop/{next(self._numbers)}"
         self._looked = time.monotonic()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
+from weakref import WeakSet
 
 import torch
 from lightning.pytorch import Trainer
@@ -22,9 +23,13 @@ from rl_lightning.errors import UserError
 from rl_lightning.models.families import decoder_layers
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+ValueT = TypeVar("ValueT")
 
 #: What `FSDPStrategy` inserts into parameter names, behind the name of a wrapped layer.
 _WRAPPED = "_fsdp_wrapped_module"
+
+#: Models that are gathered at the moment.
+_whole_now: WeakSet[object] = WeakSet()
 
 
 def place(model: ModelT, trainer: Trainer | None) -> ModelT:
@@ -91,25 +96,25 @@ def gathered(trainer: Trainer, *models: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if isinstance(strategy, FSDPStrategy):
             whole = strategy.model
-            if isinstance(whole, FullyShardedDataParallel) and not getattr(whole, "_gathered", False):
+            if isinstance(whole, FullyShardedDataParallel) and whole not in _whole_now:
                 stack.enter_context(_flag(whole))
                 stack.enter_context(FullyShardedDataParallel.summon_full_params(whole, writeback=False))
                 stack.enter_context(_unwrapped(whole))
         else:
             for model in models:
-                if isinstance(model, FSDPModule) and not getattr(model, "_gathered", False):
+                if isinstance(model, FSDPModule) and model not in _whole_now:
                     stack.enter_context(_flag(model))
                     stack.enter_context(_unsharded(model))
         yield
 
 
 @contextlib.contextmanager
-def _flag(module: Any) -> Iterator[None]:
-    module._gathered = True
+def _flag(module: object) -> Iterator[None]:
+    _whole_now.add(module)
     try:
         yield
     finally:
-        module._gathered = False
+        _whole_now.discard(module)
 
 
 @contextlib.contextmanager
@@ -144,7 +149,7 @@ def _unsharded(model: FSDPModule) -> Iterator[None]:
             unit.reshard()
 
 
-def whole(value: Any) -> Any:
+def whole(value: ValueT) -> ValueT | Tensor:
     """Return a sharded tensor gathered, and any other value as it is. All ranks call this together."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -173,7 +178,7 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def gradient_norm(trainer: Trainer, parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the 2-norm of all gradients together, a scalar, the same on every rank. All ranks call this together."""
-    model: Any = trainer.strategy.model
+    model = trainer.strategy.model
     if isinstance(model, FullyShardedDataParallel):
         # The norm over ranks comes from clipping alone; clipping at infinity changes nothing.
         return model.clip_grad_norm_(float("inf"))
@@ -183,7 +188,7 @@ def gradient_norm(trainer: Trainer, parameters: Iterable[nn.Parameter]) -> Tenso
 
 def clip_gradients(trainer: Trainer, max_norm: float) -> bool:
     """Clip gradients by their 2-norm under `FSDPStrategy`, where Lightning cannot; return whether they were clipped here."""
-    model: Any = trainer.strategy.model
+    model = trainer.strategy.model
     if not isinstance(model, FullyShardedDataParallel):
         return False
     model.clip_grad_norm_(max_norm)

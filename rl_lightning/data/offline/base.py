@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -52,13 +53,12 @@ class Table(Protocol):
     def tokens(self) -> Tensor:
         """Return how many tokens each unit has, (n,) long, a prompt that its rows share counted once."""
 
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
+    def batch(self, units: Tensor, weights: Tensor | None = None) -> Microbatch:
         """Return some units, as many rows for each, the unit's rows side by side.
 
         Args:
             units: (n,) long.
             weights: (rows, R') of their tokens; columns beyond the rows' own are cut off.
-            extra: further fields of `Microbatch`.
         """
 
     def weight_scale(self, reduction: Reduction) -> float:
@@ -154,7 +154,7 @@ class OfflineDataModule(SamplingDataModule):
         """What is trained on; there from `setup` on."""
         raise TypeError(f"{type(self).__name__} must define table")
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """Return what may not change between a checkpoint and a run that goes on from it."""
         known, own = self._digests is not None, super().record()
         if not known and self._digests is not None:
@@ -238,11 +238,11 @@ class OfflineEpoch:
             cut = sizes.cut(whole, torch.arange(len(whole)), unit)
             rows = (table.weight_scale(module.reduction) * weights).split([size * unit for size in cut])
             for part, chosen in list(enumerate(units.split(cut)))[skip:]:
-                ends_step = part + 1 == sizes.accumulate
-                yield table.batch(chosen, rows[part], ends_step=ends_step, metrics=metrics)
+                batch = table.batch(chosen, rows[part])
+                yield replace(batch, ends_step=part + 1 == sizes.accumulate, metrics=metrics)
                 metrics = {}
             skip = 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return nothing: an epoch follows from its number."""
         return {}

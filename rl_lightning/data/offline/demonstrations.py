@@ -55,12 +55,12 @@ class DemonstrationTable:
         """Return how many tokens each demonstration has, its prompt included, (n,) long."""
         return torch.tensor([len(prompt.input_ids) + len(prompt.written[0]) for prompt in self.prompts])
 
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
+    def batch(self, units: Tensor, weights: Tensor | None = None) -> Microbatch:
         """Return one row a demonstration, padded to the longest of them: see `Table.batch`."""
         chosen = [self.prompts[place] for place in units.tolist()]
         rows = stack([one.input_ids for one in chosen], [one.written[0] for one in chosen], self.pad_id)
         cut = None if weights is None else weights[:, : rows.response_length]
-        return Microbatch(**{**vars(rows), "group_ids": units}, weights=cut, **extra)
+        return Microbatch(**{**vars(rows), "group_ids": units}, weights=cut)
 
     def weight_scale(self, reduction: Reduction) -> float:
         """Return 1: everything counts."""

@@ -169,8 +169,7 @@ class FrozenTables:
 
     def _gather(self, parts: Sequence[Rollout]) -> Rollout:
         """Return the rows of all ranks in the order of their prompts."""
-        states = [state for rank in from_every_rank([part.state_dict() for part in parts]) for state in rank]
-        chunks = {int(state["prompt_index"][0]): Rollout.from_state_dict(state) for state in states}
+        chunks = {int(part.prompt_index[0]): part for rank in from_every_rank(parts) for part in rank}
         ordered = [chunks[first] for first in sorted(chunks)]
         joined = stacked(ordered, self.policy_files.tokenizer.pad_token_id)
         index = torch.cat([chunk.prompt_index for chunk in ordered])

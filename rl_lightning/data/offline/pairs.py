@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,11 +72,11 @@ class PairTable:
         whole = self.rows.attention_mask.sum(1)
         return whole[0::2] + self.rows.lengths[1::2]
 
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> PreferenceBatch:
+    def batch(self, units: Tensor, weights: Tensor | None = None) -> PreferenceBatch:
         """Return two rows a pair, the chosen response first, with the pair's margin: see `Table.batch`."""
         rows = (units[:, None] * 2 + torch.arange(2)).flatten()
         margins = None if self.margins is None else self.margins[units]
-        return PreferenceBatch(**vars(self.rows.microbatch(rows, weights, **extra)), margins=margins)
+        return PreferenceBatch(**vars(self.rows.microbatch(rows, weights)), margins=margins)
 
     def weight_scale(self, reduction: Reduction) -> float:
         """Return 1: what gave no pair does not count."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,9 +53,9 @@ class ResponseTable:
         """Return how many tokens each response has with its prompt, (n,) long."""
         return self.rows.attention_mask.sum(1)
 
-    def batch(self, units: Tensor, weights: Tensor | None = None, **extra: Any) -> Microbatch:
+    def batch(self, units: Tensor, weights: Tensor | None = None) -> Microbatch:
         """Return one row a response, with its advantages: see `Table.batch`."""
-        return self.rows.microbatch(units, weights, **extra)
+        return self.rows.microbatch(units, weights)
 
     def weight_scale(self, reduction: Reduction) -> float:
         """Return kept / all counted sequences (or tokens, under `token_mean`). Rows without gradient are not stored, and this

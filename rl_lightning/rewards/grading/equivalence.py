@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 from rl_lightning.rewards import tally
 from rl_lightning.rewards.grading import symbolic as backend
@@ -48,7 +48,7 @@ class Verdict:
 
 def is_equivalent(
     *,
-    answer: Any,
+    answer: object,
     response: str,
     prompt: str = "",
     extract: Extract = DEFAULT_MARKERS,
@@ -119,7 +119,7 @@ def is_equivalent(
     return replace(verdict, elapsed_s=time.perf_counter() - started)
 
 
-def check_answer(answer: Any) -> None:
+def check_answer(answer: object) -> None:
     """Check a gold answer before training.
 
     Raises:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from math import isfinite
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from rl_lightning.rewards.grading.extract import find_answers
 
@@ -17,7 +17,7 @@ _TRUTH = {True: ("True", "Yes"), False: ("False", "No")}
 _MOST_NESTING = 4
 
 
-def gold_answers(answer: Any, nesting: int = 0) -> list[str]:
+def gold_answers(answer: object, nesting: int = 0) -> list[str]:
     """Return the texts of a gold answer, as they are written; a response is right if it gives any of them.
 
     Args:

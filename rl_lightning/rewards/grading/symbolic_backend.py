@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from mpmath import mp, mpf
 from rl_lightning.rewards.grading.expression import Expression, Tree, read_expression
 
 Kind = Literal["expression", "equation", "inequality"]
+#: A real or complex number of mpmath, which declares no types.
+Value = Any
 
 _DIGITS, _AGREE, _ZERO = 60, mpf(10) ** -40, mpf(10) ** -30
 _LARGEST_EXPONENT, _LARGEST_FACTORIAL = 1_000_000, 1000
@@ -86,7 +88,7 @@ def equal(kind: Kind, gold: tuple[str, ...], response: tuple[str, ...]) -> bool 
         return _proportional(values, positive=kind == "inequality")
 
 
-def _proportional(values: list[Any], positive: bool) -> bool:
+def _proportional(values: list[Value], positive: bool) -> bool:
     """Return whether the differences of the sides are proportional at all points, and not constant."""
     pairs = [(first - second, third - fourth) for first, second, third, fourth in values]
     if any(abs(one) < _ZERO or abs(other) < _ZERO for one, other in pairs):
@@ -98,11 +100,11 @@ def _proportional(values: list[Any], positive: bool) -> bool:
     return all(_same(other, factor * one) for one, other in pairs)
 
 
-def _same(first: Any, second: Any) -> bool:
+def _same(first: Value, second: Value) -> bool:
     return bool(abs(first - second) <= _AGREE * max(mpf(1), abs(first), abs(second)))
 
 
-def _values(sides: list[Expression], names: list[str], imaginary: bool) -> Iterator[tuple[Any, ...]]:
+def _values(sides: list[Expression], names: list[str], imaginary: bool) -> Iterator[tuple[Value, ...]]:
     """Yield the values of all sides at each point where all of them have one; a real one unless `imaginary`."""
     for number in range(_POINTS if names else 1):
         point = {name: _coordinate(name, number) for name in names}
@@ -118,7 +120,7 @@ def _values(sides: list[Expression], names: list[str], imaginary: bool) -> Itera
             yield values
 
 
-def _coordinate(name: str, number: int) -> Any:
+def _coordinate(name: str, number: int) -> Value:
     """Return the value of a variable at a point: positive at the first three points, of either sign at the others."""
     digest = zlib.crc32(f"{name} {number}".encode())
     size = mpf(digest % 9973 + 1000) / 4987 + mp.sqrt(2) / 7
@@ -131,7 +133,7 @@ def _constants(tree: Tree) -> set[str]:
     return set().union(*(_constants(part) for part in tree[1:] if isinstance(part, tuple)))
 
 
-def _evaluate(tree: Tree, point: dict[str, Any]) -> Any:
+def _evaluate(tree: Tree, point: dict[str, Value]) -> Value:
     operator, *parts = tree
     if operator == "number":
         return mpf(parts[0].numerator) / parts[0].denominator
@@ -144,7 +146,7 @@ def _evaluate(tree: Tree, point: dict[str, Any]) -> Any:
     return _OPERATIONS[operator](*values)
 
 
-def _power(base: Any, exponent: Any) -> Any:
+def _power(base: Value, exponent: Value) -> Value:
     if base == 0 and mp.re(exponent) <= 0:
         raise _NoValue
     if base != 0 and abs(exponent) * (1 + abs(mp.log(abs(base)))) > _LARGEST_EXPONENT:
@@ -152,7 +154,7 @@ def _power(base: Any, exponent: Any) -> Any:
     return base ** (int(exponent.real) if mp.isint(exponent) else exponent)
 
 
-def _root(degree: Any, radicand: Any) -> Any:
+def _root(degree: Value, radicand: Value) -> Value:
     if not mp.isint(degree) or not 2 <= degree <= 1000:
         raise _NoValue
     # An odd root of a negative number is real.
@@ -161,20 +163,20 @@ def _root(degree: Any, radicand: Any) -> Any:
     return mp.root(radicand, int(degree))
 
 
-def _factorial(value: Any) -> Any:
+def _factorial(value: Value) -> Value:
     if abs(value) > _LARGEST_FACTORIAL:
         raise _NoValue
     return mp.factorial(value)
 
 
-def _binomial(whole: Any, part: Any) -> Any:
+def _binomial(whole: Value, part: Value) -> Value:
     if abs(whole) > _LARGEST_FACTORIAL or abs(part) > _LARGEST_FACTORIAL:
         raise _NoValue
     return mp.binomial(whole, part)
 
 
-def _bounded(function: Any) -> Any:
-    def call(value: Any) -> Any:
+def _bounded(function: Callable[..., Value]) -> Callable[[Value], Value]:
+    def call(value: Value) -> Value:
         if abs(value) > _LARGEST_EXPONENT:
             raise _NoValue
         return function(value)
@@ -182,7 +184,7 @@ def _bounded(function: Any) -> Any:
     return call
 
 
-_OPERATIONS: dict[str, Any] = {
+_OPERATIONS: dict[str, Callable[..., Value]] = {
     "+": lambda a, b: a + b,
     "*": lambda a, b: a * b,
     "/": lambda a, b: a / b,
