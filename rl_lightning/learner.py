@@ -79,4 +79,4 @@ class ReferenceLearner(PolicyLearner, Protocol):
 
     @property
     def reference_files(self) -> PolicyFiles:
-        """The files of the frozen reference."""
+        """Configuration, tokenizer and weights of π_ref, which stored responses are scored with once."""

@@ -141,7 +141,11 @@ class Rollout(Rows):
     @property
     def penalised_rewards(self) -> Tensor:
         """(B,) float: what responses are compared by, rewards less the divergence where it acts in the reward."""
-        return less_divergence(self.rewards, self.kl_penalties)
+        return self.less_divergence(self.rewards)
+
+    def less_divergence(self, rewards: Tensor) -> Tensor:
+        """Return rewards, one a response (B,) or a token (B, R), less the divergence. Nothing else takes it off."""
+        return less_divergence(rewards, self.kl_penalties)
 
     def votes(self) -> tuple[Tensor, Tensor]:
         """Return how many responses of a row's group have a reward, and how many of those are correct: (B,) long each."""

@@ -19,7 +19,6 @@ from rl_lightning.functional import (
     kl_k1,
     kl_k3,
     kl_penalty,
-    less_divergence,
     masked_mean,
     probability_ratio,
 )
@@ -148,15 +147,13 @@ class OnlineModule(PolicyModule):
             rollout.metrics[name] = float(masked_mean(values, rollout.response_mask, self.total))
 
     def token_rewards(self, rollout: Rollout) -> Tensor:
-        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response: the divergence where it acts in the reward."""
-        mask = rollout.response_mask
-        if rollout.token_rewards is not None:
-            rewards = torch.where(mask, rollout.token_rewards, 0)
-        else:
+        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response, of a rollout that `on_rollout_scored` has seen."""
+        mask, rewards = rollout.response_mask, rollout.token_rewards
+        if rewards is None:
             # A failed reward is NaN; its row has no token that counts.
             last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
             rewards = torch.where(last, rollout.rewards.unsqueeze(1), 0)
-        return less_divergence(rewards, self.kl_penalties(rollout))
+        return torch.where(mask, rollout.less_divergence(rewards), 0)
 
     def kl_penalties(self, rollout: Rollout) -> Tensor | None:
         """Return β times the estimated divergence of the policy that sampled, (B, R), 0 outside the response; None if it

@@ -21,6 +21,8 @@ from rl_lightning.types import Microbatch, Rollout, Rows
 log = logging.getLogger(__name__)
 
 _MOST_SHOWN = 400  # characters of a sample
+#: Key of a checkpoint for the entropy of its own step.
+_ENTROPY = "entropy_of_this_step"
 
 
 class _Guarded(Protocol):
@@ -155,6 +157,7 @@ class CollapseWarning(RolloutCallback):
         self.first = first
         self._seen: dict[str, list[float]] = {"policy/entropy": [], "rollout/length_mean": []}
         self._warned: list[str] = []
+        self._entropy: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values of the first rollouts, and the metrics that have been warned of."""
@@ -164,6 +167,14 @@ class CollapseWarning(RolloutCallback):
         """Compare with the same first rollouts as before the checkpoint."""
         self._seen, self._warned = state_dict["seen"], state_dict["warned"]
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
+        """Keep the entropy of the latest step: a run may go on between the last step of an epoch and the epoch's end."""
+        checkpoint[_ENTROPY] = _entropy(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over the entropy of the checkpoint's step, until another is logged."""
+        self._entropy = checkpoint.get(_ENTROPY)
+
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Compare the mean length of a rollout with that of the first rollouts; data with a single rollout are skipped."""
         if module.learns_from == "rollouts":
@@ -171,8 +182,9 @@ class CollapseWarning(RolloutCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the entropy in the epoch's last optimizer step with that in the first epochs."""
-        entropy = trainer.callback_metrics.get("policy/entropy")
-        self._compare(trainer, "policy/entropy", None if entropy is None else float(entropy))
+        entropy = _entropy(trainer)
+        self._compare(trainer, "policy/entropy", self._entropy if entropy is None else entropy)
+        self._entropy = None
 
     def _compare(self, trainer: Trainer, name: str, value: float | None) -> None:
         if value is None or name in self._warned:
@@ -201,6 +213,12 @@ class CollapseWarning(RolloutCallback):
                 "reward makes of length (OverlongShaping, another reduction)"
             )
         return None
+
+
+def _entropy(trainer: Trainer) -> float | None:
+    """Return the policy's entropy in the latest optimizer step, in nats a token; None where none has been logged."""
+    entropy = trainer.callback_metrics.get("policy/entropy")
+    return None if entropy is None else float(entropy)
 
 
 class SpreadWarning(RolloutCallback):

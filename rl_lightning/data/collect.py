@@ -75,8 +75,8 @@ class Collector:
         return sum_over_ranks(self.trainer, sums)
 
     def microbatches_per_epoch(self) -> int:
-        """Return the number of forward passes that a rollout is trained with on each rank."""
-        return self.layout.updates * self.sizes.accumulate
+        """Return the number of microbatches of a rollout."""
+        return self.layout.passes(self.sizes)
 
     def epoch(self, number: int, state: dict[str, Any] | None) -> RolloutEpoch:
         """Collect rollout `number`, or restore it, and return what it is trained on."""

@@ -84,18 +84,13 @@ class RolloutDataModule(SamplingDataModule):
         return self.prompts_per_rollout * self.group_size // self.minibatch_size
 
     @property
-    def updates_per_rollout(self) -> int:
-        """Optimizer steps that one rollout serves."""
-        return self.epochs_per_rollout * self.steps_per_epoch
-
-    @property
     def train_prompts(self) -> int:
         """How many training prompts there are."""
         return len(self._encoded["train"])
 
     def describe(self) -> dict[str, str]:
         """Return the lines of the run card that speak of the data."""
-        rows, updates = self.prompts_per_rollout * self.group_size, self.updates_per_rollout
+        rows, updates = self.prompts_per_rollout * self.group_size, self.layout.updates
         policy = "strictly on-policy" if updates == 1 else "off-policy after the first update of each rollout"
         bound = bound_line(self.max_tokens_per_microbatch)
         chunk = "" if self.refill is None else f", in up to {self._chunks()} until enough groups are kept"
@@ -171,8 +166,8 @@ class RolloutDataModule(SamplingDataModule):
             self.collector.supply = Supply.from_state_dict(state_dict["supply"])
 
     def microbatches_per_epoch(self) -> int:
-        """Return the number of forward passes that a rollout is trained with on each rank."""
-        return self.updates_per_rollout * self.sizes.accumulate
+        """Return the number of microbatches of a rollout."""
+        return self.layout.passes(self.sizes)
 
     @property
     def layout(self) -> Layout:

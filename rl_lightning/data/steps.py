@@ -53,6 +53,10 @@ class Layout:
         """Optimizer steps that one rollout serves."""
         return self.epochs * self.steps
 
+    def passes(self, sizes: StepSizes) -> int:
+        """Return how many microbatches a rollout is trained with on each rank."""
+        return self.updates * sizes.accumulate
+
     def dealt(self, order: Tensor) -> Tensor:
         """Return this rank's groups of an order of all, (groups / ranks,) long: an equal share of every optimizer step."""
         return order.view(self.steps, -1)[:, self.rank :: self.ranks].flatten()

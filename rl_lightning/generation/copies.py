@@ -88,7 +88,7 @@ class CopyGenerator(Generator):
         """
 
     def update(self, model: nn.Module, files: PolicyFiles, version: Hashable) -> None:
-        """See `Generator.update`."""
+        """Hand the weights over by `take_over` if they have changed; the seconds are counted as `time/update_s`."""
         if version == self._version:
             return
         # Until this update is complete the engine holds an unknown mixture of weights.
@@ -99,7 +99,7 @@ class CopyGenerator(Generator):
         self.count("time/update_s", Seconds(time.perf_counter() - started))
 
     def close(self) -> None:
-        """See `Generator.close`."""
+        """Have the next `update` hand the weights over again. A subclass also ends its engine here."""
         self._version = None
 
     def count(self, name: str, amount: Sum | Seconds) -> None:
@@ -107,7 +107,7 @@ class CopyGenerator(Generator):
         self._metrics[name] = type(amount)(self._metrics.get(name, 0.0) + amount)
 
     def metrics(self) -> dict[str, float]:
-        """See `Generator.metrics`."""
+        """Return what `count` has added up on this rank since the last call: seconds of updates, retries."""
         found, self._metrics = self._metrics, {}
         return found
 

@@ -44,7 +44,11 @@ class TransformersGenerator(Generator):
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> Responses:
-        """See `Generator.generate`."""
+        """Sample turn after turn, of at most `max_rows` responses. `progress` is called after every token, `finished` is not.
+
+        Raises:
+            UserError: if logits are not finite.
+        """
         policy = cast(GenerationMixin, model)
         device = next(model.parameters()).device
         prompts, rows = [prompt.input_ids for prompt in request.row_prompts], len(request.streams)

@@ -75,6 +75,19 @@ def test_a_run_that_was_stopped_goes_on_under_the_same_steps(moment, tiny_policy
     assert actual[2].best_model_score == expected[2].best_model_score is not None
 
 
+@pytest.mark.parametrize("moment", ["sampling", "validation"])
+def test_a_collapse_is_looked_for_without_durable_logs_too(moment, tiny_policy, tmp_path):
+    """Between the last step of an epoch and its end nothing else knows the entropy of that step."""
+    expected, actual = CollapseWarning(), CollapseWarning()
+    run(tiny_policy, tmp_path / "whole", expected)
+    with pytest.raises(SystemExit):
+        run(tiny_policy, tmp_path / "stopped", CollapseWarning(), Tell(moment, rank=0), GracefulStop())
+    (last,) = (tmp_path / "stopped").rglob("last.ckpt")
+    run(tiny_policy, tmp_path / "stopped", actual, ckpt_path=last)
+    assert actual.state_dict() == expected.state_dict()
+    assert len(actual.state_dict()["seen"]["policy/entropy"]) == 3
+
+
 def test_two_values_at_one_step_are_seen(tmp_path):
     for value in (1.0, 2.0):
         logger = TensorBoardLogger(tmp_path / str(value), name="", version="")
