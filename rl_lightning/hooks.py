@@ -197,7 +197,9 @@ class Stages:
             require(what, chosen, kept.shape, "one truth value a response", torch.bool)
             groups = chosen.view(-1, group_size)
             if not bool((groups == groups[:, :1]).all()):
-                raise UserError(f"{type(callback).__name__}.keep_groups must treat all rows of a group alike")
+                raise UserError(
+                    f"{type(callback).__name__}.keep_groups must return one truth value for all rows of a group"
+                )
             kept &= chosen
         return kept
 

@@ -76,7 +76,9 @@ class DPO(PolicyModule):
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return log σ(β m⁺ − β m⁻) on every token of both responses of a pair."""
         if not isinstance(batch, PreferenceBatch):
-            raise UserError("DPO needs preference pairs with log-probabilities of the reference: use RewardDataModule")
+            raise UserError(
+                "DPO needs preference pairs with log-probabilities of the reference: set data.class_path to RewardDataModule"
+            )
         gains = self._gains(logprobs, batch)
         chosen, rejected = batch.chosen(gains), batch.rejected(gains)
         return batch.per_token(dpo_objective(chosen, rejected, self.beta, self.label_smoothing))

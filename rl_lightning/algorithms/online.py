@@ -96,7 +96,7 @@ class OnlineModule(PolicyModule):
         if own != other:
             raise UserError(
                 f"reference {self.reference_files.policy!r} has a vocabulary of {other} tokens and the policy one of {own}: their "
-                "log-probabilities cannot be compared"
+                "log-probabilities cannot be compared; choose a reference with the policy's tokenizer"
             )
         self.reference = self.placed(self.reference_files.load(trainable=False))
 

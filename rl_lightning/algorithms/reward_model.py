@@ -87,7 +87,7 @@ class RewardModel(ObjectiveModule):
     def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share of the loss of its optimizer step."""
         if not isinstance(batch, PreferenceBatch):
-            raise UserError("RewardModel needs preference pairs: use RewardDataModule")
+            raise UserError("RewardModel needs preference pairs: set data.class_path to RewardDataModule")
         scores = self.scores(batch)
         chosen, rejected = batch.chosen(scores).detach(), batch.rejected(scores).detach()
         self.observe(

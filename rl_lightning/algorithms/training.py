@@ -127,13 +127,15 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"the checkpoint does not fit {type(self).__name__}: {reason[:300]}") from error
+            raise UserError(
+                f"the checkpoint does not fit {type(self).__name__}, load it with the policy and the options that it was made with: {reason[:300]}"
+            ) from error
         frozen = left_out(self)
         missing = [name for name in result.missing_keys if name not in frozen]
         if strict and (missing or result.unexpected_keys):
             raise UserError(
                 f"the checkpoint does not fit {type(self).__name__}: it lacks {missing[:5]} and has in excess "
-                f"{result.unexpected_keys[:5]}; was it made with another policy?"
+                f"{result.unexpected_keys[:5]}: load it with the policy and the options that it was made with"
             )
         return _IncompatibleKeys(missing, result.unexpected_keys)
 

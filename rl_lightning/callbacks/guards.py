@@ -57,7 +57,7 @@ class NonFiniteGuard(Callback):
 
     def __init__(self, max_in_a_row: int = 5, dirpath: str | None = None) -> None:
         if max_in_a_row < 1:
-            raise UserError(f"max_in_a_row must be at least 1, not {max_in_a_row}")
+            raise UserError(f"NonFiniteGuard: max_in_a_row must be at least 1, not {max_in_a_row}")
         self.max_in_a_row = max_in_a_row
         self.dirpath = dirpath
         self._batches: list[Rows] = []
@@ -150,7 +150,8 @@ class CollapseWarning(RolloutCallback):
     def __init__(self, entropy_share: float = 0.05, length_factor: float = 3.0, first: int = 5) -> None:
         if not 0 <= entropy_share < 1 or length_factor <= 1 or first < 1:
             raise UserError(
-                "CollapseWarning needs entropy_share in [0, 1), length_factor above 1 and first of at least 1"
+                "CollapseWarning needs entropy_share in [0, 1), length_factor above 1 and first of at least 1, not "
+                f"{entropy_share}, {length_factor} and {first}"
             )
         self.entropy_share = entropy_share
         self.length_factor = length_factor
@@ -238,7 +239,7 @@ class SpreadWarning(RolloutCallback):
 
     def __init__(self, in_a_row: int = 5) -> None:
         if in_a_row < 1:
-            raise UserError(f"in_a_row must be at least 1, not {in_a_row}")
+            raise UserError(f"SpreadWarning: in_a_row must be at least 1, not {in_a_row}")
         self.in_a_row = in_a_row
         self._spread = False
         self._sample: tuple[str, str, object, float] | None = None

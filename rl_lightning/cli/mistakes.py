@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -27,7 +28,9 @@ def mistake_behind(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, UserError):
             return str(error)
-        if isinstance(error, (MisconfigurationException, OmegaConfBaseException)):
+        if isinstance(error, OmegaConfBaseException):
+            return of_an_interpolation(error)
+        if isinstance(error, MisconfigurationException):
             return " ".join(str(error).split())
         if isinstance(error, CheckpointException):
             error = next(iter(error.failures.values()))[0]
@@ -37,6 +40,20 @@ def mistake_behind(error: BaseException | None) -> str | None:
             return place
         error = error.__cause__ or error.__context__
     return None
+
+
+def of_an_interpolation(error: OmegaConfBaseException) -> str:
+    """Return a message for `${...}` in a configuration that leads nowhere: which option has it, and what is wrong with it."""
+    said = str(error).splitlines()[0]
+    missing = re.search(r"resolved to '(?:fit|validate|test|predict)?\.?([^']+)'", said)
+    if missing:
+        reason = f"${{...}} refers to {missing[1]}, which is not set: set it, or refer to an option that is"
+    elif isinstance(error, GrammarParseError):
+        reason = f"${{...}} cannot be read ({said}): it is written as ${{trainer.max_epochs}}, with both braces"
+    else:
+        reason = said.partition("resolving interpolation: ")[2].strip("\"'") or said
+    place = str(error.full_key or "").partition(".")[2]
+    return f"{place}: {reason}" if place else reason
 
 
 def of_the_disk(error: BaseException) -> str | None:

@@ -75,7 +75,7 @@ class Collector:
         return sum_over_ranks(self.trainer, sums)
 
     def microbatches_per_epoch(self) -> int:
-        """Return the number of microbatches of a rollout."""
+        """Return how many forward passes each rank trains a rollout with."""
         return self.layout.passes(self.sizes)
 
     def epoch(self, number: int, state: dict[str, Any] | None) -> RolloutEpoch:

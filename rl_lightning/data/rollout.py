@@ -166,7 +166,7 @@ class RolloutDataModule(SamplingDataModule):
             self.collector.supply = Supply.from_state_dict(state_dict["supply"])
 
     def microbatches_per_epoch(self) -> int:
-        """Return the number of microbatches of a rollout."""
+        """Return how many forward passes each rank trains a rollout with."""
         return self.layout.passes(self.sizes)
 
     @property

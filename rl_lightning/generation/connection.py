@@ -48,7 +48,7 @@ class Connection:
     def __init__(self, url: str, timeout_s: float, retries: int) -> None:
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
-            raise UserError(f"url must begin with http:// or https://, not {url!r}")
+            raise UserError(f"generator.url must begin with http:// or https://, not {url!r}")
         self.timeout_s = timeout_s
         self.retries = retries
         self._lost = 0
@@ -99,7 +99,9 @@ class Connection:
         try:
             return json.loads(text) if text else None
         except ValueError as error:
-            raise UserError(f"{self.url}{path} does not answer in JSON: is it a server of vLLM?") from error
+            raise UserError(
+                f"{self.url}{path} does not answer in JSON: set generator.url to the address of a vLLM server"
+            ) from error
 
     def take_lost(self) -> int:
         """Return how many connections were lost since this was last called."""

@@ -168,7 +168,9 @@ def check_answer(answer: Answer, request: Request) -> None:
     elif len(ids) < longest and not has_ended(answer, request):
         wrong = f"a response that ends after {len(ids)} of {longest} tokens without a stop token or string"
     if wrong:
-        raise UserError(f"the engine returned {wrong}: is its version of vLLM one that this package knows?")
+        raise UserError(
+            f"the engine returned {wrong}: install a version that this package knows, pip install 'rl_lightning[vllm]'"
+        )
 
 
 def assembled(answers: Sequence[Answer], request: Request, device: torch.device) -> Responses:

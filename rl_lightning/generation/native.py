@@ -104,7 +104,8 @@ class NativeGenerator(Generator):
         if capacity > self.max_tokens:
             raise UserError(
                 f"NativeGenerator.max_tokens={self.max_tokens} has no room for one response: the longest prompt and "
-                f"max_new_tokens={request.sampling.max_new_tokens} make {capacity} tokens"
+                f"max_new_tokens={request.sampling.max_new_tokens} make {capacity} tokens: raise "
+                "max_tokens, or shorten one of them"
             )
         most = min(self.max_tokens // capacity, self.max_rows or rows, rows)
         run = _Run(self, cast(PreTrainedModel, model), request, most)

@@ -82,7 +82,8 @@ class VLLMGenerator(CopyGenerator):
         dropped = self._call(self._llm.reset_prefix_cache)
         if not dropped:
             raise UserError(
-                "vLLM could not drop its cache of prompts after an update, so it would answer from old weights"
+                "vLLM could not drop its cache of prompts after an update, so it would answer from old weights: start the run "
+                "again from its last checkpoint"
             )
 
     def _start(self, snapshot: str, device: torch.device, files: PolicyFiles) -> Any:

@@ -62,8 +62,7 @@ class VLLMServerGenerator(CopyGenerator):
             )
         if concurrency < 1 or timeout_s <= 0 or retries < 0:
             raise UserError(
-                f"concurrency, timeout_s and retries must be above 0 (retries at least 0), not {concurrency}, {timeout_s:g} "
-                f"and {retries}"
+                f"concurrency and timeout_s must be above 0 and retries at least 0, not {concurrency}, {timeout_s:g} and {retries}"
             )
         self.concurrency = concurrency
         self.server = Connection(url, timeout_s, retries)
@@ -112,7 +111,7 @@ class VLLMServerGenerator(CopyGenerator):
             if answers != known:
                 raise UserError(
                     f"the vLLM server at {self.server.url} has {'more' if answers else 'fewer'} than the {size} tokens of the "
-                    "policy: it serves another model"
+                    "policy: have it serve the policy"
                 )
 
     def _check_head(self, root: str, device: str, model: nn.Module) -> None:

@@ -117,11 +117,11 @@ class AdapterFiles:
         rank, alpha = config.get("r"), config.get("lora_alpha")
         if not isinstance(rank, int | float) or not isinstance(alpha, int | float):
             raise UserError(
-                f"{self._said} whose {_CONFIG} does not say r and lora_alpha, what its size and its weight are"
+                f"{self._said} whose {_CONFIG} lacks the numbers r and lora_alpha: add them as they were in training"
             )
         if not config.get("base_model_name_or_path"):
             raise UserError(
-                f"{self._said} whose {_CONFIG} does not say of which model: set base_model_name_or_path in it"
+                f"{self._said} whose {_CONFIG} does not name its base model: set base_model_name_or_path in it"
             )
         scaling = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         return AdapterSettings(str(config["base_model_name_or_path"]), scaling, bool(config.get("fan_in_fan_out")))
@@ -148,14 +148,14 @@ class AdapterFiles:
                 a, b = state.pop(name), state.pop(f"{path}.lora_B.weight", None)
                 if target not in own or b is None:
                     raise UserError(
-                        f"{self._said} of another model: this {type(model).__name__} has no {target} to add it to"
+                        f"{self._said} of another model: this {type(model).__name__} has no {target} to add it to; set base_model_name_or_path in {_CONFIG} to its own"
                     )
                 try:
                     own[target].copy_(merge(own[target], a, b, settings.scaling, settings.transposed))
                 except RuntimeError as error:
                     raise UserError(
                         f"{self._said} of another model: {tuple(b.shape)} and {tuple(a.shape)} do not fit {target}, "
-                        f"{tuple(own[target].shape)}"
+                        f"{tuple(own[target].shape)}; set base_model_name_or_path in {_CONFIG} to its own"
                     ) from error
         if state or not first:
             left = next(iter(state), "nothing")

@@ -110,7 +110,8 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
             inject_adapter_in_model(config, inside, ADAPTER)
     except ValueError as error:
         raise UserError(
-            f"lora: peft cannot adapt this {type(model).__name__}: {' '.join(str(error).split())}"
+            f"lora: peft cannot adapt this {type(model).__name__} ({' '.join(str(error).split())}): name plain linear layers "
+            "in lora.target_modules, or leave model.lora out"
         ) from error
     # peft keeps its settings in this attribute, and `save_adapter` reads them from there.
     model.peft_config = inside.peft_config  # type: ignore[assignment]

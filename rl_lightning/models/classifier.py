@@ -124,7 +124,8 @@ class ClassifierFiles(PolicyFiles):
     def _refuse_missing(self, missing: Sequence[str]) -> None:
         if missing:
             raise UserError(
-                f"{self.role} {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be random"
+                f"{self.role} {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be random: "
+                "take complete files"
             )
 
 

@@ -44,7 +44,8 @@ class CriticFiles(PolicyFiles):
             model, missing = self._read_weights(AutoModel)
         if missing:
             raise UserError(
-                f"critic {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be random"
+                f"critic {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be random: "
+                "take complete files, or critic: own"
             )
         return self._ready(model, trainable=True)
 

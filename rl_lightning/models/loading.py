@@ -246,7 +246,7 @@ class PolicyFiles:
         if missing:
             raise UserError(
                 f"policy {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be "
-                "random; are they complete, and of a causal language model?"
+                "random: take complete files of a causal language model"
             )
         return self._ready(model, trainable)
 

@@ -178,7 +178,11 @@ def option_hint(name: str, parser: Options, section: str = "") -> str:
     paths = [*options, *_inner(parser.described or _section_class(section), options)]
     if parser.described is None and not section:
         paths += [f"{part}.{path}" for part, kind in _sections() for path in _paths_of(kind, parser)]
-    meant = _renamed(name, paths) or _nested(name, paths) or difflib.get_close_matches(name, options, n=1)
+    meant = _renamed(name, paths) or _nested(name, paths)
+    if not meant and name in RENAMED and parser.described is None:
+        elsewhere = _renamed(name, [f"{part}.{path}" for part, kind in _sections() for path in _paths_of(kind, parser)])
+        return f"; {elsewhere[0]} sets that" if elsewhere else ""
+    meant = meant or difflib.get_close_matches(name, options, n=1)
     if meant:
         return f"; did you mean '{meant[0]}'?"
     shown = [option for option in options if option not in ("class_path", "init_args", "config")]
@@ -265,11 +269,21 @@ def class_hint(name: str, parser: Options, option: str) -> str:
     Returns:
         Text that starts with `;`, or nothing.
     """
-    if parser.described is not None:
-        types = option_types(parser.described)
-    else:
-        types = {f"trainer.{key}": value for key, value in option_types(Trainer).items()}
-        types |= {"model": LightningModule, "data": LightningDataModule}
-    known = sorted({one.__name__ for base in _classes(types.get(option)) for one in [base, *_subclasses(base)]})
+    classes = list(_classes(_types(parser).get(option)))
+    known = sorted({one.__name__ for base in classes for one in [base, *_subclasses(base)]})
     close = difflib.get_close_matches(name.rsplit(".", 1)[-1], known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def settings_taken(parser: Options, option: str) -> type | None:
+    """Return the dataclass of settings that an option takes, if it takes nothing else."""
+    classes = [kind for kind in _classes(_types(parser).get(option)) if kind is not type(None)]
+    return classes[0] if len(classes) == 1 and dataclasses.is_dataclass(classes[0]) else None
+
+
+def _types(parser: Options) -> dict[str, Any]:
+    """Return option → type for the class that a parser reads, or for a command."""
+    if parser.described is not None:
+        return option_types(parser.described)
+    types = {f"trainer.{key}": value for key, value in option_types(Trainer).items()}
+    return types | {"model": LightningModule, "data": LightningDataModule}

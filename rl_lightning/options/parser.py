@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -11,7 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from rl_lightning.errors import UserError
-from rl_lightning.options.hints import class_hint, option_hint
+from rl_lightning.options.hints import class_hint, option_hint, settings_taken
 from rl_lightning.options.yaml_files import read_text, settings_of
 
 # jsonargparse reports a mistake inside nested classes as a tree of all types that it tried. These lines of it do not help.
@@ -166,6 +167,10 @@ def _unknown_option(name: str, message: str, parser: Parser) -> str:
 
 
 def _unknown_class(name: str, reason: str, parser: Parser, place: str) -> str:
+    settings = settings_taken(parser, place)
+    if settings is not None:
+        options = ", ".join(field.name for field in dataclasses.fields(settings) if field.init)
+        return f"{name} is no class that this takes; it takes the options {options}"
     because = f" ({reason})" if reason else ""
     return f"{name} is no class that this takes{because}{class_hint(name, parser, place)}"
 

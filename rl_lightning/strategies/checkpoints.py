@@ -67,7 +67,9 @@ def load_plain(path: str | Path, **options: Any) -> Any:
     try:
         return torch.load(path, weights_only=True, **options)
     except Exception as error:  # what is no checkpoint can be wrong in any way
-        raise UserError(f"{path} cannot be read, it is damaged or no checkpoint: {_reason(error)}") from error
+        raise UserError(
+            f"{path} cannot be read, it is damaged or no checkpoint: {_reason(error)}; take another one"
+        ) from error
 
 
 def check_origin(path: str | Path, goes_on: bool) -> None:
@@ -83,7 +85,7 @@ def check_origin(path: str | Path, goes_on: bool) -> None:
     path = Path(path)
     if path.is_dir():
         if not (path / "meta.pt").is_file():
-            raise UserError(f"{path} is a directory, but not a checkpoint that a run has saved")
+            raise UserError(f"{path} is a directory, but not a checkpoint that a run has saved: name one that is in it")
         found = load_plain(path / "meta.pt", map_location="cpu")
         needed = {"epoch", "global_step"}
     else:
@@ -136,10 +138,13 @@ def check_records(file: IO[bytes], path: str | Path) -> None:
                 raise zipfile.BadZipFile(f"its record {marked[0]} is none that torch has written")
             damaged = archive.testzip()
     except Exception as error:  # a bit that flips in a header may ask for any method of packing, encryption, or name
-        raise UserError(f"{path} cannot be read, it is damaged or no checkpoint: {str(error)[:200]}") from error
+        raise UserError(
+            f"{path} cannot be read, it is damaged or no checkpoint: {str(error)[:200]}; take another one"
+        ) from error
     if damaged is not None:
         raise UserError(
-            f"{path} cannot be read, it is damaged or no checkpoint: its record {damaged} is not what was written (CRC-32)"
+            f"{path} cannot be read, it is damaged or no checkpoint: its record {damaged} is not what was written (CRC-32); take another "
+            "one"
         )
 
 
@@ -171,7 +176,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UserError: if the file is damaged, or for `weights_only: false`.
         """
         if weights_only is False:
-            raise UserError("checkpoints are loaded with weights_only=True: they hold nothing that could run code")
+            raise UserError("weights_only: false would let a checkpoint run code, and none needs that: leave it out")
         if "://" in str(path):
             with get_filesystem(path).open(str(path), "rb") as file:
                 check_records(file, path)

@@ -33,7 +33,7 @@ def check_directory(directory: Path) -> None:
     """
     for reason in from_every_rank(_what_differs(directory)):
         if reason is not None:
-            raise UserError(f"{directory} cannot be read, it is damaged or no checkpoint: {reason}")
+            raise UserError(f"{directory} cannot be read, it is damaged or no checkpoint: {reason}; take another one")
 
 
 def _what_differs(directory: Path) -> str | None:

@@ -128,7 +128,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         """
         path = Path(self.broadcast(checkpoint_path))
         if weights_only is False:
-            raise UserError("checkpoints are loaded with weights_only=True: they hold nothing that could run code")
+            raise UserError("weights_only: false would let a checkpoint run code, and none needs that: leave it out")
         if path.is_dir():
             check_directory(path)
             return super().load_checkpoint(path, weights_only=True)

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf.errors import OmegaConfBaseException
 
 from rl_lightning.algorithms import ObjectiveModule
 from rl_lightning.cli import CLI, run
+from rl_lightning.cli.mistakes import mistake_behind
 from rl_lightning.cli.saved_config import absolute_interpolations
 from rl_lightning.data import SamplingDataModule
 from rl_lightning.data.sources.base import ExampleSource
@@ -100,6 +102,39 @@ def test_a_hint_comes_from_what_refused(case, refusal):
 )
 def test_no_hint_leads_to_what_the_section_does_not_take(argument, refusal):
     assert "did you mean" not in refusal(argument)
+
+
+def test_what_another_section_has_is_named_with_its_whole_path(refusal):
+    assert refusal("--trainer.max_tokens=5").endswith("; data.init_args.sampling.max_new_tokens sets that")
+    assert refusal("--trainer.learning_rate=1").endswith("; model.init_args.optimizer.lr sets that")
+
+
+@pytest.mark.parametrize(
+    ("argument", "options"), [("model.optimizer=adamw", "lr, betas"), ("data.sampling=greedy", "max_new_tokens")]
+)
+def test_a_word_in_the_place_of_options_is_told_which_there_are(argument, options, refusal):
+    place, _, word = argument.partition("=")
+    said = f"{place}: {word} is no class that this takes; it takes the options {options}"
+    assert refusal(f"--{argument}").startswith(said)
+
+
+INTERPOLATIONS = {
+    "${trainer.nope}": "refers to trainer.nope, which is not set: set it, or refer to an option that is",
+    "${data.init_args.nope}": "refers to data.init_args.nope, which is not set: set it, or refer to an option that is",
+    "${oc.env:NOPE_OF_THIS_TEST}": "Environment variable 'NOPE_OF_THIS_TEST' not found",
+    "${trainer.max_epochs": "it is written as ${trainer.max_epochs}, with both braces",
+}
+
+
+@pytest.mark.parametrize("written", INTERPOLATIONS)
+def test_an_interpolation_that_leads_nowhere_is_named_with_its_place(written, parser, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: {{init_args: {{policy: '{written}'}}}}\n")
+    with pytest.raises(OmegaConfBaseException) as raised:
+        parser.parse_args(["fit", "--config=configs/grpo.yaml", f"--config={path}"])
+    said = mistake_behind(raised.value)
+    assert said.startswith("model.init_args.policy: ") and said.endswith(INTERPOLATIONS[written])
 
 
 def test_where_nothing_is_near_the_options_are_listed(refusal):

@@ -123,7 +123,7 @@ class DropRow(RolloutCallback):
     [
         ([DynamicSampling(prompts_per_chunk=16)], "prompts_per_chunk=16 but there are only 8 training prompts"),
         ([DynamicSampling(), DynamicSampling(max_chunks=3)], "keep one DynamicSampling"),
-        ([DropRow()], "DropRow.keep_groups must treat all rows of a group alike"),
+        ([DropRow()], "DropRow.keep_groups must return one truth value for all rows of a group"),
     ],
 )
 def test_a_run_with_settings_that_cannot_work_is_refused(callbacks, said, tiny_policy, tmp_path):

@@ -126,10 +126,10 @@ def changed(name, value):
         (changed("use_dora", True), "with use_dora: True, and only plain LoRA can be merged while loading"),
         (changed("peft_type", "IA3"), "with peft_type: IA3"),
         (changed("rank_pattern", {"q_proj": 2}), "with rank_pattern"),
-        (changed("base_model_name_or_path", None), "does not say of which model"),
+        (changed("base_model_name_or_path", None), "does not name its base model"),
         (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json cannot be read"),
         (lambda directory: (directory / "adapter_config.json").write_text("[1]"), "adapter_config.json cannot be read"),
-        (changed("r", None), "does not say r and lora_alpha"),
+        (changed("r", None), "lacks the numbers r and lora_alpha"),
         (
             lambda directory: (directory / "adapter_model.safetensors").write_bytes(b"none"),
             "safetensors cannot be read",
