@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from rl_lightning.strategies import from_every_rank, metrics_of_all_ranks
 from rl_lightning.types import Microbatch, Rollout
 
 
+@dataclass
 class RolloutEpoch:
     """The microbatches of one rollout: epochs × optimizer steps × microbatches.
 
@@ -31,25 +32,17 @@ class RolloutEpoch:
         from_copy: a copy of the policy was sampled, so its log-probabilities are not quite the trainer's.
     """
 
-    def __init__(
-        self,
-        layout: Layout,
-        sizes: StepSizes,
-        module: PolicyLearner,
-        total: Total,
-        number: int,
-        rollout: Rollout,
-        longest: int,
-        from_copy: bool,
-    ) -> None:
-        self.layout = layout
-        self.sizes = sizes
-        self.module = module
-        self.total = total
-        self.number = number
-        self.rollout = rollout
-        self.longest = longest
-        self.from_copy = from_copy
+    layout: Layout
+    sizes: StepSizes
+    module: PolicyLearner
+    total: Total
+    number: int
+    rollout: Rollout
+    longest: int
+    from_copy: bool
+
+    def __post_init__(self) -> None:
+        rollout, layout, module = self.rollout, self.layout, self.module
         #: Whether every group was filled, on all ranks; only callbacks that drop groups leave some empty.
         self.full = rollout.sampled_in is None or all(
             from_every_rank(bool(groups_that_count(rollout, layout.group_size).all()))
