@@ -170,7 +170,9 @@ class CollapseWarning(RolloutCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         """Keep the entropy of the latest step: a run may go on between the last step of an epoch and the epoch's end."""
-        checkpoint[_ENTROPY] = _entropy(trainer)
+        entropy = _entropy(trainer)
+        if entropy is not None:
+            checkpoint[_ENTROPY] = entropy
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over the entropy of the checkpoint's step, until another is logged."""

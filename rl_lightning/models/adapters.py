@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rl_lightning.errors import UserError
+from rl_lightning.models.adapter_targets import experts, heads_of, targets, unlike_linear
 from rl_lightning.models.seeding import seeded
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
         from peft import LoraConfig, TaskType, inject_adapter_in_model
     except ImportError as error:
         raise UserError("lora needs peft: pip install 'rl_lightning[lora]'") from error
-    heads = _heads(model)
+    heads = heads_of(model)
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS if heads else TaskType.CAUSAL_LM,
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]
         use_rslora=options.rank_stabilized,
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
-        target_modules=_targets(model, options, [*heads, *_unlike_linear(model)]),
+        target_modules=targets(model, options.target_modules, [*heads, *unlike_linear(model)]),
     )
     # In families that it knows, peft takes some names for experts and adapts tensors that were not named. Inside a wrapper it
     # does not recognise the family.
@@ -127,40 +127,6 @@ def add_adapter(model: PreTrainedModel, options: LoraOptions) -> PreTrainedModel
     return model
 
 
-def _unlike_linear(model: nn.Module) -> list[str]:
-    """Return the names of linear layers that compute something else than W x + b, as some routers do: an adapter would have no
-    effect there, or fail."""
-    own = [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward
-    ]
-    with seeded(), torch.no_grad():
-        return [name for name, layer in own if not _multiplies(layer)]
-
-
-def _multiplies(layer: nn.Linear) -> bool:
-    """Return whether a layer computes W x + b, tried on one example."""
-    x = torch.linspace(-1, 1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device).expand(1, 2, -1)
-    expected = nn.functional.linear(x, layer.weight, layer.bias)
-    try:
-        returned = layer(x.clone())
-    except RuntimeError:  # it takes another shape
-        return False
-    return isinstance(returned, Tensor) and torch.allclose(returned, expected, rtol=1e-2)
-
-
-def experts(model: nn.Module) -> list[str]:
-    """Return the names of weights that hold all experts in one tensor, (experts, ·, ·); these get no adapter."""
-    return [
-        f"{path}.{name}"
-        for path, module in model.named_modules()
-        if not type(module).__module__.startswith("torch.nn.")  # a convolution has three dimensions too
-        for name, weight in module.named_parameters(recurse=False)
-        if weight.dim() == 3 and min(weight.shape) > 1
-    ]
-
-
 def describe_adapter(model: nn.Module) -> str:
     """Return a line for the log: how many layers of which names have an adapter, and which expert tensors have none."""
     kinds = Counter(name.split(".")[-1] for name in adapter_layers(model))
@@ -182,73 +148,6 @@ def _to_own_dtype(head: nn.Module, inputs: tuple[object, ...]) -> tuple[object, 
     """Forward pre-hook of a head: convert its inputs from the backbone's dtype to its own."""
     dtype = next(head.parameters()).dtype
     return tuple(value.to(dtype) if isinstance(value, Tensor) else value for value in inputs)
-
-
-def _heads(model: PreTrainedModel) -> list[str]:
-    """Return the names of a classifier's children besides its backbone; none for other models."""
-    backbone = model.base_model
-    if backbone is model or model.get_output_embeddings() is not None:
-        return []
-    return [name for name, child in model.named_children() if child is not backbone]
-
-
-def _targets(model: PreTrainedModel, options: LoraOptions, left_out: Sequence[str]) -> list[str]:
-    """Return the names of the layers that get an adapter.
-
-    Args:
-        model: the model to adapt.
-        options: with `target_modules`.
-        left_out: names of modules that get no adapter, with all that is inside them.
-
-    Raises:
-        UserError: for names that fit no linear layer, for layers that an adapter cannot be merged into, and if no layer is left.
-    """
-    wanted = options.target_modules
-    linear = {path: layer for path, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D))}
-    if wanted == "all-linear":
-        head = model.get_output_embeddings()
-        paths = [path for path, layer in linear.items() if layer is not head]
-    else:
-        names = [wanted] if isinstance(wanted, str) else wanted
-        patterns = {name: name if isinstance(wanted, str) else rf"(.*\.)?{re.escape(name)}" for name in names}
-        _check_targets(model, patterns, linear)
-        paths = [path for path in linear if any(re.fullmatch(pattern, path) for pattern in patterns.values())]
-    paths = [path for path in paths if not any(path == name or path.startswith(f"{name}.") for name in left_out)]
-    if not paths:
-        raise UserError(f"lora: no linear layer of this {type(model).__name__} is left to adapt: train it without lora")
-    return paths
-
-
-def _check_targets(model: PreTrainedModel, patterns: dict[str, str], linear: Mapping[str, nn.Module]) -> None:
-    """Refuse names that fit no linear layer, and layers that an adapter cannot be merged into.
-
-    Args:
-        model: the model to adapt.
-        patterns: name in `target_modules` → regular expression for names of layers.
-        linear: name → linear layer of the model.
-
-    Raises:
-        UserError: naming one of them.
-    """
-    layers = {name: layer for name, layer in model.named_modules() if name}
-    for name, pattern in patterns.items():
-        found = {path: layer for path, layer in layers.items() if re.fullmatch(pattern, path)}
-        other = [path for path in found if path not in linear]
-        if not found or other:
-            what = f"is {other[0]}, which is no linear layer" if other else "is no layer"
-            if any(re.fullmatch(pattern, path) for path in experts(model)):
-                what = "is a tensor of all experts together, which no adapter is added to, not a layer"
-            kinds = sorted({path.split(".")[-1] for path in linear})
-            raise UserError(
-                f"lora.target_modules: {name!r} {what} of this {type(model).__name__}: its linear layers are {', '.join(kinds)}"
-            )
-        shared = model.get_input_embeddings().weight
-        tied = [path for path, layer in found.items() if layer.weight is shared]
-        if tied:
-            raise UserError(
-                f"lora.target_modules: {tied[0]} shares its weights with the embeddings, so an adapter could not be merged into "
-                "it: leave it out"
-            )
 
 
 def adapter_layers(model: nn.Module) -> dict[str, LoraLinear]:

@@ -15,7 +15,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from rl_lightning.errors import UserError
 from rl_lightning.models.forward import accepts
-from rl_lightning.models.loading import PolicyFiles, without_load_report
+from rl_lightning.models.loading import PolicyFiles
+from rl_lightning.models.reading import without_load_report
 from rl_lightning.models.seeding import seeded
 from rl_lightning.text import Messages, TextFormat, cut_left
 

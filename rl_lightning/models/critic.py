@@ -10,7 +10,8 @@ from transformers import AutoModel, PreTrainedModel
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapters import is_adapted
 from rl_lightning.models.forward import layout
-from rl_lightning.models.loading import PolicyFiles, without_load_report
+from rl_lightning.models.loading import PolicyFiles
+from rl_lightning.models.reading import without_load_report
 
 
 class CriticFiles(PolicyFiles):

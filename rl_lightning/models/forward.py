@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from rl_lightning.functional import entropy_from_logits, logprobs_from_logits
 from rl_lightning.models.families import accepts
 from rl_lightning.models.head import Entropy, read_instead
-from rl_lightning.models.packing import Packing, packed, packs
+from rl_lightning.models.packed_attention import packed, packs
+from rl_lightning.models.packing import Packing
 from rl_lightning.types import Rows
 
 #: Model → whether its output is what its head returns, unchanged. Only then may the head return something else than logits.

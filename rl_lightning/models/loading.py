@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import hashlib
 import logging
-import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -31,7 +28,8 @@ from rl_lightning.errors import UserError
 from rl_lightning.models.adapter_files import AdapterFiles
 from rl_lightning.models.checks import check_finite, check_tokens
 from rl_lightning.models.noise import recompute_layers, silence
-from rl_lightning.models.packing import enable_packing
+from rl_lightning.models.packed_attention import enable_packing
+from rl_lightning.models.reading import near_misses, reading
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
 
@@ -114,7 +112,7 @@ class PolicyFiles:
             }
         if path.suffix == ".gguf":
             if not path.is_file():
-                raise UserError(f"{self.role}: there is no file {path}{_near_misses(path)}")
+                raise UserError(f"{self.role}: there is no file {path}{near_misses(path)}")
             folder = str(path.parent)
             return {"pretrained_model_name_or_path": folder, "gguf_file": path.name, "trust_remote_code": trust}
         if path.is_dir() and not (path / "config.json").is_file():
@@ -122,7 +120,7 @@ class PolicyFiles:
                 f"{self.role}: the directory {path} has no config.json: give a Hugging Face model directory"
             )
         if not path.is_dir() and (path.is_absolute() or self.policy.startswith((".", "~"))):
-            raise UserError(f"{self.role}: there is no directory {path}{_near_misses(path)}")
+            raise UserError(f"{self.role}: there is no directory {path}{near_misses(path)}")
         name = str(path) if path.is_dir() else self.policy
         return {"pretrained_model_name_or_path": name, "trust_remote_code": trust}
 
@@ -295,52 +293,7 @@ class PolicyFiles:
             recompute_layers(model)
         return model.train()
 
-    @contextlib.contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        """Turn any error inside this context into a `UserError` that says that `what` cannot be read, and why."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:  # parsers raise anything for a file of another kind
-            reason = _reason(error)
-            if "trust_remote_code" in str(error):
-                reason = (
-                    "it needs Python code that comes with the model: read that code, then set "
-                    "model.init_args.load.trust_remote_code to true"
-                )
-            raise UserError(
-                f"{self.role} {self.policy!r}: cannot read {what}: {reason} "
-                f"(a {self.role} is '{EMBEDDED}', a model directory, a .gguf file or a name on the hub)"
-            ) from error
-
-
-def _reason(error: Exception) -> str:
-    """Return a parser's error in one line."""
-    if isinstance(error, pickle.UnpicklingError):  # torch's own message advises to run the code in the file
-        return "it is no file of weights, or holds code, which is never run: save the weights as safetensors"
-    text = str(error).strip()
-    # Some errors hold no more than a key or a number: put their type in front.
-    return text.splitlines()[0] if " " in text else f"{type(error).__name__} {text}".strip()
-
-
-@contextlib.contextmanager
-def without_load_report() -> Iterator[None]:
-    """Silence transformers' load report inside this context: a new head, and an old one that is not loaded, are intended."""
-    reporters = [
-        logging.getLogger(f"transformers.{name}") for name in ("modeling_utils", "distributed.tensor_parallel")
-    ]
-    levels = [reporter.level for reporter in reporters]
-    for reporter in reporters:
-        reporter.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for reporter, level in zip(reporters, levels, strict=True):
-            reporter.setLevel(level)
-
-
-def _near_misses(path: Path) -> str:
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, siblings)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""
+    def _reading(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Return a context that turns any error inside it into a `UserError`: see `reading`."""
+        known = f"a {self.role} is '{EMBEDDED}', a model directory, a .gguf file or a name on the hub"
+        return reading(what, f"{self.role} {self.policy!r}", known)

@@ -20,32 +20,23 @@ no other row has is one trunk, prompt and response together.
       branch 0    all                 causal
       branch 1    all                            causal
 
-Two attention functions implement this: one cuts the row into blocks for PyTorch's SDPA, the other leaves the row whole and
-gives FlexAttention this table as a mask.
+Two methods implement this: `Packing.attend` cuts the row into blocks for PyTorch's SDPA, `Packing.attend_whole` leaves it whole
+and gives FlexAttention this table as a mask. `packed_attention.py` makes them attention functions of transformers.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
-from typing import Any
+from functools import cache, cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from rl_lightning.models.families import unlike_plain_attention
-
-#: Kernel, by transformers' name → the name that our attention on top of it is registered under. Rows that are not packed go
-#: through transformers' own `sdpa` in both cases.
-_NAMES = {"sdpa": "rl_lightning_packed", "flex_attention": "rl_lightning_packed_flex"}
+from rl_lightning.models.spread import Spread, Take
 
 #: A further block pays if it saves this many padded tokens: a call of the attention kernel costs about as much.
 _WORTH_A_BLOCK = 256
@@ -53,8 +44,6 @@ _WORTH_A_BLOCK = 256
 #: Bytes. If the padded queries of a layer have more, padded queries, keys and values are not kept for the backward pass but
 #: computed again there.
 _KEEP_BELOW = 1 << 23
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -238,7 +227,7 @@ class Packing:
     def _read(self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None) -> Tensor:
         """Return the attention output, (L, heads, D), of queries, keys and values, (L, heads, D) each."""
         repeat = queries.shape[1] // keys.shape[1]
-        spread = [_Spread.apply(table, self._slots, self._padding, self._area) for table in (queries, keys, values)]
+        spread = [Spread.apply(table, self._slots, self._padding, self._area) for table in (queries, keys, values)]
         trunks: list[Tensor] = []
         parts = []
         for block in self._blocks:
@@ -261,7 +250,7 @@ class Packing:
                 query, key, value, attn_mask=bias, is_causal=bias is None, scale=scaling
             )
             parts.append(read.transpose(1, 2).flatten(0, 1))
-        taken: Tensor = _Take.apply(torch.cat(parts) if len(parts) > 1 else parts[0], self._slots, self._padding)
+        taken: Tensor = Take.apply(torch.cat(parts) if len(parts) > 1 else parts[0], self._slots, self._padding)
         return taken
 
 
@@ -293,124 +282,9 @@ def _bias(block: _Block, trunk_lengths: Tensor) -> Tensor:
     return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
-class _Spread(torch.autograd.Function):
-    """Write rows, (L, ...), into distinct slots of a table of zeros, (area, ...).
-
-    Autograd's own indexing would add gradients up in case two rows shared a slot. Here none do, so the backward pass only reads.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor:
-        ctx.save_for_backward(places)
-        return _placed(rows, places, others, length)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (places,) = ctx.saved_tensors
-        return gradient[places], None, None, None
-
-
-class _Take(torch.autograd.Function):
-    """Read rows, (L, ...), out of distinct slots of a table, (area, ...): the adjoint of `_Spread`."""
-
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, places: Tensor, others: Tensor) -> Tensor:
-        ctx.save_for_backward(places, others)
-        ctx.length = len(table)
-        return table[places]
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        places, others = ctx.saved_tensors
-        return _placed(gradient, places, others, ctx.length), None, None
-
-
-def _placed(rows: Tensor, places: Tensor, others: Tensor, length: int) -> Tensor:
-    """Return a table (length, ...) with the rows at `places` and zeros at `others`."""
-    table = rows.new_empty(length, *rows.shape[1:])
-    table[places] = rows
-    table[others] = 0
-    return table
-
-
 @cache
 def _flex(device_type: str) -> tuple[Callable[..., Tensor], Callable[..., BlockMask]]:
     """Return FlexAttention and the function that makes its masks; compiled except on a CPU, where tests run them as they are."""
     if device_type == "cpu":
         return flex_attention, create_block_mask
     return torch.compile(flex_attention), torch.compile(create_block_mask)
-
-
-def _attention(
-    attend: Callable[[Packing, Tensor, Tensor, Tensor, float | None], Tensor],
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    packing: Packing | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The attention function that transformers calls: `attend` for packed rows, transformers' `sdpa` for all others.
-
-    Args:
-        attend: `Packing.attend` or `Packing.attend_whole`.
-        module, query, key, value, attention_mask, scaling, dropout, kwargs: see transformers' `AttentionInterface`.
-        packing: the argument that `packed` adds to a forward pass; None for rows that are not packed.
-    """
-    if packing is not None:
-        return attend(packing, query, key, value, scaling), None
-    if query.shape[2] == 1 and query.device.type == "cpu" and not dropout:
-        # A decoding step. SDPA takes grouped keys as they are, which is a third faster than repeating them, as transformers does.
-        read_once = scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
-        return read_once.transpose(1, 2), None
-    read: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-    )
-    return read
-
-
-for _kernel, _attend in (("sdpa", Packing.attend), ("flex_attention", Packing.attend_whole)):
-    AttentionInterface.register(_NAMES[_kernel], partial(_attention, _attend))
-    AttentionMaskInterface.register(_NAMES[_kernel], sdpa_mask)
-
-
-def enable_packing(model: PreTrainedModel) -> None:
-    """Set a model's attention to one that packed rows can use, or log why it cannot have it.
-
-    Rows that are not packed still go through transformers' `sdpa`. A model that was loaded with another attention keeps it. A
-    model with a sliding window packs the microbatches whose rows all fit into the window.
-    """
-    kernel = str(model.config._attn_implementation)
-    reason = unlike_plain_attention(model)
-    if kernel in _NAMES and model._supports_sdpa and unlike_plain_attention(model, longest=1) is None:
-        model.set_attn_implementation(_NAMES[kernel])
-    else:
-        reason = reason or f"was loaded with attn_implementation {kernel}"
-    if reason is not None:
-        log.info(
-            "%s %s: %sprompts are computed anew for each response, and padding with them",
-            type(model).__name__,
-            reason,
-            "where a row is longer than its window, " if packs(model, longest=1) else "",
-        )
-
-
-def packs(model: nn.Module, longest: int | None = None) -> bool:
-    """Return whether a model takes packed rows.
-
-    Args:
-        model: any module.
-        longest: tokens of the longest row; the model's context length if None.
-    """
-    ours = isinstance(model, PreTrainedModel) and model.config._attn_implementation in _NAMES.values()
-    return ours and unlike_plain_attention(model, longest) is None
-
-
-def packed(rows: Packing) -> dict[str, object]:
-    """Return the arguments of a model's forward for a packed row, (1, L)."""
-    # transformers passes a mask of four dimensions on unchanged. This one is empty: the attention functions above ignore it.
-    none = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=rows.input_ids.device)
-    return {"input_ids": rows.input_ids, "position_ids": rows.positions, "attention_mask": none, "packing": rows}

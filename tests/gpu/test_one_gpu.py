@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rl_lightning.callbacks import HFExport
 from rl_lightning.models import read_responses
-from rl_lightning.models.packing import enable_packing, packs
+from rl_lightning.models.packed_attention import enable_packing, packs
 from rl_lightning.strategies import AtomicCheckpointIO, FSDP2Strategy
 from tests.checks import gradient_difference
 from tests.invariants.spread import RUNS, fit, result

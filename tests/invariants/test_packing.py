@@ -2,7 +2,7 @@
 
 import pytest
 
-from rl_lightning.models.packing import packs
+from rl_lightning.models.packed_attention import packs
 from tests.checks import gradient_difference
 from tests.invariants.spread import ADAPTED, RUNS, fit
 

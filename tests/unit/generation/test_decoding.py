@@ -18,7 +18,7 @@ from transformers import (
 from rl_lightning.generation import decoding
 from rl_lightning.generation.decoding import decoding_step
 from rl_lightning.generation.slots import Slots
-from rl_lightning.models.packing import enable_packing
+from rl_lightning.models.packed_attention import enable_packing
 from tests.checks import holds_only_for
 from tests.unit.generation.families import SIZES, VOCABULARY, family
 

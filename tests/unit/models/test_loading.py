@@ -13,7 +13,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from rl_lightning.errors import UserError
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
 from rl_lightning.models import ClassifierFiles, CriticFiles, LoadOptions, PolicyFiles, read_responses, response_logits
-from rl_lightning.models.packing import packs
+from rl_lightning.models.packed_attention import packs
 from rl_lightning.types import Rows
 from tests.checks import assert_same, gradient_difference
 from tests.support import request_for

@@ -33,7 +33,8 @@ from rl_lightning.models import forward as forward_module
 from rl_lightning.models import head as head_module
 from rl_lightning.models import packing as packing_module
 from rl_lightning.models.forward import layout
-from rl_lightning.models.packing import Packing, enable_packing, packed, packs
+from rl_lightning.models.packed_attention import enable_packing, packed, packs
+from rl_lightning.models.packing import Packing
 from rl_lightning.types import Rows
 from tests.checks import holds_only_for
 from tests.tiny import PAD

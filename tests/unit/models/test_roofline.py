@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, MixtralConfig, MixtralForCausalLM
 
 from rl_lightning.models import LoraOptions, add_adapter, read_responses
-from rl_lightning.models.packing import enable_packing
+from rl_lightning.models.packed_attention import enable_packing
 from rl_lightning.models.roofline import Limits, Tokens, Work, measured_limits
 from rl_lightning.types import Rows
 from tests.checks import holds_only_for
