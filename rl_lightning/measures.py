@@ -1,4 +1,4 @@
-"""Metrics that know how to be combined over chunks and ranks.
+"""Metrics that know how to be combined over chunks and ranks, and those of every rollout.
 
 A rollout is sampled in chunks, one after the other, on several ranks at the same time. Each part has metrics, and the type of a
 metric says how the parts' numbers become one:
@@ -17,9 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import SupportsFloat
 
+import torch
 from torch import Tensor
 
 from rl_lightning.errors import UserError
+from rl_lightning.functional import masked_mean, masked_variance
+from rl_lightning.functional.masking import Total, alone
+from rl_lightning.types import Rollout
 
 #: A metric's type and its numbers, as JSON can hold them.
 Packed = list[str | float]
@@ -112,3 +116,31 @@ def _number(name: str, value: SupportsFloat) -> float:
     except (TypeError, ValueError, RuntimeError) as error:
         shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
         raise UserError(f"the metric {name!r} must be one number, not a {type(value).__name__}{shape}") from error
+
+
+def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:
+    """Return what the loggers see of responses: reward, correctness, length, truncation.
+
+    Args:
+        rollout: this rank's rows.
+        total: adds sums up over ranks, for the metrics of all rows.
+    """
+    scored, everything = rollout.scored, torch.ones_like(rollout.scored)
+    votes, correct = rollout.votes()
+    count = total(scored.sum().to(rollout.rewards))
+    values = {
+        "rollout/reward_mean": masked_mean(rollout.rewards, scored, total),
+        "rollout/reward_std": (
+            masked_variance(rollout.rewards, scored, total) * count / (count - 1).clamp(min=1)
+        ).sqrt(),
+        "rollout/correct_fraction": masked_mean(rollout.correct.float(), scored, total),
+        "rollout/length_mean": masked_mean(rollout.lengths.float(), everything, total),
+        "rollout/truncated_fraction": masked_mean(rollout.truncated.float(), everything, total),
+        "rollout/all_right_fraction": masked_mean((correct == votes).float(), votes > 0, total),
+        "rollout/all_wrong_fraction": masked_mean((correct == 0).float(), votes > 0, total),
+    }
+    values |= {
+        f"reward/{name}": masked_mean(component, ~component.isnan(), total)
+        for name, component in rollout.reward_components.items()
+    }
+    return {name: float(value) for name, value in values.items()}

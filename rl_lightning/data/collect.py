@@ -19,12 +19,10 @@ from rl_lightning.data.sampler import SampledPolicy, Sampler
 from rl_lightning.data.steps import Layout, StepSizes, permutation
 from rl_lightning.data.supply import Filling, Supply
 from rl_lightning.errors import UserError
-from rl_lightning.functional import masked_mean, masked_variance
-from rl_lightning.functional.masking import Total, alone
 from rl_lightning.generation import Sampling
 from rl_lightning.hooks import Refill, Stages, Watch
 from rl_lightning.learner import PolicyLearner
-from rl_lightning.measures import Seconds
+from rl_lightning.measures import Seconds, rollout_metrics
 from rl_lightning.shapes import require
 from rl_lightning.strategies import metrics_of_all_ranks, sum_over_ranks
 from rl_lightning.types import Rollout
@@ -203,31 +201,3 @@ def joined_scores(
                 require(what, value, (len(rows), width), "one number a response token")
                 scored.setdefault(name, value.new_zeros(rollout.response_mask.shape))[rows, :width] = value
     return scored
-
-
-def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:
-    """Return what the loggers see of responses: reward, correctness, length, truncation.
-
-    Args:
-        rollout: this rank's rows.
-        total: adds sums up over ranks, for the metrics of all rows.
-    """
-    scored, everything = rollout.scored, torch.ones_like(rollout.scored)
-    votes, correct = rollout.votes()
-    count = total(scored.sum().to(rollout.rewards))
-    values = {
-        "rollout/reward_mean": masked_mean(rollout.rewards, scored, total),
-        "rollout/reward_std": (
-            masked_variance(rollout.rewards, scored, total) * count / (count - 1).clamp(min=1)
-        ).sqrt(),
-        "rollout/correct_fraction": masked_mean(rollout.correct.float(), scored, total),
-        "rollout/length_mean": masked_mean(rollout.lengths.float(), everything, total),
-        "rollout/truncated_fraction": masked_mean(rollout.truncated.float(), everything, total),
-        "rollout/all_right_fraction": masked_mean((correct == votes).float(), votes > 0, total),
-        "rollout/all_wrong_fraction": masked_mean((correct == 0).float(), votes > 0, total),
-    }
-    values |= {
-        f"reward/{name}": masked_mean(component, ~component.isnan(), total)
-        for name, component in rollout.reward_components.items()
-    }
-    return {name: float(value) for name, value in values.items()}

@@ -14,7 +14,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from rl_lightning.data.collect import rollout_metrics
 from rl_lightning.data.cuts import Stretches, require_fit
 from rl_lightning.data.epochs import EpochLoader
 from rl_lightning.data.offline.base import OfflineDataModule
@@ -29,6 +28,7 @@ from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import Stages
 from rl_lightning.learner import ReferenceLearner
+from rl_lightning.measures import rollout_metrics
 from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_size
