@@ -128,7 +128,8 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"the checkpoint does not fit {type(self).__name__}, load it with the policy and the options that it was made with: {reason[:300]}"
+                f"the checkpoint does not fit {type(self).__name__}: {reason[:300]}; load it with the policy and the options that it "
+                "was made with"
             ) from error
         frozen = left_out(self)
         missing = [name for name in result.missing_keys if name not in frozen]
