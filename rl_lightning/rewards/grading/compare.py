@@ -9,6 +9,14 @@ from fractions import Fraction
 from typing import Literal
 
 from rl_lightning.rewards.grading.expression import read_expression
+from rl_lightning.rewards.grading.forms import (
+    as_union,
+    holds_solutions,
+    is_named,
+    is_solved,
+    multiplied,
+    named_in_order,
+)
 from rl_lightning.rewards.grading.normalize import tighten
 from rl_lightning.rewards.grading.rational import Percent, Quantity, parse_quantity
 from rl_lightning.rewards.grading.structure import (
@@ -18,7 +26,6 @@ from rl_lightning.rewards.grading.structure import (
     as_interval,
     both_signs,
     choice_letter,
-    is_name,
     parse_based,
     parse_clock,
     parse_collection,
@@ -196,7 +203,7 @@ class Comparison:
             for order in orders
         ]
         same = _any(found)
-        if same or numbers or not single or _is_solved(gold):
+        if same or numbers or not single or is_solved(gold):
             return bool(same) if numbers else same, "structure"
         if self.symbolic is None:
             return _UNDECIDED
@@ -221,17 +228,17 @@ class Comparison:
 
     def items(self, gold: Collection, response: Collection, nesting: int) -> bool | None:
         """Return whether two collections have equal items, in order if that of the gold answer matters; None if that is unknown."""
-        gold, response = _union(gold), _union(response)
+        gold, response = as_union(gold), as_union(response)
         brackets = {gold.brackets, response.brackets}
-        if brackets == {"", "{}"} and (_named(gold) or _named(response)):
+        if brackets == {"", "{}"} and (is_named(gold) or is_named(response)):
             return False
         if (
             len(brackets) > 1
             and brackets != {"", "{}"}
-            and not (brackets == {"", "()"} and _named_in_order(gold, response))
+            and not (brackets == {"", "()"} and named_in_order(gold, response))
         ):
             return False
-        if brackets == {"", "()"} or (gold.ordered and not _solutions(gold)):
+        if brackets == {"", "()"} or (gold.ordered and not holds_solutions(gold)):
             if len(gold.items) != len(response.items):
                 return False
             pairs = zip(gold.items, response.items, strict=True)
@@ -249,7 +256,7 @@ class Comparison:
         if gold.kind != response.kind or [len(row) for row in gold.rows] != [len(row) for row in response.rows]:
             return False
         if gold.factor or response.factor:
-            scaled = [_multiplied(matrix) for matrix in (gold, response)]
+            scaled = [multiplied(matrix) for matrix in (gold, response)]
             if scaled[0] and scaled[1]:
                 return scaled[0] == scaled[1]
             factors = self.answers(gold.factor or "1", response.factor or "1", nesting)[0]
@@ -282,58 +289,6 @@ def is_worked_out(gold: str, response: str) -> bool:
     if expected is None or given is None or expected.variables:
         return True
     return given.finished if parse_quantity(gold) else given.functions <= expected.functions
-
-
-def _is_solved(relation: Relation) -> bool:
-    r"""Return whether a relation is solved for one variable. Then ``2x+3 < 5``, which must still be solved, is no answer."""
-    for name, value in (relation.sides, relation.sides[::-1]):
-        expression = read_expression(tighten(value))
-        if is_name(name) and expression is not None and not expression.variables:
-            return True
-    return relation.operators == [r"\in"]
-
-
-def _union(collection: Collection) -> Collection:
-    """Return a list of inequalities, such as ``x < 1, x > 2``, as a union of intervals."""
-    if collection.brackets:
-        return collection
-    relations = [parse_relation(item) for item in collection.items]
-    intervals = [as_interval(relation) if relation else None for relation in relations]
-    if not all(intervals):
-        return collection
-    texts = [f"{i.brackets[0]}{i.items[0]},{i.items[1]}{i.brackets[1]}" for i in intervals if i]
-    return Collection("u", texts)
-
-
-def _named(collection: Collection) -> bool:
-    """Return whether a list names its items, as in ``x=1, y=2``, so that their order does not matter."""
-    labels = [parse_label(item) for item in collection.items]
-    return not collection.brackets and all(labels) and len({label[0] for label in labels if label}) == len(labels)
-
-
-def _solutions(collection: Collection) -> bool:
-    """Return whether a bare list holds solutions, as ``x=1, y=2`` or ``(1,2), (2,1)``, whose order does not matter."""
-    if collection.brackets:
-        return False
-    return all(map(parse_label, collection.items)) or all(
-        item[0] == "(" and item[-1] == ")" for item in collection.items
-    )
-
-
-def _named_in_order(gold: Collection, response: Collection) -> bool:
-    bare = gold if not gold.brackets else response
-    names = [label[0] for label in map(parse_label, bare.items) if label]
-    return _named(bare) and names == sorted(names)
-
-
-def _multiplied(matrix: Matrix) -> list[list[Fraction]] | None:
-    """Return the entries of a matrix of numbers, multiplied by the factor before it; None if an entry is no number."""
-    factor = parse_quantity(matrix.factor or "1")
-    rows = [[parse_quantity(cell) for cell in row] for row in matrix.rows]
-    if factor is None:
-        return None
-    values = [[factor.value * cell.value for cell in row if cell] for row in rows]
-    return values if [len(row) for row in values] == [len(row) for row in rows] else None
 
 
 def _all(results: Sequence[bool | None]) -> bool | None:
