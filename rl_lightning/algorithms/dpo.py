@@ -12,7 +12,7 @@ from rl_lightning.algorithms.policy import Outputs, PolicyModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import dpo_objective
 from rl_lightning.models import PolicyFiles
-from rl_lightning.types import Microbatch, PreferenceBatch, Rollout
+from rl_lightning.types import Microbatch, PreferenceBatch, Rollout, Rows
 
 #: β that is customary for means over tokens, and for sums.
 _MEAN_BETA, _SUM_BETA = 5.0, 0.1
@@ -98,7 +98,7 @@ class DPO(PolicyModule):
             "policy/rejected_logprob": batch.rejected(measured),
         }
 
-    def evaluation_step(self, batch: Rollout | Microbatch, stage: str) -> None:
+    def evaluation_step(self, batch: Rows, stage: str) -> None:
         """Add some held-out pairs to accuracy, margin and loss, or some sampled answers to what `PolicyModule` measures.
 
         A pair's scores are its implicit rewards, β m⁺ and β m⁻.

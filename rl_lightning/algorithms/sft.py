@@ -7,7 +7,7 @@ from torch import Tensor
 from rl_lightning.algorithms.metrics import demonstration_metrics
 from rl_lightning.algorithms.policy import PolicyModule
 from rl_lightning.models import read_responses
-from rl_lightning.types import Microbatch, Rollout
+from rl_lightning.types import Microbatch, Rollout, Rows
 
 
 class SFT(PolicyModule):
@@ -32,7 +32,7 @@ class SFT(PolicyModule):
         """Return log π_θ(y_t | x, y_<t)."""
         return logprobs
 
-    def evaluation_step(self, batch: Rollout | Microbatch, stage: str) -> None:
+    def evaluation_step(self, batch: Rows, stage: str) -> None:
         """Add some held-out demonstrations to loss and token accuracy, or some sampled answers to what `PolicyModule` measures."""
         if isinstance(batch, Rollout):
             super().evaluation_step(batch, stage)

@@ -1,13 +1,14 @@
 """Callbacks: stages of a rollout, tables and histograms, checkpoints and exports, guards against failures."""
 
 from rl_lightning.callbacks.adaptive_kl import AdaptiveKL
+from rl_lightning.callbacks.collapse import CollapseWarning, SpreadWarning
 from rl_lightning.callbacks.dashboard import Dashboard
 from rl_lightning.callbacks.durable_logs import DurableLogs
 from rl_lightning.callbacks.dynamic_sampling import DynamicSampling
 from rl_lightning.callbacks.first_validation import FirstValidation
 from rl_lightning.callbacks.graceful_stop import GracefulStop
 from rl_lightning.callbacks.group_normalize import GroupNormalize
-from rl_lightning.callbacks.guards import CollapseWarning, NonFiniteGuard, SpreadWarning
+from rl_lightning.callbacks.guards import NonFiniteGuard
 from rl_lightning.callbacks.held_out_divergence import HeldOutDivergence
 from rl_lightning.callbacks.hf_export import HFExport
 from rl_lightning.callbacks.histograms import Histograms

@@ -179,7 +179,9 @@ class Sampler:
         failures = {
             kind if "/" in kind else f"reward_failures/{kind}": Sum(count) for kind, count in scores.failures.items()
         }
-        others = {f"reward_inapplicable/{name}": Sum(count) for name, count in scores.inapplicable.items()}
+        others: dict[str, float] = {
+            f"reward_inapplicable/{name}": Sum(count) for name, count in scores.inapplicable.items()
+        }
         others |= {f"reward/{name}": Mean(*measured) for name, measured in scores.measures.items()}
         return replace(
             rollout,
