@@ -8,6 +8,7 @@ from typing import Any
 
 from rl_lightning.data.sources.base import Split
 from rl_lightning.data.sources.containers import file_rows, is_sparse
+from rl_lightning.data.sources.hub import is_saved, saved_table
 from rl_lightning.data.sources.paths import data_files
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.data.sources.recognise import Row
@@ -57,6 +58,8 @@ class FileExamples(TableSource):
         where = self.splits[split]
         if not where:
             return None
+        if isinstance(where, str) and is_saved(Path(where).expanduser()):
+            return saved_table(where, split)
         files = data_files(where, split, "FileExamples")
         name = where if isinstance(where, str) else ", ".join(where)
         # A name that was given is said as it was given.

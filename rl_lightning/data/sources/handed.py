@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,17 +179,19 @@ def as_table(rows: Any, name: str) -> Table:
     Raises:
         UserError: if it is no table.
     """
-    kind = type(rows)
-    if kind.__module__.startswith("datasets.") and kind.__name__ in ("Dataset", "IterableDataset"):
+    # Whoever hands over a value of a library has imported it.
+    datasets, pandas = sys.modules.get("datasets"), sys.modules.get("pandas")
+    if datasets is not None and isinstance(rows, datasets.Dataset | datasets.IterableDataset):
         return Table(name, lambda problems: dataset_rows(rows, name), sparse=True)
-    if kind.__module__.startswith("pandas.") and kind.__name__ == "DataFrame":
+    if pandas is not None and isinstance(rows, pandas.DataFrame):
         import pyarrow
 
-        return as_table(pyarrow.Table.from_pandas(rows, preserve_index=False).to_pylist(), name)
+        frame = pyarrow.Table.from_pandas(rows, preserve_index=False).to_pylist()
+        return replace(as_table(frame, name), sparse=True)
     if isinstance(rows, list | tuple) and rows and isinstance(rows[0], str):
         rows = [{"prompt": prompt} for prompt in rows]
     if not isinstance(rows, list | tuple):
-        raise UserError(f"{name} are of type {kind.__name__}; what is taken: {_TAKEN}")
+        raise UserError(f"{name} are of type {type(rows).__name__}; what is taken: {_TAKEN}")
 
     def numbered(problems: Problems) -> Iterator[tuple[str, Row]]:
         for number, row in enumerate(rows):

@@ -62,7 +62,7 @@ class DatasetExamples(TableSource):
         where = self.splits[split]
         if where is None:
             where = (
-                next((name for name in SPLIT_NAMES[split] if name in self._names), None) if split != "train" else None
+                next((name for name in SPLIT_NAMES[split] if name in self.names), None) if split != "train" else None
             )
         if where is None:
             return None
@@ -94,12 +94,17 @@ class DatasetExamples(TableSource):
         return self._asked("it", lambda datasets: datasets.load_from_disk(str(local)))
 
     @cached_property
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """What the dataset calls its splits."""
         if self._saved is not None:
             return list(self._saved) if isinstance(self._saved, dict) else ["train"]
         path = str(self._local or self.path)
         return list(self._asked("it", lambda datasets: datasets.get_dataset_split_names(path, self.name)))
+
+    @property
+    def has_splits(self) -> bool:
+        """Whether the dataset has named splits; one that was saved alone has none."""
+        return self._saved is None or isinstance(self._saved, dict)
 
     def _load(self, where: str) -> Any:
         """Load a split, or a part of it."""
@@ -134,6 +139,19 @@ class DatasetExamples(TableSource):
 def is_saved(folder: Path) -> bool:
     """Whether a folder was written by ``save_to_disk``."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def saved_table(folder: str, split: Split) -> Table:
+    """Return the rows that ``save_to_disk`` wrote to a folder: those of a split, or of a dataset without splits all.
+
+    Raises:
+        UserError: if there is no such split.
+    """
+    source = DatasetExamples(folder, train="train")
+    found = source.table(split if source.has_splits else "train")
+    if found is None:
+        raise UserError(f"{folder} has no split for {split}; it has {', '.join(source.names)}")
+    return found
 
 
 def dataset_rows(dataset: Any, name: str) -> Iterator[tuple[str, Row]]:

@@ -169,7 +169,7 @@ class _Recognition:
         found = next((column for column in _ANSWERS if column in free), None)
         if found is not None:
             return {"answer": found}
-        if "reward_model" in free and any(isinstance(value, dict) for value in self._values("reward_model")):
+        if "reward_model" in free and any(map(_may_be_dict, self._values("reward_model"))):
             return {"ground_truth": "reward_model"}
         return (
             {"solution": response} if response in ("solution", "answer") and "response" not in self.given.named else {}
@@ -215,7 +215,7 @@ class _Recognition:
         written = [role for role in ("response", "rejected") if role in roles]
         sides = [[row.get(roles[role]) for role in ("prompt", *written)] for row in self.rows]
         whole = [side for side in sides if all(side)]
-        if len(written) == 1 and any(isinstance(one, str) for _, one in whole):
+        if len(written) == 1 and not all(is_conversation(one) for _, one in whole):
             return False
         return bool(whole) and all(_begins_with(side, prompt) for prompt, *both in whole for side in both)
 
@@ -283,12 +283,14 @@ def _may_be_turns(value: Any) -> bool:
     return isinstance(value, list) or is_conversation(value)
 
 
+def _may_be_dict(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, str) and value.lstrip().startswith("{"))
+
+
 def _begins_with(side: Any, prompt: Any) -> bool:
     """Whether a response begins with its prompt."""
-    if isinstance(side, str) and isinstance(prompt, str):
-        return side.startswith(prompt) and side != prompt
-    if not is_conversation(side) or isinstance(side, dict):
-        return False
+    if not is_conversation(side):
+        return isinstance(side, str) and isinstance(prompt, str) and side.startswith(prompt) and side != prompt
     try:
         turns = conversation(side)
     except BadValue:

@@ -57,6 +57,7 @@ def answer(value: Any) -> Gold:
 
 def ground_truth(value: Any) -> Gold | None:
     """Return the gold answer of a ``reward_model`` dict; None where a model is to judge without one."""
+    value = parsed(value)
     if not isinstance(value, dict):
         raise BadValue(
             f'is of type {type(value).__name__}, not a dict such as {{"style": "rule", "ground_truth": "42"}}'
