@@ -39,7 +39,7 @@ check-all: $(VENV)/dev  ## what takes longer than `make test` may: learning, the
 	$(TESTS) -m "slow and not gpu"
 
 tensorboard: $(VENV)/core  ## look at the runs
-	$(BIN)/tensorboard --logdir runs
+	$(BIN)/rl-lightning tensorboard runs
 
 embedded: $(VENV)/core  ## rebuild the embedded policy from nothing
 	$(BIN)/python examples/embedded_policy/start.py runs/embedded/start

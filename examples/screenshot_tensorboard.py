@@ -16,6 +16,8 @@ import time
 import urllib.error
 import urllib.request
 
+from rl_lightning.cli.board import pinned
+
 
 def free_port() -> int:
     """Return the number of a free TCP port."""
@@ -40,13 +42,19 @@ def main() -> None:
     """Start TensorBoard, save the picture, and stop it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--logdir", default="runs")
-    parser.add_argument("--page", default="text", help="timeseries, scalars, histograms, text")
+    parser.add_argument(
+        "--page",
+        default="text",
+        help="timeseries (with what `rl-lightning tensorboard` pins), custom_scalars, hparams, histograms, text",
+    )
+    parser.add_argument("--size", default="1300,760", help="width,height of the window in pixels")
     parser.add_argument("--output", required=True)
     arguments = parser.parse_args()
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         raise SystemExit("there is no Chromium on the PATH")
     port = free_port()
+    page = pinned() if arguments.page == "timeseries" else f"#{arguments.page}"
     board = [sys.executable, "-m", "tensorboard.main", "--logdir", arguments.logdir, "--port", str(port)]
     with subprocess.Popen(board, stderr=subprocess.DEVNULL) as server:
         try:
@@ -58,10 +66,10 @@ def main() -> None:
                     "--headless",
                     "--no-sandbox",
                     "--disable-gpu",
-                    "--window-size=1300,760",
+                    f"--window-size={arguments.size}",
                     "--virtual-time-budget=15000",
                     f"--screenshot={arguments.output}",
-                    f"http://localhost:{port}/#{arguments.page}",
+                    f"http://localhost:{port}/{page}",
                 ],
                 check=True,
                 stderr=subprocess.DEVNULL,

@@ -38,7 +38,7 @@ def ours(work: Work) -> None:
         turns().tokens += int(responses.response_mask.sum())
         if passes is not None:
             found = generator.metrics()
-            turns().needs = passes.decoding(*(found[f"generation/{name}"] for name in ("steps", "rows", "seen")))
+            turns().needs = passes.decoding(*(found[f"work/{name}"] for name in ("steps", "rows", "seen")))
     turns().wait()
 
 

@@ -11,14 +11,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rl_lightning.callbacks.loggers import loggers, write_settings
 from rl_lightning.options import plain_options
 
-#: Panel → chart → names of metrics, for TensorBoard's tab Custom Scalars. A name may be a regular expression.
+#: Panel → chart → names of metrics, as regular expressions, for TensorBoard's tab Custom Scalars.
 PANELS: dict[str, dict[str, list[str]]] = {
     "learning": {
         "reward": ["rollout/reward_mean", "val/reward_mean"],
         "pass@k": ["val/pass@.*"],
-        "loss": ["train/loss", "val/loss"],
-        "accuracy": [".*/accuracy", "val/token_accuracy"],
         "parts of the reward": ["reward/.*"],
+        "loss": ["train/loss", "val/loss"],
+        "accuracy": ["dpo/accuracy", "reward_model/accuracy", "val/accuracy", "val/token_accuracy"],
     },
     "staying close": {
         "divergence from the reference, nats": ["kl/.*", "val/kl"],
@@ -33,14 +33,32 @@ PANELS: dict[str, dict[str, list[str]]] = {
         "groups that teach nothing": ["rollout/all_right_fraction", "rollout/all_wrong_fraction"],
         "failed rewards": ["rollout/failed_fraction", "val/failed_fraction"],
         "gradient norm": ["train/grad_norm"],
-        "skipped steps": ["guard/skipped_steps"],
     },
     "speed": {
-        "tokens a second": ["speed/tokens_per_s", "speed/generate_tokens_per_s", "speed/train_tokens_per_s"],
+        "tokens a second": ["speed/.*tokens_per_s"],
         "seconds": ["time/.*"],
         "share of the roofline": ["speed/.*_roofline"],
     },
 }
+#: Charts that are empty, or 0 by construction, for runs that learn from rollouts, and for the others.
+_OFFLINE_ONLY = ("loss", "accuracy")
+_ONLINE_ONLY = (
+    "reward", "parts of the reward", "importance ratio", "effective sample size", "clipped", "groups that teach nothing",
+    "seconds",
+)  # fmt: skip
+
+
+def layout(online: bool) -> dict[str, dict[str, list[Any]]]:
+    """Return TensorBoard's layout of the panels.
+
+    Args:
+        online: whether the run learns from rollouts.
+    """
+    left_out = _OFFLINE_ONLY if online else _ONLINE_ONLY
+    return {
+        panel: {chart: ["Multiline", names] for chart, names in charts.items() if chart not in left_out}
+        for panel, charts in PANELS.items()
+    }
 
 
 class Dashboard(Callback):
@@ -61,12 +79,7 @@ class Dashboard(Callback):
         for logger in loggers(trainer):
             write_settings(logger, settings, compared(pl_module))
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(
-                    {
-                        panel: {chart: ["Multiline", names] for chart, names in charts.items()}
-                        for panel, charts in PANELS.items()
-                    }
-                )
+                logger.experiment.add_custom_scalars(layout(pl_module.learns_from == "rollouts"))
 
 
 def compared(module: Any) -> list[str]:

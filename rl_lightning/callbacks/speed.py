@@ -90,9 +90,9 @@ class Speed(RolloutCallback):
         pl_module.log("time/train_s", seconds)
         pl_module.log("speed/tokens_per_s", ranks * tokens / (self._trained - self._started))
         if found.get("time/generate_s"):
-            pl_module.log("speed/generate_tokens_per_s", found["generation/tokens"] / ranks / found["time/generate_s"])
-        if limits is not None and found.get("generation/steps"):
-            counts = (found[f"generation/{name}"] / ranks for name in ("steps", "rows", "seen"))
+            pl_module.log("speed/generate_tokens_per_s", found["work/tokens"] / ranks / found["time/generate_s"])
+        if limits is not None and found.get("work/steps"):
+            counts = (found[f"work/{name}"] / ranks for name in ("steps", "rows", "seen"))
             share = limits.least_seconds(*self._work[0].decoding(*counts)) / found["time/generate_s"]
             pl_module.log("speed/generate_roofline", share)
 

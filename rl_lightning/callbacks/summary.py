@@ -108,7 +108,7 @@ def _files(trainer: Trainer) -> dict[str, str]:
             found["checkpoint"] = _near(one.last_model_path or one.best_model_path)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            found["curves"] = f"tensorboard --logdir {_quoted(logger.log_dir)}"
+            found["curves"] = f"rl-lightning tensorboard {_quoted(logger.log_dir)}"
         elif isinstance(logger, CSVLogger):
             found["metrics"] = str(Path(logger.log_dir) / "metrics.csv")
         elif isinstance(logger, WandbLogger):

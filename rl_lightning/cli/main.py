@@ -19,7 +19,7 @@ from rl_lightning.shipped import copy, summary
 USAGE_ERROR = 2
 
 #: In the order of their use.
-COMMANDS = ("init", "fit", "validate", "test", "predict", "chat")
+COMMANDS = ("init", "fit", "validate", "test", "predict", "chat", "tensorboard")
 
 _OVERVIEW = """\
   rl-lightning fit --config grpo                  train; nothing is downloaded
@@ -27,6 +27,7 @@ _OVERVIEW = """\
   rl-lightning fit --config grpo --ckpt_path last continue a run that was stopped
   rl-lightning test --config grpo --model.policy=runs/grpo/hf
                                                   evaluate; validate and predict take the same options
+  rl-lightning tensorboard runs                   look at the curves
   rl-lightning chat runs/grpo                     talk to what was trained
   rl-lightning init grpo [FILE]                   copy a configuration with its comments, to edit
   rl-lightning fit --config grpo --print_config   show all options and their values
@@ -53,6 +54,10 @@ def main(args: Sequence[str] | None = None) -> None:
             from rl_lightning.cli.chat import chat
 
             chat(_Arguments(prog="rl-lightning chat", description="Talk to a trained model."), given[1:])
+        elif given[0] == "tensorboard":
+            from rl_lightning.cli.board import board
+
+            board(_Arguments(prog="rl-lightning tensorboard", description="Look at the curves of runs."), given[1:])
         elif given[0].isidentifier() and given[0] not in COMMANDS:
             close = difflib.get_close_matches(given[0], COMMANDS, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
@@ -61,6 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
             _train(args)
     except UserError as error:
         _end(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _train(args: Sequence[str] | None) -> None:
@@ -72,8 +79,6 @@ def _train(args: Sequence[str] | None) -> None:
     calm()
     try:
         run(args)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         mistake = mistake_behind(error)
         if mistake is None:

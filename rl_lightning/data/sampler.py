@@ -145,7 +145,7 @@ class Sampler:
             rollout = unscored(sampled, prompts, request, policy.ends, texts)
             rollout = self.reward(rollout, owners, ahead)
         # Before groups are dropped: the times below are those of all.
-        rollout.metrics |= self.generator.metrics() | {"generation/tokens": Sum(sampled.response_mask.sum())}
+        rollout.metrics |= self.generator.metrics() | {"work/tokens": Sum(sampled.response_mask.sum())}
         rollout.metrics["time/generate_s"] = Seconds(generated - started)
         rollout.metrics["time/reward_s"] = Seconds(time.perf_counter() - generated)
         return rollout

@@ -107,7 +107,7 @@ class NativeGenerator(Generator):
                         finished(row, batch.ids[row, : int(batch.lengths[row])].tolist())
                 if progress is not None:
                     progress(done, rows)
-        self._work = {f"generation/{name}": Sum(count) for name, count in run.work.items()}
+        self._work = {f"work/{name}": Sum(count) for name, count in run.work.items()}
         return batch.responses(request)
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -132,7 +132,7 @@ def result(run: Any, module: Any, watch: Watch) -> dict[str, Any]:
     metrics = {
         name: float(value)
         for name, value in run.callback_metrics.items()
-        if not name.startswith(("time/", "speed/", "generation/"))
+        if not name.startswith(("time/", "speed/", "work/"))
     }
     return {"steps": watch.steps, "weights": full_state_dict(module, run), "logged": metrics, "shares": watch.shares}
 

@@ -7,7 +7,7 @@ import pytest
 from tests.invariants.metric_runs import RUNS, logged
 
 #: What depends on the machine and on how the work is dealt out: times, decoding steps, and what is read again in each of them.
-OF_THE_MACHINE = ("time/", "speed/", "generation/steps", "generation/seen")
+OF_THE_MACHINE = ("time/", "speed/", "work/steps", "work/seen")
 #: Names that must be among the logged ones, so that the comparison says something of them.
 EXPECTED = {
     "grpo": ("reward_failures/raised", "rollout/failed_fraction", "rollout/filtered_fraction", "kl/sequence", "val/pass@1"),

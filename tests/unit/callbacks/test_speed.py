@@ -47,7 +47,7 @@ def test_shares_are_of_the_limits(algorithm, tiny_policy, tmp_path):
     assert float(metrics["speed/train_tokens_per_s"]) == pytest.approx(tokens.read / seconds, rel=1e-4)
     sampling = found["time/generate_s"]
     assert float(metrics["speed/generate_tokens_per_s"]) == pytest.approx(int(length) / sampling, rel=1e-4)
-    work = [found[f"generation/{name}"] for name in ("steps", "rows", "seen")]
+    work = [found[f"work/{name}"] for name in ("steps", "rows", "seen")]
     least = Work.of(module.policy).decoding(*work)[1] / 1e6
     assert float(metrics["speed/generate_roofline"]) == pytest.approx(least / sampling, rel=1e-4)
 

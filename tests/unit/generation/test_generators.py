@@ -319,13 +319,13 @@ def test_the_cache_has_room_for_so_many_tokens():
     same(few, whole)
     work = generator.metrics()
     assert max(widest) == 5
-    assert work["generation/prefill_rows"] == sum(map(len, PROMPTS))
+    assert work["work/prefill_rows"] == sum(map(len, PROMPTS))
     # The first token of a response comes from its prompt's pass; every other one is a row of a step.
-    assert work["generation/rows"] == int(few.response_mask.sum()) - len(STREAMS)
+    assert work["work/rows"] == int(few.response_mask.sum()) - len(STREAMS)
     # One after the other the longest of each five would take longer: the next begin where the shorter ones ended.
     lengths = few.response_mask.sum(1).tolist()
     in_turns = sum(max(lengths[start : start + 5]) - 1 for start in range(0, len(lengths), 5))
-    assert work["generation/steps"] < in_turns
+    assert work["work/steps"] < in_turns
     assert generator.metrics() == {}
 
 

@@ -1,0 +1,77 @@
+"""How TensorBoard opens: the pinned curves, the layout of panels."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from rl_lightning.callbacks.dashboard import PANELS, layout
+from rl_lightning.cli.board import PINNED, board, pinned
+from rl_lightning.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+#: What a run of GRPO logs, and what one of SFT logs.
+ONLINE = [
+    "rollout/reward_mean", "val/pass@1", "reward/final_answer", "kl/k3", "policy/ratio_mean", "policy/ess",
+    "policy/clip_fraction_low", "policy/entropy", "rollout/length_mean", "rollout/truncated_fraction",
+    "rollout/all_right_fraction", "rollout/failed_fraction", "train/grad_norm", "speed/tokens_per_s", "time/train_s",
+    "speed/train_roofline",
+]  # fmt: skip
+OFFLINE = [
+    "train/loss",
+    "val/loss",
+    "val/token_accuracy",
+    "policy/entropy",
+    "train/grad_norm",
+    "speed/train_tokens_per_s",
+]
+
+
+@pytest.mark.parametrize(("online", "logged"), [(True, ONLINE), (False, OFFLINE)])
+def test_panels_have_a_chart_for_what_is_logged(online, logged):
+    shown = layout(online)
+    assert list(shown) == ["learning", "staying close", "health", "speed"]
+    patterns = [name for charts in shown.values() for _, names in charts.values() for name in names]
+    for name in logged:
+        assert any(re.fullmatch(pattern, name) for pattern in patterns), name
+
+
+def test_an_online_run_has_no_chart_of_a_loss_that_is_zero_and_an_offline_one_none_of_rollouts():
+    assert "loss" not in layout(online=True)["learning"]
+    assert "loss" in layout(online=False)["learning"]
+    assert "reward" not in layout(online=False)["learning"]
+    assert set(layout(online=True)["learning"]) | set(layout(online=False)["learning"]) == set(PANELS["learning"])
+
+
+def test_the_address_pins_the_curves_that_matter():
+    query, _, page = pinned().partition("#")
+    cards = json.loads(unquote(query.removeprefix("?pinnedCards=")))
+    assert [card["tag"] for card in cards] == list(PINNED)
+    assert PINNED[0].startswith("rollout/")
+    assert PINNED[1].startswith("val/")
+    assert page == "timeseries"
+
+
+def test_a_directory_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match="there is no directory"):
+        board(argparse.ArgumentParser(), [str(tmp_path / "nothing")])
+
+
+def test_the_command_serves_tensorboard_at_the_printed_address(tmp_path):
+    command = [sys.executable, "-m", "rl_lightning", "tensorboard", str(tmp_path), "--port=0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert str(tmp_path) in server.stdout.readline()
+            address = server.stdout.readline().strip()
+            assert address.endswith(pinned())
+            with urllib.request.urlopen(address.partition("?")[0], timeout=30) as page:
+                assert b"TensorBoard" in page.read()
+        finally:
+            server.terminate()
