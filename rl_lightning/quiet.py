@@ -20,6 +20,9 @@ def calm() -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*your dataloader is not resumable.*")  # the DataModule saves its state
+    warnings.filterwarnings(
+        "ignore", ".*Total length of `list` across ranks is zero"
+    )  # no validation data: one line says so
     # Metrics are the same on every rank, except times, for which those of rank 0 are logged. Nothing is changed in place.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True")
     warnings.filterwarnings("ignore", ".*returned a view tensor.*")
