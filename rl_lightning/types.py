@@ -158,6 +158,11 @@ class Rollout(Rows):
     def microbatch(self, rows: Tensor, weights: Tensor | None = None) -> Microbatch:
         """Cut some rows out for one forward pass, without the columns that are padding in all of them.
 
+            a rollout                       rows [0, 2], P = 2, R = 3
+            . . p p | r r r . .  row 0      p p | r r r
+            p p p p | r r r r r  row 1
+            . . . p | r . . . .  row 2      . p | r . .
+
         Args:
             rows: (b,) long row numbers.
             weights: (b, R) weights of their tokens in the loss; absent when the pass only scores.

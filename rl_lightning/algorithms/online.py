@@ -170,15 +170,6 @@ class OnlineModule(PolicyModule):
         """Whether a response may have a gradient though all of its advantages are 0: that of the divergence, say."""
         return super().learns_from_zero_advantages or (self.kl_coef != 0 and self.kl_in == "loss")
 
-    def loss(self, batch: Microbatch) -> Tensor:
-        """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
-        outputs = self.outputs(batch)
-        batch = self.corrected(batch, outputs.logprobs)
-        objective = self.objective(batch, outputs.logprobs)
-        with torch.no_grad():
-            self.observe(self.observed(batch, outputs), batch)
-        return self.weigh(batch, objective, self.auxiliary(batch, outputs))
-
     def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
         """Return what is logged of the tokens of a microbatch: how far the policy is from the one that sampled, from the sampler
         and from the reference, and what the clip does, where the algorithm has bounds. All are (B, R)."""

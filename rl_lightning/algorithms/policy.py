@@ -142,9 +142,14 @@ class PolicyModule(ObjectiveModule, Answering):
         """
         return read_responses(model or self.policy, batch).logprobs
 
+    def corrected(self, batch: Microbatch, logprobs: Tensor) -> Microbatch:
+        """Return a microbatch as the objective sees it: the same, unless another sampler than the policy is corrected for."""
+        return batch
+
     def loss(self, batch: Microbatch) -> Tensor:
         """Return this microbatch's share −Σ w (J + auxiliary) of the loss of its optimizer step."""
         outputs = self.outputs(batch)
+        batch = self.corrected(batch, outputs.logprobs)
         objective = self.objective(batch, outputs.logprobs)
         with torch.no_grad():
             self.observe(self.observed(batch, outputs), batch)

@@ -21,6 +21,10 @@ from rl_lightning.types import Microbatch, Rollout
 class RolloutEpoch:
     """The microbatches of one rollout: epochs × optimizer steps × microbatches.
 
+        rows          0 1 2 3 | 4 5 6 7    this rank's, in two optimizer steps of `sizes.minibatch` = 4, G = 1
+        microbatches  01 | 23 | 45 | 67    `sizes.accumulate` = 2 to each step
+        later epoch   4 1 6 3 | 0 5 2 7    each column in another order: `Layout.epoch_order`
+
     Args:
         layout: the groups of the rollout.
         sizes: how an optimizer step is cut into microbatches.

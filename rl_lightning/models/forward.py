@@ -81,6 +81,11 @@ class Reading(NamedTuple):
 def layout(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: int) -> tuple[dict[str, object], Tensor]:
     """Return the arguments of a forward pass over some rows, packed if the model takes that, and where to read its result.
 
+        padded rows (2, 5)    . a b | c d        positions   0 1 2 3 4      read at   2 3 4
+                              e f g | h .                    5 6 7 8 9                7 8 9
+        packed (1, 8)         a b c d e f g h    positions   0 to 7         read at   1 2 3
+                                                                                      6 7 7
+
     Args:
         model: of transformers.
         input_ids, attention_mask: (B, T), prompts padded left and responses right.
