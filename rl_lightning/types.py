@@ -60,6 +60,10 @@ class Rows:
         """(B,) long: |y| in tokens, whether they count or not."""
         return self.response_attention.sum(1)
 
+    def unpadded_ids(self) -> list[list[int]]:
+        """Return the real response tokens of each row."""
+        return [ids[:length] for ids, length in zip(self.response_ids.tolist(), self.lengths.tolist(), strict=True)]
+
     def select(self: RowsT, rows: Tensor) -> RowsT:
         """Return a table of some rows, (n,) long row numbers, in the given order; lists and dictionaries follow."""
         return self._map(lambda value: value[rows])
@@ -91,6 +95,7 @@ class Rollout(Rows):
     Args:
         prompt_index: (B,) long; which prompt of the split a row answers.
         truncated: (B,) bool; hit the cap on new tokens without a stop token.
+        caps: (B,) long; cap on the new tokens of each row.
         rollout_logprobs: (B, R) float; log-probabilities in nats as the sampler reported them.
         prompts, responses, answers: B each, as rewards and tables show them; an answer may be None, a list or a dict.
         raw_rewards, rewards: (B,) float, before and after shaping; NaN where a reward failed. A divergence from the reference
@@ -122,6 +127,7 @@ class Rollout(Rows):
     correct: Tensor
     reward_components: dict[str, Tensor] = field(default_factory=dict)
     notes: list[dict[str, Any]] | None = None
+    caps: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     token_rewards: Tensor | None = None

@@ -33,6 +33,7 @@ def request_for(
     stop_ids: frozenset[int] = frozenset(),
     stop_strings: Any = None,
     pad_id: int = 0,
+    caps: Any = None,
 ) -> Request:
     """Ask for responses to prompts that are given as token ids."""
     return Request(
@@ -43,6 +44,7 @@ def request_for(
         stop_ids,
         stop_strings,
         pad_id,
+        caps,
     )
 
 

@@ -18,7 +18,8 @@ class OverlongShaping(RolloutCallback):
 
     Args:
         cache_length: L_cache in tokens: the penalty grows over the last L_cache tokens before L_max.
-        max_length: L_max in tokens; the cap on new tokens if null.
+        max_length: L_max in tokens. If null, the cap on new tokens of each response: `sampling.max_new_tokens`, or that of the
+            data set for its prompt.
         weight: factor of the penalty.
 
     Source: DAPO (arXiv 2503.14476) Eq. 13.
@@ -46,6 +47,7 @@ class OverlongShaping(RolloutCallback):
 
     def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Add the weighted penalty to `rollout.rewards`, (B,)."""
-        penalty = self.weight * overlong_penalty(rollout.lengths, self._cap, self.cache_length)
+        caps = rollout.caps if self.max_length is None and rollout.caps is not None else self._cap
+        penalty = self.weight * overlong_penalty(rollout.lengths, caps, self.cache_length)
         rollout.rewards = rollout.rewards + penalty.to(rollout.rewards)
         rollout.metrics["rollout/overlong_penalty"] = Mean(float(penalty.double().sum()), len(penalty))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from lightning.pytorch import Trainer
@@ -25,7 +25,7 @@ class Evaluation:
         samples_per_prompt: k answers each; pass@1 to pass@k are estimated from them.
         prompts_per_batch: prompts answered side by side.
         max_prompts: use only the first prompts of the split; all if null.
-        temperature, top_k, top_p: see `Sampling`.
+        temperature, top_k, top_p, min_p: see `Sampling`.
         max_new_tokens: as in training if null.
     """
 
@@ -36,6 +36,7 @@ class Evaluation:
     top_k: int = 0
     top_p: float = 1.0
     max_new_tokens: int | None = None
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be."""
@@ -45,11 +46,10 @@ class Evaluation:
                 raise UserError(f"evaluation.{name} must be at least 1, not {value}")
 
     def sampling(self, training: Sampling) -> Sampling:
-        """Return how to sample, given how training samples."""
-        longest = self.max_new_tokens or training.max_new_tokens
-        return replace(
-            training, max_new_tokens=longest, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
-        )
+        """Return how to sample, given how training samples: as there, but for the options that this has too."""
+        own = {item.name: getattr(self, item.name) for item in fields(self)}
+        shared = {item.name: own.get(item.name) for item in fields(training)}
+        return replace(training, **{name: value for name, value in shared.items() if value is not None})
 
 
 def batches_of_rank(trainer: Trainer, count: int, size: int) -> list[list[int]]:

@@ -122,6 +122,7 @@ class Sampler:
             stop_ids=policy.ends.ids,
             stop_strings=policy.ends.strings,
             pad_id=policy.files.tokenizer.pad_token_id,
+            caps=[sampling.cap(prompt.example.max_new_tokens) for prompt in prompts],
         )
         assert self.rewarder is not None
         self.rewarder.step = policy.version if isinstance(policy.version, int) else 0
@@ -159,13 +160,8 @@ class Sampler:
             ahead: was given some of the responses already.
         """
         assert self.rewarder is not None
-        ids, lengths = rollout.response_ids.tolist(), rollout.lengths.tolist()
-        samples = [
-            reward_sample(prompt, response, cut, ids[row][: lengths[row]])
-            for row, (prompt, response, cut) in enumerate(
-                zip(prompts, rollout.responses, rollout.truncated.tolist(), strict=True)
-            )
-        ]
+        rows = zip(prompts, rollout.responses, rollout.truncated.tolist(), rollout.unpadded_ids(), strict=True)
+        samples = [reward_sample(*row) for row in rows]
         with self.watch.abandonable(False):
             scores = self.rewarder.score(samples, ahead, lambda: self.watch.on_boundary(False))
         device = rollout.input_ids.device
@@ -173,41 +169,28 @@ class Sampler:
             name: torch.tensor(values, dtype=torch.float32, device=device) for name, values in scores.components.items()
         }
         total = torch.tensor(scores.total, dtype=torch.float32, device=device)
-        judge = torch.tensor(scores.judged, dtype=torch.float32, device=device)
         # A response without a reward is no lesson: its tokens count nowhere, in no numerator and no denominator.
         mask = rollout.response_mask & ~total.isnan().unsqueeze(1)
-        failures = {
-            kind if "/" in kind else f"reward_failures/{kind}": Sum(count) for kind, count in scores.failures.items()
-        }
-        others: dict[str, float] = {
-            f"reward_inapplicable/{name}": Sum(count) for name, count in scores.inapplicable.items()
-        }
-        others |= {f"reward/{name}": Mean(*measured) for name, measured in scores.measures.items()}
+        metrics: dict[str, float] = {"rollout/failed_fraction": Mean(int(total.isnan().sum()), len(total))}
+        metrics |= {name: Sum(count) for name, count in scores.events().items()}
+        metrics |= {f"reward/{name}": Mean(*measured) for name, measured in scores.measures.items()}
         return replace(
             rollout,
             response_mask=mask,
             raw_rewards=total,
             rewards=total.clone(),
-            correct=judge >= self.correct_threshold,
+            correct=torch.tensor(scores.judged, dtype=torch.float32, device=device) >= self.correct_threshold,
             reward_components=components,
             notes=scores.notes,
-            metrics={"rollout/failed_fraction": Mean(int(total.isnan().sum()), len(total)), **failures, **others},
+            metrics=metrics,
         )
 
 
 def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool, ids: Sequence[int] = ()) -> RewardSample:
-    """Return what rewards see of a response.
-
-    Args:
-        prompt: that it answers.
-        response: its text.
-        truncated: whether the cap on new tokens cut it off.
-        ids: its tokens.
-    """
-    example = prompt.example
-    metadata = {**example.metadata, "truncated": truncated}
-    tokens = prompt.input_ids, ids
-    return RewardSample(prompt.text, response, example.answer, metadata, prompt.messages, example.prompt, *tokens)
+    """Return what rewards see: prompt and response with their tokens, and whether the cap on new tokens cut the response off."""
+    one = prompt.example
+    metadata = {**one.metadata, "truncated": truncated}
+    return RewardSample(prompt.text, response, one.answer, metadata, prompt.messages, one.prompt, prompt.input_ids, ids)
 
 
 def unscored(
@@ -243,6 +226,7 @@ def unscored(
         temperature=request.sampling.temperature or 1.0,
         prompt_index=torch.tensor([prompt.index for prompt in prompts])[owner].to(device),
         truncated=sampled.truncated,
+        caps=torch.tensor(request.row_caps, device=device),
         rollout_logprobs=sampled.logprobs,
         prompts=[prompts[i].text for i in owner.tolist()],
         responses=responses,

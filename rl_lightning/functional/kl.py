@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3", "k3_k2grad", "rho_k3"]
@@ -129,5 +130,7 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, l
         k2 = kl_k2(logprobs, ref_logprobs)
         return k2 + (k3 - k2).detach()
     if estimator == "rho_k3":
-        return log_ratio.exp() * k3
+        # Where ρ would be infinite and k3 is 0, their product would be no number.
+        most = math.log(torch.finfo(log_ratio.dtype).max) - 1
+        return log_ratio.clamp(max=most).exp() * k3
     raise ValueError(f"unknown estimator {estimator!r}; choose one of {', '.join(get_args(KLEstimator))}")

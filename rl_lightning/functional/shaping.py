@@ -22,7 +22,7 @@ def less_divergence(rewards: Tensor, penalties: Tensor | None) -> Tensor:
     return rewards - (penalties if rewards.dim() == 2 else penalties.sum(1).to(rewards))
 
 
-def overlong_penalty(lengths: Tensor, max_length: int, cache_length: int) -> Tensor:
+def overlong_penalty(lengths: Tensor, max_length: int | Tensor, cache_length: int) -> Tensor:
     """Return R_length: 0, then a ramp down to −1 over the last `cache_length` tokens, then −1.
 
     R_length = 0 for |y| ≤ L_max − L_cache; (L_max − L_cache − |y|) / L_cache up to |y| = L_max; −1 beyond. With
@@ -30,8 +30,8 @@ def overlong_penalty(lengths: Tensor, max_length: int, cache_length: int) -> Ten
 
     Args:
         lengths: (B,) |y| in tokens, the stop token included.
-        max_length: L_max in tokens.
-        cache_length: L_cache in tokens, from 0 to L_max.
+        max_length: L_max in tokens; (B,) where it is not the same for all responses.
+        cache_length: L_cache in tokens, from 0 to L_max. Where a response's own L_max is lower, its ramp begins at 0 tokens.
 
     Returns:
         (B,) float in [−1, 0], in units of reward.
@@ -45,8 +45,11 @@ def overlong_penalty(lengths: Tensor, max_length: int, cache_length: int) -> Ten
         >>> overlong_penalty(torch.tensor([6, 8, 10, 11]), max_length=10, cache_length=4)
         tensor([ 0.0000, -0.5000, -1.0000, -1.0000])
     """
-    if not 0 <= cache_length <= max_length:
+    if cache_length < 0 or (isinstance(max_length, int) and cache_length > max_length):
         raise ValueError(f"cache_length must lie between 0 and max_length={max_length}, not {cache_length}")
     if cache_length == 0:
         return -(lengths > max_length).to(torch.get_default_dtype())
-    return ((max_length - cache_length - lengths) / cache_length).clamp(-1.0, 0.0)
+    if isinstance(max_length, int):
+        return ((max_length - cache_length - lengths) / cache_length).clamp(-1.0, 0.0)
+    cache = max_length.clamp(max=cache_length)
+    return ((max_length - cache - lengths) / cache).clamp(-1.0, 0.0)

@@ -33,6 +33,7 @@ class Sampling:
         temperature: τ ≥ 0; 0 takes the most probable token (in evaluation only).
         top_k: sample among the k most probable tokens; 0 is off.
         top_p: sample among the fewest tokens whose probability reaches p; 1 is off.
+        min_p: sample among the tokens that are at least this share as probable as the most probable one; 0 is off.
         stop: texts that end a response, beside the end of a turn in the chat template and every EOS. The token that completes
             one is the response's last, and its text stays in the response.
         stop_token_ids: further tokens that end a response.
@@ -44,17 +45,22 @@ class Sampling:
     top_p: float = 1.0
     stop: list[str] | None = None
     stop_token_ids: list[int] | None = None
+    min_p: float = 0.0
 
     @property
     def truncates(self) -> bool:
-        """Whether top-k or top-p rules tokens out."""
-        return self.top_k > 0 or self.top_p < 1
+        """Whether top-k, top-p or min-p rules tokens out."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    def cap(self, of_prompt: int | None) -> int:
+        """Return the cap on new tokens of a response to a prompt whose own cap is `of_prompt` tokens; None if it has none."""
+        return self.max_new_tokens if of_prompt is None else min(of_prompt, self.max_new_tokens)
 
     def check(self, training: bool) -> None:
         """Refuse settings that cannot be sampled with.
 
         Args:
-            training: refuse also those under which importance ratios would be wrong: temperature 0, top-k and top-p.
+            training: refuse also those under which importance ratios would be wrong: temperature 0, top-k, top-p and min-p.
 
         Raises:
             UserError: names the setting.
@@ -65,13 +71,15 @@ class Sampling:
             raise UserError(f"temperature must be above 0 in training and at least 0 elsewhere, not {self.temperature}")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"top_k must be at least 0 and top_p in (0, 1], not {self.top_k} and {self.top_p}")
+        if not 0 <= self.min_p < 1:
+            raise UserError(f"min_p must be in [0, 1), not {self.min_p}")
         if any(not text for text in self.stop or ()):
             raise UserError("stop: an empty text cannot end a response: remove it")
         if any(number < 0 for number in self.stop_token_ids or ()):
             raise UserError(f"stop_token_ids must be at least 0, not {min(self.stop_token_ids or ())}")
         if training and self.truncates:
             raise UserError(
-                "top_k and top_p must be off (0 and 1.0) in training: log-probabilities of the whole vocabulary are "
+                "top_k and top_p must be off (0 and 1.0) in training, and min_p (0.0): log-probabilities of the whole vocabulary are "
                 "not those of the truncated distribution, so every importance ratio would be biased. They are allowed "
                 "in the evaluation settings"
             )
@@ -106,6 +114,7 @@ class Request:
         stop_ids: token ids that end a response.
         stop_strings: texts that end a response; its last token is the one that completes such a text. None: no text does.
         pad_id: fills the tensors where there is no token.
+        caps: longest response to each prompt in tokens, at most `max_new_tokens`, which holds for all if None.
 
     Raises:
         UserError: if there is no prompt, or not one stream a response.
@@ -118,6 +127,7 @@ class Request:
     stop_ids: frozenset[int]
     stop_strings: StopStrings | None
     pad_id: int
+    caps: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or self.group_size < 1:
@@ -137,9 +147,15 @@ class Request:
         return [prompt for prompt in self.prompts for _ in range(self.group_size)]
 
     @property
+    def row_caps(self) -> list[int]:
+        """The longest that each response may be in tokens, B of them."""
+        caps = self.caps or [self.sampling.max_new_tokens] * len(self.prompts)
+        return [cap for cap in caps for _ in range(self.group_size)]
+
+    @property
     def longest_row(self) -> int:
-        """Tokens of the longest prompt and the longest response that may follow it."""
-        return max(len(prompt.input_ids) for prompt in self.prompts) + self.sampling.max_new_tokens
+        """Tokens of the longest prompt and the longest response that may follow one."""
+        return max(len(prompt.input_ids) for prompt in self.prompts) + max(self.row_caps)
 
 
 @dataclass
@@ -152,7 +168,7 @@ class Responses:
         response_mask: (B, R) bool; True on sampled tokens.
         logprobs: (B, R) float32, nats; of the sampled tokens at the sampling temperature over the whole vocabulary,
             0 outside the mask. NaN where an engine reports none.
-        truncated: (B,) bool; the response reached `max_new_tokens` without a stop token or a stop string.
+        truncated: (B,) bool; the response reached its cap on new tokens without a stop token or a stop string.
     """
 
     prompt_ids: Tensor

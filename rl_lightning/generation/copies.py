@@ -25,10 +25,12 @@ class Question:
     Args:
         prompt: token ids.
         seed: of the engine's random numbers for this response, in [0, 2⁶³).
+        longest: cap on the response in tokens.
     """
 
     prompt: list[int]
     seed: int
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class CopyGenerator(Generator):
     """A generator whose engine holds a copy of the policy, and gets the weights when they have changed.
 
     Its log-probabilities are the engine's. They are kept as `rollout_logprobs`, and online algorithms correct for their
-    difference from the trainer's. With top-k or top-p, which evaluation allows, engines report log-probabilities over the
+    difference from the trainer's. With top-k, top-p or min-p, which evaluation allows, engines report log-probabilities over the
     truncated vocabulary; these are replaced by NaN.
 
     The same stream gives an engine the same random numbers, but not always the same response: the last digits of logits
@@ -131,10 +133,10 @@ class CopyGenerator(Generator):
                 "to at least 0.01"
             )
         prompts = [prompt.input_ids for prompt in request.row_prompts]
-        questions = [Question(*pair) for pair in zip(prompts, seeds(request.streams), strict=True)]
+        questions = [Question(*each) for each in zip(prompts, seeds(request.streams), request.row_caps, strict=True)]
         answers = self.answers(questions, request, progress)
-        for answer in answers:
-            check_answer(answer, request)
+        for answer, question in zip(answers, questions, strict=True):
+            check_answer(answer, request, question.longest)
         return assembled(answers, request, next(model.parameters()).device)
 
 
@@ -151,13 +153,18 @@ def has_ended(answer: Answer, request: Request) -> bool:
     return answer.ids[-1] in request.stop_ids or (strings is not None and strings.completes(answer.ids))
 
 
-def check_answer(answer: Answer, request: Request) -> None:
+def check_answer(answer: Answer, request: Request, longest: int) -> None:
     """Refuse an answer that sampling at the request's settings cannot give.
+
+    Args:
+        answer: of the engine.
+        request: what it answers.
+        longest: cap on its tokens.
 
     Raises:
         UserError: says what is wrong with it.
     """
-    ids, longest = answer.ids, request.sampling.max_new_tokens
+    ids = answer.ids
     wrong = None
     if not ids or len(ids) != len(answer.logprobs):
         wrong = f"{len(ids)} token ids and {len(answer.logprobs)} log-probabilities"

@@ -31,12 +31,13 @@ Draw = Callable[[Tensor, Tensor, Sampling, Tensor, Tensor], tuple[Tensor, Tensor
 
 @dataclass
 class Batch:
-    """The B responses of one request, filled in token by token; C = max_new_tokens columns.
+    """The B responses of one request, filled in token by token; C columns.
 
     Args:
         ids, logprobs: (B, C); filled up to each response's length.
         lengths: (B,) long; tokens that each response has so far.
         stopped: (B,) bool; its last token ended it.
+        caps: (B,) long; tokens that each response may have, at most C.
         uniforms: (B, C) in [0, 1); the token in column c of response b is drawn with number [b, c].
         stops: (S,) long; ids of stop tokens.
         strings: stop strings, if there are any.
@@ -46,6 +47,7 @@ class Batch:
     logprobs: Tensor
     lengths: Tensor
     stopped: Tensor
+    caps: Tensor
     uniforms: Tensor
     stops: Tensor
     strings: StopStrings | None
@@ -53,12 +55,13 @@ class Batch:
     @classmethod
     def empty(cls, request: Request, device: torch.device) -> Batch:
         """Return a table without a token yet, with the random numbers of every response."""
-        rows, columns = len(request.streams), request.sampling.max_new_tokens
+        rows, columns = len(request.streams), max(request.row_caps)
         return cls(
             ids=torch.full((rows, columns), request.pad_id, device=device),
             logprobs=torch.zeros(rows, columns, dtype=torch.float32, device=device),
             lengths=torch.zeros(rows, dtype=torch.long, device=device),
             stopped=torch.zeros(rows, dtype=torch.bool, device=device),
+            caps=torch.tensor(request.row_caps, device=device),
             uniforms=uniforms(request.streams, columns).to(device),
             stops=torch.tensor(sorted(request.stop_ids), device=device),
             strings=request.stop_strings,
@@ -82,7 +85,7 @@ class Batch:
         if self.strings is not None:
             stopped |= self._completed(rows, self.strings)
         self.stopped[rows] = stopped
-        going: list[bool] = (~stopped & (columns + 1 < self.ids.shape[1])).tolist()
+        going: list[bool] = (~stopped & (columns + 1 < self.caps[rows])).tolist()
         return going
 
     def _completed(self, rows: Tensor, strings: StopStrings) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -93,7 +94,8 @@ def _search(mass: Tensor, target: Tensor) -> Tensor:
 
 
 def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Return logits (B, V) with -inf for the tokens that top-k or top-p rules out."""
+    """Return logits (B, V) with -inf for the tokens that top-k, then top-p, or min-p rules out."""
+    top = logits.amax(1, keepdim=True)
     if sampling.top_k and sampling.top_k < logits.shape[1]:
         kth = logits.topk(sampling.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -103,6 +105,8 @@ def _truncate(logits: Tensor, sampling: Sampling) -> Tensor:
         # A token stays while the mass before it is below p, so the most probable one always does.
         out = (running_sum(probs) - probs) >= sampling.top_p
         logits = logits.masked_fill(torch.zeros_like(out).scatter(1, order, out), -torch.inf)
+    if sampling.min_p > 0:
+        logits = logits.masked_fill(logits < top + math.log(sampling.min_p), -torch.inf)
     return logits
 
 

@@ -52,7 +52,9 @@ class TransformersGenerator(Generator):
         policy = cast(GenerationMixin, model)
         device = next(model.parameters()).device
         prompts, rows = [prompt.input_ids for prompt in request.row_prompts], len(request.streams)
-        numbers = uniforms(request.streams, request.sampling.max_new_tokens).to(device)
+        longest = max(request.row_caps)
+        numbers = uniforms(request.streams, longest).to(device)
+        caps = torch.tensor(request.row_caps, device=device)
         ids: list[list[int]] = []
         logprobs: list[Tensor] = []
         stopped: list[Tensor] = []
@@ -60,7 +62,7 @@ class TransformersGenerator(Generator):
             turn = slice(start, min(rows, start + self.max_rows))
             # (turn, P), as wide as the longest prompt of this turn: columns of padding alone would only cost time.
             prompt_ids, prompt_mask = (part.to(device) for part in pad_left(prompts[turn], request.pad_id))
-            drawing = _Draw(request, numbers[turn], prompt_ids.shape[1])
+            drawing = _Draw(request, numbers[turn], caps[turn], prompt_ids.shape[1])
             if progress is not None:
                 drawing.report(progress, start, rows)
             with _neutral_defaults(policy):
@@ -68,7 +70,7 @@ class TransformersGenerator(Generator):
                     input_ids=prompt_ids,
                     attention_mask=prompt_mask.long(),
                     generation_config=GenerationConfig(
-                        max_new_tokens=request.sampling.max_new_tokens,
+                        max_new_tokens=longest,
                         do_sample=False,
                         eos_token_id=sorted(request.stop_ids) or None,
                         pad_token_id=request.pad_id,
@@ -76,8 +78,6 @@ class TransformersGenerator(Generator):
                     logits_processor=LogitsProcessorList([drawing]),
                     stopping_criteria=StoppingCriteriaList([_Stopped(drawing)]),
                 )
-            if progress is not None:  # responses that reached the cap are finished too
-                progress(turn.stop, rows)
             turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
             mask = torch.arange(turn_ids.shape[1], device=device) < drawing.lengths[:, None]
             stopped.append(drawing.stopped)
@@ -101,17 +101,21 @@ class _Draw(LogitsProcessor):
 
     Args:
         request: how to sample.
-        numbers: (B, max_new_tokens), uniform in [0, 1); B rows of this turn.
+        numbers: (B, C), uniform in [0, 1); B rows of this turn.
+        caps: (B,) long; tokens that each response may have, at most C.
         prompt_columns: width P of the prompts.
     """
 
-    def __init__(self, request: Request, numbers: Tensor, prompt_columns: int) -> None:
+    def __init__(self, request: Request, numbers: Tensor, caps: Tensor, prompt_columns: int) -> None:
         self.numbers = numbers
+        self.caps = caps
         self.sampling = request.sampling
         self.strings = request.stop_strings
         self.prompt_columns = prompt_columns
         self.stops = torch.tensor(sorted(request.stop_ids), device=numbers.device)
         self.stopped = torch.zeros(len(numbers), dtype=torch.bool, device=numbers.device)
+        #: (B,) bool; stopped, or as long as it may be.
+        self.ended = self.stopped.clone()
         #: (B,) long; tokens of each response, the one that stopped it included.
         self.lengths = torch.zeros(len(numbers), dtype=torch.long, device=numbers.device)
         #: What was drawn, column by column, for finished rows too: (B,) each.
@@ -134,26 +138,28 @@ class _Draw(LogitsProcessor):
         tokens, logprobs = draw(scores, self.numbers[:, column], self.sampling)
         self.ids.append(tokens)
         self.logprobs.append(logprobs)
-        self.lengths += (~self.stopped).long()
-        self.stopped |= torch.isin(tokens, self.stops)
+        running = ~self.ended
+        self.lengths += running.long()
+        self.stopped |= torch.isin(tokens, self.stops) & running
         if self.strings is not None:
-            self._find_strings(self.strings)
+            self._find_strings(self.strings, running & ~self.stopped)
+        self.ended = self.stopped | (self.lengths >= self.caps)
         if self._progress is not None:
             progress, done, total = self._progress
-            progress(done + int(self.stopped.sum()), total)
+            progress(done + int(self.ended.sum()), total)
         only = torch.full_like(scores, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0)
         return cast(torch.FloatTensor, only)
 
-    def _find_strings(self, strings: StopStrings) -> None:
-        """Set `stopped` for rows whose newest token completes a stop string."""
-        running = (~self.stopped).nonzero()[:, 0]
-        rows = torch.stack(self.ids[-strings.window :], 1)[running].tolist()
+    def _find_strings(self, strings: StopStrings, asked: Tensor) -> None:
+        """Set `stopped` for those of the rows asked for, (B,) bool, whose newest token completes a stop string."""
+        places = asked.nonzero()[:, 0]
+        rows = torch.stack(self.ids[-strings.window :], 1)[places].tolist()
         found = [strings.completes(ids) for ids in rows]
-        self.stopped[running] = torch.tensor(found, dtype=torch.bool, device=self.stopped.device)
+        self.stopped[places] = torch.tensor(found, dtype=torch.bool, device=self.stopped.device)
 
 
 class _Stopped(StoppingCriteria):
-    """Tells `generate` which rows have stopped, by a stop token or a stop string.
+    """Tells `generate` which rows have ended.
 
     Args:
         drawing: keeps count of them.
@@ -164,7 +170,7 @@ class _Stopped(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> torch.BoolTensor:
         """Return (B,) bool."""
-        return cast(torch.BoolTensor, self.drawing.stopped)
+        return cast(torch.BoolTensor, self.drawing.ended)
 
 
 @contextlib.contextmanager

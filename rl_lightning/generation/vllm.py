@@ -142,10 +142,11 @@ class VLLMGenerator(CopyGenerator):
         self._asked += len(questions)
         for name, question in zip(names, questions, strict=True):
             params = SamplingParams(
-                max_tokens=sampling.max_new_tokens,
+                max_tokens=question.longest,
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
+                min_p=sampling.min_p,
                 seed=question.seed,
                 logprobs=0,
                 stop_token_ids=sorted(request.stop_ids),

@@ -192,7 +192,7 @@ class BoundReward:
 def is_coroutine(function: Callable[..., Any]) -> bool:
     """Return whether a function, or what an object is called by, is an ``async def``."""
     inner = called(function)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)  # type: ignore[operator]
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
 
 
 def bind_batch(reward: BatchReward) -> BoundReward:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.tally import Said
 
 if TYPE_CHECKING:
     #: What computes a reward.
-    Function = str | Callable[..., Any] | "BatchReward"
+    Function = Union[  # noqa: UP007 (a name in quotes)
+        str, Callable[..., Any], "BatchReward"
+    ]
 else:  # what YAML can say of it, for the command line
     Function = str
 
@@ -180,3 +182,8 @@ class Scores:
     inapplicable: dict[str, int] = field(default_factory=dict)
     notes: list[dict[str, dict[str, Any]]] = field(default_factory=list)
     measures: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def events(self) -> dict[str, int]:
+        """Return the counts of failures, of events, and of samples to which a reward does not apply, by the names that are logged."""
+        failures = {kind if "/" in kind else f"reward_failures/{kind}": count for kind, count in self.failures.items()}
+        return failures | {f"reward_inapplicable/{name}": count for name, count in self.inapplicable.items()}

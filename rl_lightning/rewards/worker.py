@@ -223,7 +223,8 @@ def _serve(requests: BinaryIO, responses: int) -> None:
             tally.drain()
             _send(responses, ("defined", key))
         elif kind == "together":
-            calls.call_together(functions, *content, lambda message: _send(responses, message))
+            chunk, in_flight = content
+            calls.call_together(functions, chunk, in_flight, lambda message: _send(responses, message))
         else:
             for index, key, arguments in content[0]:
                 _send(responses, (index, *calls.call(functions[key], arguments), tally.drain()))

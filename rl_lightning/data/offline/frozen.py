@@ -99,6 +99,7 @@ class FrozenTables:
         """Return the hash of everything that the responses follow from."""
         rewarder = self.sampler.rewarder
         assert rewarder is not None
+        caps = [prompt.example.max_new_tokens for prompt in asked.prompts]
         models = [[one.spec.model, ClassifierFiles(str(one.spec.model)).fingerprint] for one in self.reward_models]
         return settings_key(
             {
@@ -106,7 +107,11 @@ class FrozenTables:
                 "load": asdict(asked.files.options),
                 "precision": str(self.trainer.precision),
                 "generator": type(self.sampler.generator).__qualname__,
-                "sampling": asdict(asked.sampling),
+                # What is off, or not set, is left out: options that are new find the tables that were made without them.
+                "sampling": {
+                    name: value for name, value in asdict(asked.sampling).items() if (name, value) != ("min_p", 0.0)
+                },
+                **({"caps": caps} if any(caps) else {}),
                 "ends": str(asked.ends),
                 "prompts": [prompt.input_ids for prompt in asked.prompts],
                 "seen_by_rewards": [[p.text, p.example.answer, p.example.metadata] for p in asked.prompts],

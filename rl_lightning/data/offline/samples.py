@@ -95,6 +95,7 @@ def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], ends
         written,
         temperature=rollout.temperature,
         reward_components=missing,
+        caps=None if rollout.caps is None else written.lengths,
         notes=None if rollout.notes is None else [{} for _ in range(len(written))],
         advantages=None if rollout.advantages is None else written.response_mask.to(rollout.advantages),
     )

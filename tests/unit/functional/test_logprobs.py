@@ -74,6 +74,15 @@ def test_overlong_penalty_at_its_break_points(length, penalty):
     assert float(overlong_penalty(torch.tensor([length]), max_length=16, cache_length=4)) == penalty
 
 
+def test_overlong_penalty_with_a_cap_for_each_response():
+    lengths, caps = torch.tensor([14, 6, 2, 2]), torch.tensor([16, 8, 2, 3])
+    alone = [
+        overlong_penalty(length[None], int(cap), min(4, int(cap))) for length, cap in zip(lengths, caps, strict=True)
+    ]
+    assert overlong_penalty(lengths, caps, 4).tolist() == torch.cat(alone).tolist()
+    assert overlong_penalty(lengths, caps, 0).tolist() == [0.0] * 4
+
+
 def test_overlong_penalty_without_a_cache_is_a_step():
     assert overlong_penalty(torch.tensor([15, 16, 17]), 16, 0).tolist() == [0, 0, -1]
     with pytest.raises(ValueError, match="cache_length"):

@@ -155,6 +155,15 @@ def test_the_straight_through_estimator_has_the_value_of_k3():
     assert_same(value, kl_k3(POLICY.log(), REFERENCE.log()))
 
 
+def test_a_ratio_without_bound_is_no_reason_for_not_a_number():
+    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
+    log_ratio = logprobs + 1000.0
+    value = kl_penalty(logprobs, torch.tensor([-1.0, -2.5]), "rho_k3", log_ratio)
+    assert float(value[0]) == 0.0 and float(value[1]) > 1e30
+    value[0].backward()
+    assert bool(logprobs.grad.isfinite().all())
+
+
 def test_an_unknown_estimator_is_named():
     with pytest.raises(ValueError, match="k3_k2grad"):
         kl_penalty(POLICY.log(), REFERENCE.log(), "k4", POLICY)

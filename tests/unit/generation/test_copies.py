@@ -45,14 +45,14 @@ def test_answers_become_the_same_tensors_as_a_hand_writes():
     assert responses.response_mask.tolist() == [[True] * 3, [True, False, False]]
     assert responses.logprobs.tolist() == [[-0.5, -1.0, -2.0], [-3.0, 0.0, 0.0]]
     assert responses.truncated.tolist() == [False, True]
-    check_answer(answers[0], asked)
+    check_answer(answers[0], asked, 3)
 
 
 def test_what_an_engine_did_not_say_is_not_a_number():
     answers = [Answer([7, 8, 1], [-0.5, None, float("nan")]), Answer([9, 1], [None, -3.0])]
     asked = request_for([[3], [5]], [(0, 0), (0, 1)], Sampling(3), frozenset({1}))
     for answer in answers:
-        check_answer(answer, asked)
+        check_answer(answer, asked, 3)
     logprobs = assembled(answers, asked, torch.device("cpu")).logprobs
     assert logprobs.nan_to_num(9.0).tolist() == [[-0.5, 9.0, 9.0], [9.0, -3.0, 0.0]]
 

@@ -10,7 +10,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.functional import logprobs_from_logits
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
 from rl_lightning.models import response_logits
-from tests.checks import holds_only_for
+from tests.checks import assert_same, holds_only_for
 from tests.support import request_for
 from tests.tiny import EOS, PAD
 from tests.unit.generation.families import VOCABULARY, family
@@ -359,3 +359,49 @@ def test_progress_ends_at_all_when_the_cap_ends_responses(generator):
     responses = sample(generator, stop_ids=frozenset(), max_rows=4, progress=lambda *counts: seen.append(counts))
     assert responses.truncated.all()
     assert seen[-1] == (len(responses.truncated), len(responses.truncated))
+
+
+def capped(generator, name, caps, stop_ids=STOPS, strings=None, **options):
+    asked = request_for(PROMPTS, STREAMS, Sampling(10, 1.3), stop_ids, strings, PAD, caps)
+    return generator(**options).generate(family(name), asked)
+
+
+def capped_all(generator, name, caps, **options):
+    """Gives every response the largest cap."""
+    return capped(generator, name, [max(caps)] * len(caps), **options)
+
+
+def cut_but_not_said(generator, name, caps, **options):
+    responses = capped(generator, name, caps, **options)
+    responses.truncated = responses.response_mask.sum(1) == max(caps)
+    return responses
+
+
+@pytest.mark.parametrize("options", [{}, {"max_rows": 3}], ids=str)
+@pytest.mark.parametrize(
+    ("generator", "name"), [(NativeGenerator, "llama"), (TransformersGenerator, "gpt2"), (NativeGenerator, "mamba")]
+)
+def test_a_cap_of_the_prompt_cuts_its_responses_and_no_others(generator, name, options):
+    @holds_only_for(capped, capped_all=capped_all, cut_but_not_said=cut_but_not_said)
+    def check(implementation):
+        caps = [3, 10, 1, 6]
+        whole, cut = capped(generator, name, None, **options), implementation(generator, name, caps, **options)
+        of_row = [cap for cap in caps for _ in range(SAMPLES)]
+        assert rows(cut) == [ids[:cap] for ids, cap in zip(rows(whole), of_row, strict=True)]
+        ended = [ids[-1] in STOPS for ids in rows(cut)]
+        assert cut.truncated.tolist() == [not end for end in ended] and any(ended) and not all(ended)
+        assert_same(
+            cut.logprobs[cut.response_mask], whole.logprobs[:, : cut.logprobs.shape[1]][cut.response_mask], 1e-5
+        )
+
+    for kind in ("real", "capped_all", "cut_but_not_said"):
+        check(kind)
+
+
+def test_progress_counts_responses_that_their_cap_has_ended():
+    told = []
+    asked = request_for(PROMPTS, STREAMS, Sampling(10, 1.3), STOPS, None, PAD, [3, 10, 1, 6])
+    for generator in (NativeGenerator(), TransformersGenerator()):
+        generator.generate(family("llama"), asked, lambda done, total: told.append((done, total)))
+        assert told[-1] == (len(STREAMS), len(STREAMS))
+        told.clear()

@@ -1,10 +1,12 @@
 """Random streams, and the tokens that are drawn with them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.errors import UserError
 from rl_lightning.functional import logprobs_from_logits
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
@@ -145,6 +147,7 @@ def by_hand(row, number, sampling):
         if mass < sampling.top_p * sum(probs[t] for t in kept):
             nucleus.append(token)
         mass += probs[token]
+    nucleus = [token for token in nucleus if probs[token] >= sampling.min_p * max(probs)]
     target, cumulative = number * sum(probs[token] for token in nucleus), 0.0
     for token in sorted(nucleus):
         cumulative += probs[token]
@@ -154,15 +157,26 @@ def by_hand(row, number, sampling):
 
 
 def ignores_temperature(logits, uniform, sampling):
-    return draw(logits, uniform, Sampling(8, 1.0, sampling.top_k, sampling.top_p))
+    return draw(logits, uniform, replace(sampling, temperature=1.0))
+
+
+def ignores_min_p(logits, uniform, sampling):
+    return draw(logits, uniform, replace(sampling, min_p=0.0))
+
+
+def share_of_all(logits, uniform, sampling):
+    """Takes min_p for the least probability itself, not for a share of the largest."""
+    probs = (logits / (sampling.temperature or 1.0)).softmax(1)
+    out = probs < sampling.min_p * probs.amax(1, keepdim=True).square()
+    return draw(logits.masked_fill(out, -torch.inf), uniform, replace(sampling, min_p=0.0))
 
 
 def ignores_top_p(logits, uniform, sampling):
-    return draw(logits, uniform, Sampling(8, sampling.temperature, sampling.top_k))
+    return draw(logits, uniform, replace(sampling, top_p=1.0))
 
 
 def ignores_top_k(logits, uniform, sampling):
-    return draw(logits, uniform, Sampling(8, sampling.temperature, 0, sampling.top_p))
+    return draw(logits, uniform, replace(sampling, top_k=0))
 
 
 def reports_the_truncated_distribution(logits, uniform, sampling):
@@ -181,6 +195,8 @@ def reports_temperature_one(logits, uniform, sampling):
 @holds_only_for(
     draw,
     ignores_temperature=ignores_temperature,
+    ignores_min_p=ignores_min_p,
+    share_of_all=share_of_all,
     ignores_top_p=ignores_top_p,
     ignores_top_k=ignores_top_k,
     reports_the_truncated_distribution=reports_the_truncated_distribution,
@@ -189,8 +205,11 @@ def reports_temperature_one(logits, uniform, sampling):
 def test_draw_is_the_slow_loop(implementation):
     logits, numbers = 2 * torch.randn(300, 12), torch.rand(300)
     for temperature in (1.0, 0.5, 2.0, 0):
-        for top_k, top_p in ((0, 1.0), (3, 1.0), (12, 1.0), (50, 1.0), (0, 0.7), (0, 1e-9), (5, 0.6)):
-            sampling = Sampling(8, temperature, top_k, top_p)
+        for top_k, top_p, min_p in (
+            (0, 1.0, 0), (3, 1.0, 0), (12, 1.0, 0), (50, 1.0, 0), (0, 0.7, 0), (0, 1e-9, 0), (5, 0.6, 0),
+            (0, 1.0, 0.1), (0, 1.0, 0.999), (6, 0.9, 0.2),
+        ):  # fmt: skip
+            sampling = Sampling(8, temperature, top_k, top_p, min_p=min_p)
             tokens, logprobs = implementation(logits, numbers, sampling)
             expected = [by_hand(*pair, sampling) for pair in zip(logits.tolist(), numbers.tolist(), strict=True)]
             assert tokens.tolist() == [token for token, _ in expected]
@@ -216,6 +235,8 @@ def test_half_precision_logits_are_drawn_from_in_float32():
         ({"top_k": -1}, False, "top_k must be at least 0"),
         ({"top_p": 0.0}, False, r"top_p in \(0, 1\], not 0 and 0.0"),
         ({"top_p": 1.5}, False, "1.5"),
+        ({"min_p": 1.0}, False, r"min_p must be in \[0, 1\), not 1.0"),
+        ({"min_p": 0.1}, True, r"and min_p \(0.0\)"),
         ({"top_k": 5}, True, "top_k and top_p must be off"),
         ({"top_p": 0.9}, True, "importance ratio would be biased"),
     ],
@@ -229,7 +250,14 @@ def test_impossible_settings_are_refused_on_one_line(setting, training, message)
 def test_possible_settings_are_not():
     Sampling().check(training=True)
     Sampling(1, 0.0).check(training=False)
-    Sampling(1, 0.7, 5, 0.9).check(training=False)
+    Sampling(1, 0.7, 5, 0.9, min_p=0.1).check(training=False)
+
+
+def test_evaluation_has_options_of_its_own_and_the_rest_from_training():
+    training = Sampling(8, 0.7, stop=["#"], stop_token_ids=[3])
+    assert Evaluation().sampling(training) == replace(training, temperature=1.0)
+    own = Evaluation(temperature=0.5, top_k=3, top_p=0.9, min_p=0.1, max_new_tokens=4)
+    assert own.sampling(training) == Sampling(4, 0.5, 3, 0.9, ["#"], [3], 0.1)
 
 
 @pytest.mark.parametrize("vocabulary", WIDTHS)

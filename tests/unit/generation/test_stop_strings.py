@@ -100,7 +100,7 @@ def test_an_engine_of_vllm_is_told_to_abort_what_a_string_has_ended(monkeypatch)
     generator._llm = SimpleNamespace(llm_engine=engine)
     strings = StopStrings(TOKENIZER, ("de",))
     asked = request_for([[1], [2]], [(0, 0), (0, 1)], Sampling(5), frozenset({1}), strings)
-    found = generator.answers([Question([1], 0), Question([2], 0)], asked, None)
+    found = generator.answers([Question([1], 0, 5), Question([2], 0, 5)], asked, None)
     assert found == [Answer([3, 4], [-3.0, -4.0]), Answer(scripts["1"], [-3.0, -9.0, -9.0, -9.0, -1.0])]
     assert engine.aborted == ["0"] and engine.kinds == {"cumulative"}
     generator._llm = None
@@ -118,7 +118,7 @@ def test_a_server_of_vllm_is_asked_for_the_strings_and_to_keep_them():
         return {"choices": [{"token_ids": [3, 4, 5, 6], "logprobs": {"token_logprobs": [-1.0, -2.0, -3.0, -4.0]}}]}
 
     generator.server = SimpleNamespace(ask=ask, take_lost=lambda: 0)
-    question, limits = [Question([1], 0)], ([[1]], [(0, 0)], Sampling(9), frozenset({1}))
+    question, limits = [Question([1], 0, 9)], ([[1]], [(0, 0)], Sampling(9), frozenset({1}))
     (found,) = generator.answers(question, request_for(*limits, StopStrings(TOKENIZER, ("de",))), None)
     assert found == Answer([3, 4], [-1.0, -2.0])
     assert asked[0]["stop"] == ["de"] and asked[0]["include_stop_str_in_output"] is True
