@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from rl_lightning.functional import Reduction
 from rl_lightning.models import PolicyFiles
+from rl_lightning.stopping import Ends
 from rl_lightning.types import Microbatch, Rollout, Rows
 
 
@@ -80,3 +83,37 @@ class ReferenceLearner(PolicyLearner, Protocol):
     @property
     def reference_files(self) -> PolicyFiles:
         """Configuration, tokenizer and weights of π_ref, which stored responses are scored with once."""
+
+
+@dataclass(frozen=True)
+class SampledPolicy:
+    """A model that is sampled, and what must be known of it.
+
+    Args:
+        model: on its device.
+        files: where it came from.
+        ends: what ends its responses.
+        version: names its weights, for a generator that samples a copy of them.
+        mode: the context in which it is sampled.
+    """
+
+    model: nn.Module
+    files: PolicyFiles
+    ends: Ends
+    version: Hashable
+    mode: Callable[[], contextlib.AbstractContextManager[None]]
+
+
+def trained_policy(trainer: Trainer, ends: Ends) -> Callable[[], SampledPolicy]:
+    """Return a function that returns the policy as it is in training: where the strategy has put it, at its optimizer step.
+
+    Args:
+        trainer: trains or evaluates the policy.
+        ends: what ends its responses.
+    """
+
+    def now() -> SampledPolicy:
+        module = cast(PolicyLearner, trainer.lightning_module)
+        return SampledPolicy(module.policy, module.policy_files, ends, trainer.global_step, module.rollout_mode)
+
+    return now

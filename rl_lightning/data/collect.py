@@ -15,13 +15,13 @@ from torch import Tensor
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.refill import Refilling, logprobs_when_sampled
 from rl_lightning.data.rollout_epoch import RolloutEpoch
-from rl_lightning.data.sampler import SampledPolicy, Sampler
+from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.steps import Layout, StepSizes, permutation
 from rl_lightning.data.supply import Filling, Supply
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.hooks import Refill, Stages, Watch
-from rl_lightning.learner import PolicyLearner
+from rl_lightning.learner import PolicyLearner, SampledPolicy
 from rl_lightning.measures import Seconds, rollout_metrics
 from rl_lightning.shapes import require
 from rl_lightning.strategies import metrics_of_all_ranks, sum_over_ranks

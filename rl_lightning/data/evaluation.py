@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch import Trainer
 
 from rl_lightning.data.prompts import EncodedPrompt
-from rl_lightning.data.sampler import SampledPolicy, Sampler
+from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
+from rl_lightning.learner import SampledPolicy
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 from rl_lightning.types import Sealed
 

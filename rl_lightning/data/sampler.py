@@ -4,62 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
-from lightning.pytorch import Trainer
-from torch import nn
 
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.sources.base import Split
 from rl_lightning.generation import Generator, Request, Responses, Sampling
 from rl_lightning.generation.base import Progress, Stream
 from rl_lightning.hooks import Watch
-from rl_lightning.learner import PolicyLearner
+from rl_lightning.learner import SampledPolicy
 from rl_lightning.measures import Mean, Seconds, Sum
-from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import Ahead, Rewarder, RewardSample
 from rl_lightning.stopping import Ends
 from rl_lightning.types import Rollout
 
 #: The splits draw from streams of random numbers that never meet: the split shifts the seed.
 _SEED_OF: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
-
-
-@dataclass(frozen=True)
-class SampledPolicy:
-    """A model that is sampled, and what must be known of it.
-
-    Args:
-        model: on its device.
-        files: where it came from.
-        ends: what ends its responses.
-        version: names its weights, for a generator that samples a copy of them.
-        mode: the context in which it is sampled.
-    """
-
-    model: nn.Module
-    files: PolicyFiles
-    ends: Ends
-    version: Hashable
-    mode: Callable[[], contextlib.AbstractContextManager[None]]
-
-
-def trained_policy(trainer: Trainer, ends: Ends) -> Callable[[], SampledPolicy]:
-    """Return a function that returns the policy as it is in training: where the strategy has put it, at its optimizer step.
-
-    Args:
-        trainer: trains or evaluates the policy.
-        ends: what ends its responses.
-    """
-
-    def now() -> SampledPolicy:
-        module = cast(PolicyLearner, trainer.lightning_module)
-        return SampledPolicy(module.policy, module.policy_files, ends, trainer.global_step, module.rollout_mode)
-
-    return now
 
 
 @dataclass

@@ -16,7 +16,7 @@ from rl_lightning.data.fits import check_fit, require_answers, say_what_was_read
 from rl_lightning.data.prompts import AddWritten, EncodedPrompt, encode_prompts, text_format
 from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
 from rl_lightning.data.reward_models import with_models
-from rl_lightning.data.sampler import SampledPolicy, Sampler, trained_policy
+from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.served import EpochDataModule
 from rl_lightning.data.sources import ChainSum, ExampleSource, as_source
 from rl_lightning.data.sources.base import Example, Split
@@ -25,7 +25,7 @@ from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling
 from rl_lightning.hooks import StopCallback
-from rl_lightning.learner import Learner
+from rl_lightning.learner import Learner, SampledPolicy, trained_policy
 from rl_lightning.models import PolicyFiles
 from rl_lightning.options import Checked
 from rl_lightning.rewards import Rewarder, RewardLimits, Rewards, as_rewards, as_specs

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.tally import Said
 
 if TYPE_CHECKING:
     #: What computes a reward.
-    Function = Union[  # noqa: UP007 (a name in quotes)
-        str, Callable[..., Any], "BatchReward"
-    ]
+    Function = str | Callable[..., Any]
 else:  # what YAML can say of it, for the command line
     Function = str
 

@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 from rl_lightning.data.offline.cache import Cache, rewards_key, settings_key, tensors_key
 from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.reward_models import ModelReward
-from rl_lightning.data.sampler import SampledPolicy, Sampler
+from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
-from rl_lightning.learner import ReferenceLearner
+from rl_lightning.learner import ReferenceLearner, SampledPolicy
 from rl_lightning.measures import merged, packed, unpacked
 from rl_lightning.models import ClassifierFiles, PolicyFiles
 from rl_lightning.padding import stacked
