@@ -10,7 +10,7 @@ from rl_lightning.cli import run
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted(set(re.findall(r"^python -m rl_lightning .*?(?=\s+#|$)", README, re.M)))
+COMMANDS = sorted(set(re.findall(r"^rl-lightning ((?:fit|validate|test|predict) .*?)(?=\s+#|$)", README, re.M)))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -18,7 +18,7 @@ def test_every_command_parses(command, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["rl_lightning"])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as stopped:
-        run([*command.split()[3:], "--print_config"])
+        run([*command.split(), "--print_config"])
     assert stopped.value.code == 0
     assert "class_path:" in capsys.readouterr().out
 

@@ -125,3 +125,13 @@ def test_the_version_needs_no_torch():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert said.startswith(f"rl_lightning {__version__} (Python ")
     assert "torch 2." in said
+
+
+@pytest.mark.parametrize("name", [name for name in shipped.shipped() if name.startswith("logger/")])
+def test_overlays_of_loggers_replace_tensorboard_and_write_into_the_run(name, capsys):
+    logger = printed(capsys, "--config=grpo", f"--config={name}", "--trainer.default_root_dir=here")["trainer"][
+        "logger"
+    ]
+    assert logger["class_path"].split(".")[-1].lower() == name.removeprefix("logger/") + "logger"
+    assert logger["init_args"]["name" if "name" in logger["init_args"] else "experiment_name"] != "tensorboard"
+    assert logger["init_args"]["save_dir"] in ("here", "./mlruns")  # MLflow writes to its tracking_uri instead
