@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile, Namespace
 
 from rl_lightning.options.yaml_files import read_text
 from rl_lightning.shipped import configuration
@@ -70,5 +70,8 @@ def _names_another_logger(new: Any, old: Any) -> bool:
     """Return whether an overlay replaces the logger of a configuration, in place of changing its options."""
     if not isinstance(new, Mapping):
         return isinstance(new, list)
-    names = [str(one.get("class_path", "")).split(".")[-1] for one in (new, old) if isinstance(one, Mapping)]
-    return bool(names[0]) and names[0] != names[-1]
+    kind, before = (
+        str(one.get("class_path", "")).split(".")[-1] if isinstance(one, (Mapping, Namespace)) else ""
+        for one in (new, old)
+    )
+    return bool(kind) and kind != before
