@@ -104,7 +104,7 @@ class SampleTable(RolloutCallback):
     def _notes(self, rollout: Rollout, row: int) -> dict[str, object]:
         """Return what rewards noted of a response, each under its own name, after the reward's where several use it."""
         notes = [] if rollout.notes is None else rollout.notes
-        users = Counter(pair for one in notes for pair in {(name, what) for name, told in one.items() for what in told})
+        users = dict.fromkeys((name, what) for one in notes for name, told in one.items() for what in told)
         twice = Counter(what for _, what in users)
         found = {
             what if twice[what] == 1 else f"{name} {what}": notes[row].get(name, {}).get(what) for name, what in users

@@ -1,8 +1,6 @@
-r"""Reward functions that come with the package.
+r"""Reward functions that come with the package, and what a function of yours may be.
 
-A reward function is any callable that takes keyword arguments and returns a number for one sample: ``prompt`` (the
-text as the model saw it), ``response``, ``answer`` (the gold answer or None), ``metadata`` (of the example), and
-whatever the YAML lists as its arguments. It may take only some of these::
+A reward function is any callable that takes keyword arguments and returns a number for one sample::
 
     def is_polite(response: str, word: str = "please") -> float:
         return float(word in response)
@@ -11,6 +9,26 @@ whatever the YAML lists as its arguments. It may take only some of these::
       - function: my_rewards.is_polite
         weight: 0.1
         arguments: {word: thanks}
+
+In Python it may be given itself, ``RolloutDataModule(rewards=is_polite)``, also a lambda or a function of a notebook.
+
+What it gets, as far as it has parameters of these names: ``prompt`` (the text as the model saw it), ``response``, ``answer`` (the
+gold answer or None), ``metadata`` (of the example), ``messages`` (the prompt as chat messages), ``prompt_ids`` and
+``response_ids`` (tokens), ``tokenizer``; and a column of the data for every other parameter without a default.
+
+What it may return: a number; None, where it does not apply to the sample: it is left out of the sum, and a sample to which no
+reward applies has failed; a dict of named numbers, which are added up and logged one by one as ``reward/NAME/PART``. What it tells
+:mod:`rl_lightning.rewards.tally` stands in the tables of samples and in the logs.
+
+What it may be:
+
+- ``async def``: `concurrency` calls are in flight at a time, in one process;
+- a function of lists, with ``batched: true``: it takes ``prompts``, ``responses``, ``answers``, ``metadata`` and so on, of up to 64
+  samples, those of one prompt side by side, and returns a list. Its time limit is that of one sample times their number. If it
+  raises it is called again for each of them alone;
+- one written for TRL's GRPOTrainer: a function with a parameter ``completions`` is called with lists, and with every column of the
+  data by its name. ``trainer_state`` has ``global_step`` alone;
+- one written for verl: ``compute_score(data_source, solution_str, ground_truth, extra_info)``.
 
 It may carry three attributes, all optional and called with the YAML's arguments as far as they take them:
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.spec import BatchReward, RewardSpec
@@ -44,7 +44,8 @@ def as_rewards(given: object) -> list[RewardSpec | BatchReward]:
 
 def as_specs(given: object) -> list[RewardSpec]:
     """Return rewards as `rl_lightning.options.Checked` takes them: a `BatchReward` inside a specification."""
-    return [RewardSpec(cast(Any, one)) if isinstance(one, BatchReward) else one for one in as_rewards(given)]
+    specs = as_rewards(given)
+    return [RewardSpec(one) if isinstance(one, BatchReward) else one for one in specs]  # type: ignore[arg-type]
 
 
 def _one(reward: object, place: str) -> RewardSpec | BatchReward:

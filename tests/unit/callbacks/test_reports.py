@@ -137,6 +137,23 @@ def test_each_reward_has_its_part_where_there_are_several():
     assert heads[6:8] == ["answer", "a|_style_"] and [row[6:8] for row in rows] == [["1.00", "0.25"], ["0.00", "nan"]]
 
 
+def test_what_rewards_noted_has_columns_of_its_own():
+    rollout = random_rollout(groups=1, group_size=2)
+    rollout.notes = [
+        {"right": {"read": "4|2", "why": "another value"}},
+        {"right": {"read": None}, "style": {"why": "x" * 900}},
+    ]
+    table = SampleTable().samples(rollout)
+    first, second = (dict(zip(table.columns, row, strict=True)) for row in table.rows)
+    assert table.columns[:3] == ["prompt", "gold", "response"]
+    assert {name: first[name] for name in ("read", "right why", "style why")} == {
+        "read": "4|2", "right why": "another value", "style why": None,
+    }  # fmt: skip
+    assert second["read"] is None and len(second["style why"]) < 500
+    rollout.notes = None
+    assert "read" not in SampleTable().samples(rollout).columns
+
+
 def test_a_cell_may_be_anything():
     table = SampleRows(["a", "b"], [[None, True], [False, 3], [0.125, "x|y"]])
     assert shown(markdown(table)) == [["a", "b"], ["", "yes"], ["", "3"], ["0.12", "x|y"]]
