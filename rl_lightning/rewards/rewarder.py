@@ -149,6 +149,9 @@ class Rewarder:
             )
             for name, column in found.items():
                 self._report(name, [one for one in column if one.failure is not None], len(column))
+            left = Judged(math.nan, error="It returned None: no reward with a weight applies to the sample")
+            names = ", ".join(reward.name for reward in self.rewards if reward.weight)
+            self._report(names, [left] * scores.failures.get("none", 0), len(samples))
             self._stop_if_hopeless(scores, found)
             return scores
 

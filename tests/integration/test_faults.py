@@ -86,7 +86,7 @@ REWARDS = {
     "exit": ("raised", "SystemExit: 3"), "recursion": ("raised", "RecursionError"),
     "loop": ("timeout", "The call took longer than 1 s"), "sleep": ("timeout", "The call took longer than 1 s"),
     "nan": ("nan", "It returned 'nan', not a finite number"), "inf": ("nan", "It returned '-inf', not a finite number"),
-    "none": ("nan", "It returned 'None', not a finite number"), "text": ("nan", "It returned '1.0', not a finite number"),
+    "none": ("none", "It returned None: no reward with a weight applies"), "text": ("nan", "It returned '1.0', not a finite number"),
     "memory": ("raised", "MemoryError"), "die": ("died", "The call ended its process with status 3"),
     "segfault": ("died", "The call ended its process by signal SIGSEGV"),
     "huge text": ("raised", "bytes, more than 65536"), "huge number": ("raised", "OverflowError: int too large"),
