@@ -21,8 +21,8 @@ _LR = 1e-6
 _COLUMNS: dict[str, dict[str, Any]] = {
     "prompts": {},
     "sums": {},
-    "demonstrations": {"answer_column": None, "response_column": "completion"},
-    "pairs": {"answer_column": None, "response_column": "chosen", "rejected_column": "rejected"},
+    "demonstrations": {"response_column": "completion"},
+    "pairs": {"response_column": "chosen", "rejected_column": "rejected"},
 }
 
 

@@ -137,26 +137,32 @@ def test_online_curves_and_tables(tiny_policy, tmp_path):
     assert ratios[0] == ratios[2] == 1.0 != ratios[1]
 
 
-def test_demonstrations_from_a_file_need_no_reward_without_validation(tiny_policy, tmp_path, capsys):
-    file = tmp_path / "demonstrations.jsonl"
-    file.write_text(
-        "".join(json.dumps({"prompt": f"{n}+1=", "response": f"{n + 1}#{n + 1}"}) + "\n" for n in range(1, 9))
+@pytest.mark.parametrize(
+    ("config", "row", "options"),
+    [
+        ("sft", {"messages": [{"role": "user", "content": "{n}+1="}, {"role": "assistant", "content": "{m}#{m}"}]}, []),
+        ("dpo", {"prompt": "{n}+1=", "chosen": "{m}#{m}", "rejected": "#{n}"}, []),
+        ("reward_model", {"chosen": "{n}+1= {m}", "rejected": "{n}+1= {n}"}, []),
+        ("rft", {"prompt": "{n}+1=", "completion": "{m}#{m}", "label": True}, []),
+        ("grpo", {"question": "{n}+1=", "answer": "#### {m}"}, ["--data.prompts_per_rollout=4", "--data.group_size=2"]),
+    ],
+)
+def test_one_line_is_enough_for_a_file(config, row, options, tiny_policy, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    text = json.dumps(row)
+    file.write_text("".join(f"{text.replace('{n}', str(n)).replace('{m}', str(n + 1))}\n" for n in range(8)))
+    arguments = [
+        "fit",
+        f"--config=configs/{config}.yaml",
+        "--data.prompts=FileExamples",
+        f"--data.prompts.train={file}",
+    ]
+    arguments += options or ["--data.batch_size=4"]
+    arguments += (
+        ["--data.rewards=[{function: rl_lightning.rewards.functions.answer_correct}]"] if config == "grpo" else []
     )
-    prompts = {
-        "class_path": "rl_lightning.data.FileExamples",
-        "init_args": {"train": str(file), "response_column": "response"},
-    }
-    prompts["init_args"]["answer_column"] = None
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text(
-        yaml.safe_dump({"data": {"init_args": {"prompts": prompts, "batch_size": 4}}, "trainer": {"max_epochs": 1}})
-    )
-    arguments = ["fit", "--config=configs/sft.yaml", f"--config={overlay}", f"--model.policy={tiny_policy}"]
-    arguments += [f"--trainer.default_root_dir={tmp_path}"]
-    assert run([*arguments, "--trainer.limit_val_batches=0"]).trainer.global_step == 2
-    with pytest.raises(SystemExit):
-        main(arguments)
-    assert "has no reward of its own" in capsys.readouterr().err
+    arguments += [f"--model.policy={tiny_policy}", f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=1"]
+    assert run([*arguments, "--data.sampling.max_new_tokens=4"]).trainer.global_step == (1 if config == "grpo" else 2)
 
 
 def spread_out(devices: int, policy: str, directory: Path, *extra: str) -> list[str]:
