@@ -174,7 +174,7 @@ class RewardDataModule(OfflineDataModule):
 
     def _let_go_of_sampling(self, brought: str) -> None:
         """Say which options have no effect, since nothing is sampled for training."""
-        idle = {"sampler": self._sampled, "max_prompts": self.max_prompts, "pairs": self.pairs}
+        idle: dict[str, object] = {"sampler": self._sampled, "max_prompts": self.max_prompts, "pairs": self.pairs}
         idle |= {"mix_demonstrations": self.mix_demonstrations, "rewards": self.holds_out_pairs and self.rewarder}
         idle["group_size"] = self._group_size != _GROUP_SIZE
         if any(idle.values()):

@@ -123,8 +123,8 @@ def as_split_source(splits: dict[Split, Any], options: dict[str, Any]) -> Exampl
     named = {split: str(rows) for split, rows in splits.items() if isinstance(rows, str | Path)}
     if named and len(named) == len(splits):
         return FileExamples(**{**named, **options})  # type: ignore[misc]
-    arguments: dict[str, Any] = {**splits, **options}
-    return TableExamples(**arguments)
+    given: dict[str, Any] = {str(split): rows for split, rows in splits.items()}
+    return TableExamples(**(given | options))
 
 
 def _named(name: str, options: dict[str, Any]) -> ExampleSource:

@@ -280,7 +280,9 @@ class _Recognition:
 
 
 def _may_be_turns(value: Any) -> bool:
-    return isinstance(value, list) or is_conversation(value)
+    return isinstance(value, list | dict) or (
+        isinstance(value, str) and (value.lstrip()[:1] == "[" or is_transcript(value))
+    )
 
 
 def _may_be_dict(value: Any) -> bool:

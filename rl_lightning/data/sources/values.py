@@ -125,7 +125,8 @@ def parsed(value: Any) -> Any:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise BadValue(f"is text, and no JSON: {value[:60]!r}", "is text, and no JSON") from error
+        what = f"is text, and no JSON (lists and dicts in a text file are written as JSON): {value[:60]!r}"
+        raise BadValue(what, "is text, and no JSON") from error
 
 
 def without_nulls(value: Any) -> Any:

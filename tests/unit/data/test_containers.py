@@ -117,6 +117,15 @@ def test_fields_of_a_csv_file(tmp_path):
         FileExamples(str(path)).load("train")
 
 
+def test_lists_that_pandas_wrote_to_a_csv_file_are_bad_rows(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("""messages\n"[{'role': 'user', 'content': '1='}, {'role': 'assistant', 'content': '1'}]"\n""")
+    with pytest.raises(
+        UserError, match=r"a.csv:2: column 'messages' is text, and no JSON \(lists and dicts in a text file"
+    ):
+        FileExamples(str(path)).load("train")
+
+
 def test_a_folder_gives_each_split_its_own_files(tmp_path):
     for split, part in (("train", ROWS[:4]), ("validation", ROWS[4:5]), ("test", ROWS[5:])):
         write_lines(tmp_path / f"{split}-00000.jsonl", part)
