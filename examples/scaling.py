@@ -204,7 +204,7 @@ def exercise(
     import torch
 
     from rl_lightning.algorithms import SFT
-    from rl_lightning.data.prompts import EncodedPrompt
+    from rl_lightning.data.encoded import EncodedPrompt
     from rl_lightning.data.sources.base import Example
     from rl_lightning.generation import NativeGenerator, Request, Sampling
     from rl_lightning.models import LoadOptions

@@ -11,7 +11,7 @@ from examples.bench.work import Work, lengths_of_calls
 def ours(work: Work) -> None:
     """Sample with this library, one call per step."""
     from examples.bench.forced_native import ForcedLengths
-    from rl_lightning.data.prompts import EncodedPrompt
+    from rl_lightning.data.encoded import EncodedPrompt
     from rl_lightning.data.sources.base import Example
     from rl_lightning.generation import Request, Sampling
     from rl_lightning.models import PolicyFiles, roofline

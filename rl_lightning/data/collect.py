@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.encoded import EncodedPrompt
 from rl_lightning.data.refill import Refilling, logprobs_when_sampled
 from rl_lightning.data.rollout_epoch import RolloutEpoch
 from rl_lightning.data.sampler import Sampler

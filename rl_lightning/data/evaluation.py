@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from lightning.pytorch import Trainer
 
-from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.encoded import EncodedPrompt
 from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError

@@ -139,7 +139,7 @@ class RolloutDataModule(SamplingDataModule):
         if budget is None:
             sizes = equal_cuts(rows, self.microbatch_size)
         else:
-            longest = max(len(prompt.input_ids) for prompt in self._encoded["train"])
+            longest = int(self._encoded["train"].ids.lengths.max())
             passes = rollout_passes(budget, rows, self.group_size, longest, self.sampling.max_new_tokens)
             sizes = StepSizes(rows, None, passes)
         self.sizes = accumulate(self.trainer, sizes)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.encoded import EncodedPrompt
 from rl_lightning.data.sources.base import Split
 from rl_lightning.generation import Generator, Request, Responses, Sampling
 from rl_lightning.generation.base import Progress, Stream

@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, cast
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 from lightning.pytorch.trainer.states import TrainerFn
 
+from rl_lightning.data.cache import rewards_key
+from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.fits import check_fit, require_answers, say_what_was_read
-from rl_lightning.data.prompts import AddWritten, EncodedPrompt, encode_prompts, text_format
+from rl_lightning.data.prompt_options import PromptOptions
+from rl_lightning.data.prompts import AddWritten, encode_prompts, text_format
 from rl_lightning.data.record import digest, refuse_changes, tokenizer_digest
 from rl_lightning.data.reward_models import with_models
 from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.served import EpochDataModule
+from rl_lightning.data.shared import encoded_once
 from rl_lightning.data.sources import ChainSum, ExampleSource, as_source
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.conversations import at_last_turn
@@ -35,24 +39,6 @@ from rl_lightning.text import TextFormat
 from rl_lightning.types import Sealed
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class PromptOptions:
-    """How examples become token ids.
-
-    Args:
-        max_length: longest prompt in tokens; no limit but the model's context if null.
-        system_prompt: put before every prompt, where a chat template is used.
-        chat_template: use the tokenizer's; by default if it has one.
-        on_bad: an unusable example or row stops the run (`error`), and every one is named, or is left out and counted by
-            reason (`drop`).
-    """
-
-    max_length: int | None = None
-    system_prompt: str | None = None
-    chat_template: bool | None = None
-    on_bad: Literal["error", "drop"] = "error"
 
 
 def _as_prompts(given: Any) -> Any:
@@ -112,7 +98,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         if self.seed < 0:
             raise UserError(f"seed must be at least 0, not {self.seed}")
-        self._encoded: dict[Split, list[EncodedPrompt]] = {}
+        self._encoded: dict[Split, EncodedPrompts] = {}
         self._digests: dict[str, str] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,10 +108,11 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
     def record(self) -> dict[str, object]:
         """Return what may not change between a checkpoint and a run that goes on from it: option or thing → plain value."""
         if self._digests is None:
-            prompts = self._encoded.get("train", [])
+            prompts = self._encoded.get("train")
+            known = zip(prompts.ids, prompts.examples, strict=True) if prompts is not None else ()
             self._digests = {
                 "the training prompts or their answers (data.init_args.prompts, prompt_options)": digest(
-                    (prompt.input_ids, prompt.example.answer) for prompt in prompts
+                    (ids.tolist(), example.answer) for ids, example in known
                 ),
                 "the tokenizer": tokenizer_digest(self.module.policy_files.tokenizer),
             }
@@ -165,6 +152,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
                 f"{' and '.join(self.serves) or 'nothing'}: change data.class_path or model.class_path"
             )
         self._digests = None
+        self.prompt_options.prepare(self.module.policy_files.tokenizer)
         if stage == "fit":
             self._check_data()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -241,6 +229,12 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             raise UserError(f"{type(self.source).__name__} has no examples for the split {split!r}")
         return examples if split == "train" else examples[: self.evaluation.max_prompts]
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where what is dear to make is kept from run to run."""
+        assert self.trainer is not None
+        return Path(self.trainer.default_root_dir) / "cache"
+
     def written_reader(self, split: Split) -> AddWritten | None:
         """Return what adds the tokens of written responses to the prompts of a split; None if nobody learns from them."""
         return None
@@ -253,13 +247,13 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
     def text_format(self) -> TextFormat:
         """How prompts and responses become token ids."""
         options = self.prompt_options
-        return text_format(self.module.policy_files.tokenizer, options.chat_template, options.system_prompt)
+        return text_format(self.module.policy_files.tokenizer, options.uses_template, options.system_prompt)
 
     def ends(self, files: PolicyFiles, sampling: Sampling) -> Ends:
         """Return what ends the responses of a policy."""
         return Ends.of(self.text_format, files.stop_ids, sampling.stop or (), sampling.stop_token_ids or ())
 
-    def encode(self, split: Split) -> list[EncodedPrompt]:
+    def encode(self, split: Split) -> EncodedPrompts:
         """Return the prompts of a split as token ids, or report all that is wrong with them."""
         files, unread = self.module.policy_files, Problems()
         reader, new_tokens = self.written_reader(split), self.new_tokens(split)
@@ -270,21 +264,27 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             self.rewarder.check_columns([example.metadata for example in examples])
         if self.rewarder is not None and self.scores(split):
             require_answers(self.rewarder, split, self.source, examples)
-        prompts = encode_prompts(
-            examples,
-            files.tokenizer,
-            max_prompt_length=self.prompt_options.max_length,
-            # Where nothing is sampled, the reader of written responses knows what is too long.
-            context_length=None if reader is not None and not new_tokens else files.context_length,
-            max_new_tokens=new_tokens,
-            system_prompt=self.prompt_options.system_prompt,
-            chat_template=self.prompt_options.chat_template,
-            on_bad=self.prompt_options.on_bad,
-            check_answers=self.rewarder.check_answers if self.rewarder and self.scores(split) else None,
-            add_written=reader,
-            unread=unread,
-            called=self.called(split),
-        )
+        # Where nothing is sampled, the reader of written responses knows what is too long.
+        context = None if reader is not None and not new_tokens else files.context_length
+        judge = self.rewarder if self.scores(split) else None
+
+        def encode() -> EncodedPrompts:
+            return encode_prompts(
+                examples,
+                files.tokenizer,
+                **self.prompt_options.encoding,
+                context_length=context,
+                max_new_tokens=new_tokens,
+                check_answers=judge.check_answers if judge else None,
+                add_written=reader,
+                unread=unread,
+                called=self.called(split),
+            )
+
+        written, rewards = reader.settings if reader else None, rewards_key(judge) if judge else None
+        settings = (self.prompt_options, context, new_tokens, rewards, written)
+        assert self.trainer is not None
+        prompts = encoded_once(self.trainer, self.cache_folder, examples, unread, files.tokenizer, settings, encode)
         say_what_was_read(split, self.source, len(prompts), unread)
         return prompts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, cast
 
@@ -18,7 +18,7 @@ from rl_lightning.models.forward import accepts
 from rl_lightning.models.loading import PolicyFiles
 from rl_lightning.models.reading import without_load_report
 from rl_lightning.models.seeding import seeded
-from rl_lightning.text import Messages, TextFormat, cut_left
+from rl_lightning.text import Extras, Messages, TextFormat, content_text, cut_left
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +176,7 @@ class _Prompt:
     text: str
     input_ids: list[int]
     messages: Messages | None
+    extra: Extras = field(default_factory=dict)
 
 
 class Judge:
@@ -263,8 +264,8 @@ class Judge:
             messages = [{"role": "user", "content": text.prompt}]
         if form.chat and messages is not None:
             (prompt,) = form.render([messages])
-        elif messages is not None and [message["role"] for message in messages] == ["user"]:
-            prompt = messages[0]["content"]
+        elif messages is not None and [message.get("role") for message in messages] == ["user"]:
+            prompt = content_text(messages[0])
         else:
             prompt = text.prompt
         return _Prompt(prompt, form.ids([prompt])[0], messages)

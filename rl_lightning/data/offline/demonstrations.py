@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.offline.base import OfflineDataModule
 from rl_lightning.data.offline.written import stack
-from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.record import digest
-from rl_lightning.data.sources.base import Split
+from rl_lightning.data.sources.base import Example, Split
+from rl_lightning.data.sources.conversations import at_last_turn
+from rl_lightning.data.sources.problems import Problems
 from rl_lightning.functional import Reduction
 from rl_lightning.hooks import Stages
 from rl_lightning.types import Microbatch
@@ -29,36 +32,41 @@ class DemonstrationTable:
         pad_id: fills up rows of token ids.
     """
 
-    prompts: Sequence[EncodedPrompt]
+    prompts: EncodedPrompts
     pad_id: int
     metrics: dict[str, float] = field(default_factory=dict)
 
-    @cached_property
-    def responses(self) -> list[list[int]]:
-        """Token ids of each response to imitate, the stop token included."""
-        return [prompt.written[0] for prompt in self.prompts]
+    @property
+    def _lengths(self) -> npt.NDArray[np.int64]:
+        """(n,) tokens of each response, the stop token included."""
+        return self.prompts.sides[0].ids.lengths
 
     @cached_property
     def longest(self) -> int:
         """The length of the longest response in tokens."""
-        return max(map(len, self.responses))
+        return int(self._lengths.max())
 
     @cached_property
     def mean_length(self) -> float:
         """The mean length of a response in tokens."""
-        return sum(map(len, self.responses)) / len(self)
+        return int(self._lengths.sum()) / len(self)
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def tokens(self) -> Tensor:
         """Return how many tokens each demonstration has, its prompt included, (n,) long."""
-        return torch.tensor([len(prompt.input_ids) + len(prompt.written[0]) for prompt in self.prompts])
+        return torch.from_numpy(self.prompts.tokens(0))
 
     def batch(self, units: Tensor, weights: Tensor | None = None) -> Microbatch:
         """Return one row a demonstration, padded to the longest of them: see `Table.batch`."""
-        chosen = [self.prompts[place] for place in units.tolist()]
-        rows = stack([one.input_ids for one in chosen], [one.written[0] for one in chosen], self.pad_id)
+        chosen, side = [int(place) for place in units.tolist()], self.prompts.sides[0]
+        rows = stack(
+            [self.prompts.ids[place].tolist() for place in chosen],
+            [side.ids[place].tolist() for place in chosen],
+            self.pad_id,
+            [side.mask(place) for place in chosen],
+        )
         cut = None if weights is None else weights[:, : rows.response_length]
         return Microbatch(**{**vars(rows), "group_ids": units}, weights=cut)
 
@@ -67,14 +75,20 @@ class DemonstrationTable:
         return 1.0
 
     def digest(self) -> str:
-        """Return a hash of the responses."""
-        return digest(self.responses)
+        """Return a hash of the responses, and of which of their tokens are learnt where that is not all."""
+        side = self.prompts.sides[0]
+        responses = digest(row.tolist() for row in side.ids)
+        return digest([responses, *(row.tolist() for row in side.learnt)]) if len(side.learnt.flat) else responses
 
 
 class DemonstrationDataModule(OfflineDataModule):
     """Demonstrations to imitate; one Lightning epoch goes through all of them in a new random order.
 
+    Of a conversation, the turns of the assistant are learnt; what others say is read, not learnt.
+
     Args:
+        learn: every turn of the assistant that follows the prompt (`all`), or the last one alone (`last`), to which all before it
+            is the prompt.
         **offline_options: batch_size and microbatch_size, in demonstrations; max_tokens_per_microbatch; prompts (with
             demonstrations), sampling, evaluation: see `OfflineDataModule`.
     """
@@ -82,8 +96,9 @@ class DemonstrationDataModule(OfflineDataModule):
     serves = ("demonstrations",)
     units = "demonstrations"
 
-    def __init__(self, **offline_options: Any) -> None:
+    def __init__(self, learn: Literal["all", "last"] = "all", **offline_options: Any) -> None:
         super().__init__(**offline_options)
+        self.learn = learn
         self._table: DemonstrationTable | None = None
 
     @property
@@ -106,3 +121,8 @@ class DemonstrationDataModule(OfflineDataModule):
     def learns_written(self, split: Split) -> bool:
         """Tell whether written responses to the prompts of a split are learnt from."""
         return split == "train"
+
+    def examples(self, split: Split, unread: Problems) -> list[Example]:
+        """Return the examples of a split that are used."""
+        examples = super().examples(split, unread)
+        return list(map(at_last_turn, examples)) if self.learn == "last" and self.learns_written(split) else examples

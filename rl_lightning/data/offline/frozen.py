@@ -13,8 +13,8 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rl_lightning.data.offline.cache import Cache, rewards_key, settings_key, tensors_key
-from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.cache import Cache, rewards_key, settings_key, tensors_key
+from rl_lightning.data.encoded import EncodedPrompt
 from rl_lightning.data.reward_models import ModelReward
 from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.sources.base import Split

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from rl_lightning.data.encoded import EncodedPrompt
 from rl_lightning.data.evaluation import batches_of_rank
 from rl_lightning.data.offline.samples import rows_digest
 from rl_lightning.data.offline.written import written_rollout
-from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
 from rl_lightning.hooks import Watch
@@ -131,8 +131,7 @@ def written_pairs(prompts: Sequence[EncodedPrompt], ends: Ends) -> PairTable:
     Raises:
         UserError: if some have a margin and others none.
     """
-    both = [prompt for prompt in prompts for _ in prompt.written]
-    rows = written_rollout(both, [response for prompt in prompts for response in prompt.written], ends)
+    rows = written_rollout(prompts, (0, 1), ends)
     margins = [prompt.example.margin for prompt in prompts]
     known = [margin for margin in margins if margin is not None]
     if known and len(known) < len(margins):

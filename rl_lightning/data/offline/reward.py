@@ -5,32 +5,23 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from rl_lightning.data.cuts import Stretches, require_fit
+from rl_lightning.data.cache import Cache
 from rl_lightning.data.epochs import EpochLoader
 from rl_lightning.data.offline.base import OfflineDataModule
-from rl_lightning.data.offline.cache import Cache
 from rl_lightning.data.offline.frozen import FrozenSampling, FrozenTables
-from rl_lightning.data.offline.pairs import PairLoader, PairOptions, PairTable, written_pairs
-from rl_lightning.data.offline.samples import ResponseTable, with_demonstrations
-from rl_lightning.data.offline.written import written_rollout
-from rl_lightning.data.prompts import EncodedPrompt
+from rl_lightning.data.offline.labelled import LabelledTables, reference_passes
+from rl_lightning.data.offline.pairs import PairLoader, PairOptions, PairTable
+from rl_lightning.data.offline.samples import ResponseTable
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import Stages
-from rl_lightning.learner import ReferenceLearner
-from rl_lightning.measures import rollout_metrics
 from rl_lightning.models import PolicyFiles
-from rl_lightning.stopping import Ends
 from rl_lightning.strategies import data_parallel_size
 from rl_lightning.types import Rollout, Sealed
 
@@ -128,7 +119,7 @@ class RewardDataModule(OfflineDataModule):
         """Responses to each prompt; of those from files, the most that one prompt has."""
         if self.origin == "sampled":
             return self._group_size
-        return max(Counter(tuple(prompt.input_ids) for prompt in self._encoded["train"]).values())
+        return max(Counter(ids.tobytes() for ids in self._encoded["train"].ids).values())
 
     @cached_property
     def sampler_files(self) -> PolicyFiles:
@@ -140,7 +131,12 @@ class RewardDataModule(OfflineDataModule):
     def cache(self) -> Cache:
         """What is kept from run to run."""
         assert self.trainer is not None
-        return Cache(Path(self.cache_dir or Path(self.trainer.default_root_dir) / "cache"), self.trainer.global_rank)
+        return Cache(self.cache_folder, self.trainer.global_rank)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where what is dear to make is kept from run to run."""
+        return Path(self.cache_dir) if self.cache_dir else super().cache_folder
 
     def setup(self, stage: str) -> None:
         """Check the settings, then make the tables that the stage needs, before the model to be trained is loaded."""
@@ -151,13 +147,13 @@ class RewardDataModule(OfflineDataModule):
         super().setup(stage)
         if stage == "fit" and self._table is None:
             self._stages.check(self.module)
-            self._table = self._pairs("train") if self.serves_pairs else self._samples()
+            self._table = self._trained_table()
             # Raises for a reduction that these data cannot serve.
             self._table.weight_scale(self.module.reduction)
             self.check_size()
         for split in self._encoded if self.holds_out_pairs else ():
             if split != "train" and split not in self._held_out:
-                self._held_out[split] = self._pairs(split)
+                self._held_out[split], _ = self._maker.pair_table(split, self._encoded[split])
                 if len(self._held_out[split]) < data_parallel_size(self.trainer):
                     raise UserError(f"there are fewer {split} pairs than ranks: use more {split} prompts")
 
@@ -275,99 +271,42 @@ class RewardDataModule(OfflineDataModule):
         return super().advice
 
     @property
-    def _ends(self) -> Ends:
-        return self.ends(self.module.policy_files, self.sampling)
-
-    @property
     def _stages(self) -> Stages:
         assert self.trainer is not None
         return Stages(self.trainer)
 
     @property
-    def _frozen(self) -> FrozenTables:
+    def _maker(self) -> LabelledTables:
+        """What makes the tables."""
         assert self.trainer is not None
-        return FrozenTables(self.trainer, self.sampler, self._reward_models, self.cache, self.module.policy_files)
-
-    def _scored(self, split: Split) -> Rollout:
-        """Return the responses to the prompts of a split, with rewards that callbacks have changed, the same on all ranks."""
-        prompts = self._encoded[split]
-        if self.origin == "sampled":
-            ends = self.ends(self.sampler_files, self.sampling)
-            asked = FrozenSampling(split, prompts, self.sampler_files, ends, self.group_size, self.sampling)
-            rollout = self._frozen.responses(asked)
-        else:
-            rollout = written_rollout(prompts, [prompt.written[0] for prompt in prompts], self._ends)
-            rollout = self._by_label(rollout, prompts) if self._labelled else self.sampler.reward(rollout, prompts)
-        self._stages.rewards(rollout)
-        return self._learnt(rollout)
-
-    def _by_label(self, rollout: Rollout, prompts: Sequence[EncodedPrompt]) -> Rollout:
-        """Return written responses with their labels as rewards."""
-        labels = torch.tensor([float(cast(float, prompt.example.label)) for prompt in prompts])
-        return replace(
-            rollout,
-            raw_rewards=labels,
-            rewards=labels.clone(),
-            correct=labels >= self.correct_threshold,
-            reward_components={"label": labels.clone()},
+        own, files = self.module.policy_files, self.sampler_files
+        frozen = FrozenTables(self.trainer, self.sampler, self._reward_models, self.cache, own)
+        asked = FrozenSampling("train", (), files, self.ends(files, self.sampling), self._group_size, self.sampling)
+        return LabelledTables(
+            self.module,
+            self.sampler,
+            frozen,
+            self._stages,
+            self.ends(own, self.sampling),
+            asked if self.origin == "sampled" else None,
+            self.sampling,
+            self.pairs or PairOptions(),
+            self.mix_demonstrations,
+            self.train_temperature,
+            self.seed,
         )
 
-    def _learnt(self, rows: Rollout) -> Rollout:
-        """Return rows at the temperature that they are learnt at."""
-        if self.train_temperature == "as_sampled":
-            return rows
-        return replace(rows, temperature=self.train_temperature)
-
-    def _pairs(self, split: Split) -> PairTable:
-        """Return the pairs of a split, with the reference's log-probabilities where training wants them."""
-        options = self.pairs or PairOptions()
-        prompts = self._encoded[split]
-        if self.origin == "files":
-            table = written_pairs(prompts, self._ends)
-            table.rows = self._learnt(table.rows)
-        else:
-            rollout = self._scored(split)
-            table = PairTable.of(rollout, options, self.seed, self.sampling.max_new_tokens)
-            self._rollout = rollout if split == "train" else self._rollout
-        if not len(table):
-            raise UserError(
-                f"there are no {split} pairs: none of {len(prompts)} prompts has two different responses whose rewards differ by "
-                f"more than {options.min_gap:g}; raise group_size or sampling.temperature, lower pairs.min_gap, or choose "
-                "another reward"
-            )
-        log.info("%s: %s", split, table)
-        if split == "train" and self.module.wants_reference:
-            module = cast(ReferenceLearner, self.module)
-            logprobs = self._frozen.reference_logprobs(module, table.rows, self._passes(table))
-            table.rows = replace(table.rows, ref_logprobs=logprobs)
-        return table
-
-    def _passes(self, table: PairTable) -> list[Tensor]:
-        """Return the rows of the forward passes in which a frozen model looks at all pairs."""
-        rows, budget = torch.arange(len(table.rows)), self.max_tokens_per_microbatch
-        if budget is None:
-            assert self.sizes.microbatch is not None
-            return list(rows.split(2 * self.sizes.microbatch))
-        require_fit(budget, int(table.tokens().max()), f"the longest of the {self.units} has")
-        return list(rows.split([2 * pairs for pairs in Stretches.of(table.rows, rows, unit=2).filled(budget)]))
-
-    def _samples(self) -> ResponseTable:
-        """Return the training samples that have something to teach."""
-        rollout = self._scored("train")
-        self._stages.advantages(rollout)
-        rollout.metrics.update(rollout_metrics(rollout))
-        self._rollout = rollout
-        longest = self.sampling.max_new_tokens if self.origin == "sampled" else rollout.response_length
-        if not len(ResponseTable.of(rollout, longest)):
-            raise UserError(
-                f"none of {len(rollout)} responses to {len(self._encoded['train'])} prompts is accepted, so there is nothing to "
-                "learn: raise group_size, choose easier prompts or a better sampler, or lower the threshold"
-            )
-        if self.mix_demonstrations:
-            rollout = with_demonstrations(rollout, self._encoded["train"], self._ends)
-        table = ResponseTable.of(rollout, longest)
-        log.info("Samples: %s", table)
-        return table
+    def _trained_table(self) -> PairTable | ResponseTable:
+        """Return what training steps get."""
+        maker, prompts = self._maker, self._encoded["train"]
+        if not self.serves_pairs:
+            samples, self._rollout = maker.sample_table(prompts)
+            return samples
+        pairs, self._rollout = maker.pair_table("train", prompts)
+        if self.module.wants_reference:
+            passes = reference_passes(pairs, self.sizes.microbatch, self.max_tokens_per_microbatch, self.units)
+            maker.add_reference(pairs, passes)
+        return pairs
 
     # ---------------------------------------------------------------- training
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rl_lightning.data.encoded import EncodedPrompt
 from rl_lightning.data.offline.written import written_rollout
-from rl_lightning.data.prompts import EncodedPrompt
 from rl_lightning.data.record import digest
 from rl_lightning.data.rollout_epoch import teaches
 from rl_lightning.errors import UserError
@@ -89,7 +89,7 @@ def rows_digest(rows: Rows) -> str:
 
 def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], ends: Ends) -> Rollout:
     """Return scored responses and, after them, the prompts' demonstrations with advantage 1 and reward NaN."""
-    written = written_rollout(prompts, [prompt.written[0] for prompt in prompts], ends)
+    written = written_rollout(prompts, (0,), ends)
     missing = {name: torch.full((len(written),), torch.nan) for name in rollout.reward_components}
     written = replace(
         written,

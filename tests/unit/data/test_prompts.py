@@ -52,7 +52,8 @@ def characters(text):
 
 
 def one(prompt, tokenizer, **arguments):
-    (encoded,) = encode_prompts([Example(prompt, location="here:1")], tokenizer, **{**LIMITS, **arguments})
+    example = Example(prompt, location="here:1", plain=arguments.pop("plain", None))
+    (encoded,) = encode_prompts([example], tokenizer, **{**LIMITS, **arguments})
     return encoded
 
 
@@ -128,9 +129,14 @@ def test_messages_without_a_template():
     user = {"role": "user", "content": "a"}
     assert one([user], character_tokenizer()).input_ids == characters("a")
     turns = [user, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
-    message = complaint([Example(turns, location="f:1"), Example("a", location="f:2")], character_tokenizer())
-    assert "f:1: messages (user, assistant, user) need a chat template" in message
-    assert "f:2" not in message
+    examples = [Example("a", location="f:1"), Example(turns, location="f:2"), Example(turns, location="f:3")]
+    message = complaint(examples, character_tokenizer())
+    assert message == (
+        "f:2: messages (user, assistant, user) need a chat template, and the policy has none: give the path of a template file as "
+        "prompt_options.chat_template, or use an instruction-tuned policy"
+    )
+    assert len(encode_prompts(examples, character_tokenizer(), **LIMITS, on_bad="drop")) == 1
+    assert one(turns, character_tokenizer(), plain="Q: a").input_ids == characters("Q: a")
 
 
 def test_everything_wrong_with_all_examples_is_reported_at_once():

@@ -8,7 +8,7 @@ import torch
 
 from rl_lightning.algorithms import GRPO, RewardModel
 from rl_lightning.data import ChainSum, RolloutDataModule
-from rl_lightning.data.offline.cache import rewards_key
+from rl_lightning.data.cache import rewards_key
 from rl_lightning.data.reward_models import ModelReward, with_models
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
