@@ -130,7 +130,7 @@ def test_online_curves_and_tables(tiny_policy, tmp_path):
     assert expected <= set(events.Tags()["scalars"])
     assert {"rollout/reward", "rollout/length", "policy/ratio"} <= set(events.Tags()["histograms"])
     table = events.Tensors("rollout/samples/text_summary")[0].tensor_proto.string_val[0].decode()
-    assert table.startswith("| prompt | gold | response | length | reward | advantage |")
+    assert table.startswith("| prompt | gold | response | length | cut | reward | advantage |")
     # One point an optimizer step; the first step of a rollout is on-policy, the second is not.
     ratios = [event.value for event in events.Scalars("policy/ratio_mean")]
     assert len(ratios) == 4
