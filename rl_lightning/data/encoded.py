@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from rl_lightning.data.sources.base import Example
-from rl_lightning.text import Messages
+from rl_lightning.text import Extras, Messages
+
+#: Numbers of 32 or 8 bits.
+Numbers = npt.NDArray[Any]
 
 #: The conversation of an example, as the chat template is given it; None without a chat template.
 Conversation = Messages | None
@@ -45,7 +48,7 @@ class EncodedPrompt:
     cut: bool = False
 
     @property
-    def extra(self) -> Mapping[str, Any]:
+    def extra(self) -> Extras:
         """What the chat template is given besides the messages, such as `tools`."""
         return self.example.template
 
@@ -59,16 +62,16 @@ class Ragged:
         starts: (rows + 1,) int64; row i is `flat[starts[i] : starts[i + 1]]`.
     """
 
-    flat: npt.NDArray[Any]
+    flat: Numbers
     starts: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    def __getitem__(self, row: int) -> npt.NDArray[Any]:
+    def __getitem__(self, row: int) -> Numbers:
         return self.flat[self.starts[row] : self.starts[row + 1]]
 
-    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+    def __iter__(self) -> Iterator[Numbers]:
         return map(self.__getitem__, range(len(self)))
 
     @property

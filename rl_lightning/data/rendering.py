@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from rl_lightning.data.encoded import EncodedPrompt, conversation
 from rl_lightning.data.faults import Faults, Problem
 from rl_lightning.data.sources.base import Example
-from rl_lightning.text import Messages, TextFormat, content_text, cut_left, has_lone_surrogate, roles
+from rl_lightning.text import Extras, Messages, TextFormat, content_text, cut_left, has_lone_surrogate, roles
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _rendered(
         return [_rendered_alone(asked, extra, form) for asked, extra in zip(conversations, extras, strict=True)]
 
 
-def _rendered_alone(asked: Messages, extra: dict[str, Any], form: TextFormat) -> str | Problem:
+def _rendered_alone(asked: Messages, extra: Extras, form: TextFormat) -> str | Problem:
     try:
         return form.render([asked], [extra])[0]
     except Exception as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 
@@ -35,7 +35,7 @@ def encoded_once(
     examples: Sequence[Example],
     unread: Problems,
     tokenizer: PreTrainedTokenizerBase,
-    settings: Any,
+    settings: object,
     encode: Callable[[], EncodedPrompts],
 ) -> EncodedPrompts:
     """Return the encoded prompts of a split; of several ranks on a machine, the first encodes them for all. All ranks call this.
@@ -96,7 +96,7 @@ def _mapped(path: Path, examples: Sequence[Example], unread: Problems) -> Encode
     return EncodedPrompts.from_state_dict(found, examples)
 
 
-def encoding_key(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, settings: Any) -> str:
+def encoding_key(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, settings: object) -> str:
     """Return a hash of what an encoding follows from.
 
     Args:

@@ -56,7 +56,7 @@ def called(message: Message) -> list[str]:
     return [str(function["name"]) for function in functions if isinstance(function, dict) and "name" in function]
 
 
-def _changed(call: Any, change: Callable[[Any], Any]) -> Any:
+def _changed(call: object, change: Callable[[object], object]) -> object:
     """Return a tool call with other arguments."""
     if not isinstance(call, dict):
         return call
@@ -65,7 +65,7 @@ def _changed(call: Any, change: Callable[[Any], Any]) -> Any:
     return {**call, "arguments": change(call["arguments"])} if "arguments" in call else call
 
 
-def _as_object(arguments: Any) -> Any:
+def _as_object(arguments: object) -> object:
     """Return arguments as an object, if they are the JSON text of one."""
     try:
         found = json.loads(arguments) if isinstance(arguments, str) else arguments
@@ -74,7 +74,7 @@ def _as_object(arguments: Any) -> Any:
     return found if isinstance(found, dict) else arguments
 
 
-def _as_text(arguments: Any) -> str:
+def _as_text(arguments: object) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
