@@ -1,7 +1,7 @@
 """A reward that asks a language model for a mark, through any server that speaks OpenAI's chat completions.
 
     vllm serve MODEL                       # or llama.cpp, SGLang, Ollama, a hosted service
-    rl-lightning fit --config examples/judge/grpo.yaml
+    rl-lightning fit --config configs/grpo.yaml --config examples/judge/grpo.yaml
 
 It is an ``async def``, so many responses are with the judge at a time; see `concurrency` in the YAML. Only the standard library
 is used: workers that compute rewards start fast.
