@@ -128,7 +128,10 @@ class ChatTemplate:
         return not self._calls(False) and self._calls(True)
 
     def _calls(self, texts: bool) -> bool:
-        asked = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": "", "tool_calls": [_CALL]}]
+        asked: Messages = [
+            {"role": "user", "content": _QUESTION},
+            {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+        ]
         try:
             return _ANSWER in self._apply(for_template(asked, self._reads_parts, texts), False)
         except Exception as error:  # a template is a program and may raise anything
@@ -147,8 +150,9 @@ class ChatTemplate:
         return probed
 
     def _probe(self, parts: bool) -> tuple[str, str, str] | None:
-        question, answer = {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}
-        for before in ([question], [{"role": "system", "content": "Add."}, question]):
+        question: Messages = [{"role": "user", "content": _QUESTION}]
+        answer: Message = {"role": "assistant", "content": _ANSWER}
+        for before in (question, [{"role": "system", "content": "Add."}, *question]):
             prompt, whole, asked = (for_template(one, parts, False) for one in (before, [*before, answer], before))
             try:
                 texts = [self._apply(prompt, True), self._apply(whole, False), self._apply(asked, False)]
