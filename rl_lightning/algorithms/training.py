@@ -244,11 +244,11 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
             metrics = self._evaluation.pop(key)
             self.log_dict({name: value for name, value in metrics.compute().items() if not torch.isnan(value)})
 
-    def validation_step(self, batch: Rows, batch_idx: int) -> None:
+    def validation_step(self, batch: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics that are logged under `val/`: see `evaluation_step`."""
         self.evaluation_step(batch, "val")
 
-    def test_step(self, batch: Rows, batch_idx: int) -> None:
+    def test_step(self, batch: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics that are logged under `test/`: see `evaluation_step`."""
         self.evaluation_step(batch, "test")
 

@@ -20,13 +20,9 @@ class FirstValidation(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate before the first epoch, as Lightning does after each: every callback has started by now."""
-        if (
-            not self.enabled
-            or trainer.global_step
-            or trainer.current_epoch
-            or not trainer.enable_validation
-            or trainer.fast_dev_run
-        ):  # type: ignore[attr-defined]
+        begun = trainer.global_step > 0 or trainer.current_epoch > 0
+        quick: bool = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not self.enabled or begun or quick or not trainer.enable_validation:
             return
         connector = trainer._logger_connector
         trainer.validating = True  # Lightning finds the loop that runs by this

@@ -12,7 +12,7 @@ from rl_lightning.functional import kl_k3
 from rl_lightning.learner import PolicyLearner
 from rl_lightning.models import PolicyFiles, read_responses
 from rl_lightning.strategies import sum_over_ranks
-from rl_lightning.types import Rollout
+from rl_lightning.types import Rollout, Rows
 
 
 class _Measured(PolicyLearner, Protocol):
@@ -52,9 +52,11 @@ class HeldOutDivergence(Callback):
         self._sums = torch.zeros(4, dtype=torch.float64, device=pl_module.device)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rollout, batch_idx: int, *_: object
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rows, batch_idx: int, *_: object
     ) -> None:
-        """Add the divergence and entropy of a batch's responses to the sums."""
+        """Add the divergence and entropy of a batch's sampled responses to the sums."""
+        if not isinstance(batch, Rollout):
+            return
         module = cast(_Measured, pl_module)
         assert self._model is not None
         for rows in torch.arange(len(batch)).split(self.rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -39,6 +39,11 @@ from rl_lightning.text import TextFormat
 from rl_lightning.types import Sealed
 
 log = logging.getLogger(__name__)
+
+_NO_REWARD = (
+    "has no reward of its own: list at least one under data.init_args.rewards, such as "
+    "{function: rl_lightning.rewards.functions.answer_correct}"
+)
 
 
 def _as_prompts(given: Any) -> Any:
@@ -99,6 +104,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         if self.seed < 0:
             raise UserError(f"seed must be at least 0, not {self.seed}")
         self._encoded: dict[Split, EncodedPrompts] = {}
+        #: What the examples of a split hold beside prompts: `demonstrations`, `preferences`.
+        self._brings: dict[Split, frozenset[str]] = {}
         self._digests: dict[str, str] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,11 +174,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             for reward in self._reward_models:
                 reward.prepare(self.trainer.strategy.root_device)
         elif self._needs_rewards(stage):
-            raise UserError(
-                f"{type(self.source).__name__} has no reward of its own: list at least one under data.init_args.rewards, such as "
-                "{function: rl_lightning.rewards.functions.answer_correct}, or train on demonstrations without validation: "
-                "--trainer.limit_val_batches=0"
-            )
+            raise UserError(f"{type(self.source).__name__} {_NO_REWARD}")
         wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         for split in wanted.get(stage, ("test",)):
             if split not in self._encoded and (split == "train" or self._evaluates(stage)):
@@ -212,14 +215,19 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         return self.rewarder is not None and not (split == "train" and "demonstrations" in self.serves)
 
     def _needs_rewards(self, stage: str) -> bool:
-        """Tell whether a stage cannot do without rewards."""
-        return "rollouts" in self.serves or self._evaluates(stage)
+        """Tell whether a stage cannot do without rewards; what has none is measured without samples."""
+        return "rollouts" in self.serves
 
     def new_tokens(self, split: Split) -> int:
         """Return how many tokens will be sampled after the prompts of a split."""
         if split == "train":
             return 0 if "demonstrations" in self.serves else self.sampling.max_new_tokens
-        return self.evaluation.sampling(self.sampling).max_new_tokens
+        return self.evaluation.sampling(self.sampling).max_new_tokens if self.answers_held_out else 0
+
+    @property
+    def answers_held_out(self) -> bool:
+        """Whether held-out prompts are answered, and the answers scored."""
+        return "responses" in self.module.evaluates_on and self.rewarder is not None
 
     def examples(self, split: Split, unread: Problems) -> list[Example]:
         """Return the examples of a split that are used; where bad rows are to be dropped, note those that make no example."""
@@ -227,6 +235,11 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         examples = self.source.read(split, unread) if drops else self.source.load(split)
         if not examples and not len(unread):
             raise UserError(f"{type(self.source).__name__} has no examples for the split {split!r}")
+        found = {
+            "demonstrations": any(example.response is not None for example in examples),
+            "preferences": any(example.rejected is not None for example in examples),
+        }
+        self._brings[split] = frozenset(kind for kind, there in found.items() if there)
         return examples if split == "train" else examples[: self.evaluation.max_prompts]
 
     @property
@@ -256,8 +269,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
     def encode(self, split: Split) -> EncodedPrompts:
         """Return the prompts of a split as token ids, or report all that is wrong with them."""
         files, unread = self.module.policy_files, Problems()
-        reader, new_tokens = self.written_reader(split), self.new_tokens(split)
         examples = self.examples(split, unread)
+        reader, new_tokens = self.written_reader(split), self.new_tokens(split)
         if reader is None:
             examples = [at_last_turn(example) for example in examples]
         if self.rewarder is not None and new_tokens:
@@ -314,8 +327,15 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         assert self.trainer is not None
         return trained_policy(self.trainer, self.ends(self.module.policy_files, self.sampling))
 
-    def evaluation_loader(self, split: Split) -> Iterable[Sealed]:
-        """Return the held-out prompts of a split, sampled and scored batch by batch."""
+    def held_out_loader(self, kind: str, split: Split) -> Iterable[Sealed] | None:
+        """Return the held-out data of one kind, batch by batch; None if there are none.
+
+        Args:
+            kind: one of the module's `evaluates_on`; `responses` are sampled and scored as they are asked for.
+            split: of the data.
+        """
+        if kind != "responses" or not self.answers_held_out:
+            return None
         assert self.trainer is not None
         return EvaluationLoader(
             self.trainer,
@@ -327,14 +347,33 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             self.evaluation.sampling(self.sampling),
         )
 
-    def val_dataloader(self) -> Iterable[Sealed]:
-        """Return the validation data, batch by batch; nothing if there are none."""
-        return self.evaluation_loader("val") if self.source.has("val") else []
+    def _held_out(self, split: Split, kinds: Sequence[str] | None = None) -> list[Iterable[Sealed]]:
+        """Return a loader of each kind of held-out data that the module is measured on, as far as there are some."""
+        found = (self.held_out_loader(kind, split) for kind in kinds or self.module.evaluates_on)
+        return [loader for loader in found if loader is not None]
 
-    def test_dataloader(self) -> Iterable[Sealed]:
-        """Return the held-out data of the split `test`, batch by batch; sampled ones are sampled as they are asked for."""
-        return self.evaluation_loader("test")
+    def val_dataloader(self) -> list[Iterable[Sealed]]:
+        """Return the validation data, batch by batch, one loader a kind; nothing if there are none."""
+        return self._held_out("val") if self.source.has("val") else []
 
-    def predict_dataloader(self) -> Iterable[Sealed]:
-        """Return the test data, batch by batch."""
-        return self.evaluation_loader("test")
+    def test_dataloader(self) -> list[Iterable[Sealed]]:
+        """Return the held-out data of the split `test`, batch by batch, one loader a kind.
+
+        Raises:
+            UserError: if there is nothing to measure.
+        """
+        loaders = self._held_out("test")
+        if not loaders:
+            raise UserError(f"There is nothing to measure: {type(self.source).__name__} {_NO_REWARD}")
+        return loaders
+
+    def predict_dataloader(self) -> list[Iterable[Sealed]]:
+        """Return the test data, batch by batch.
+
+        Raises:
+            UserError: if there is nothing to answer.
+        """
+        loaders = self._held_out("test", self.module.evaluates_on[-1:])
+        if not loaders:
+            raise UserError(f"There is nothing to predict: {type(self.source).__name__} {_NO_REWARD}")
+        return loaders

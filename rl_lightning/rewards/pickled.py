@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -24,8 +25,14 @@ def dumps(thing: Any) -> bytes:
     try:
         plain = pickle.dumps(thing, protocol=pickle.HIGHEST_PROTOCOL)
     except Exception:
+        return _by_value(thing)
+    return _by_value(thing) if b"__main__" in plain else plain
+
+
+def _by_value(thing: Any) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it looks at every name of every loaded module, deprecated ones too
         return bytes(cloudpickle.dumps(thing))
-    return bytes(cloudpickle.dumps(thing)) if b"__main__" in plain else plain
 
 
 def check_travels(name: str, function: Callable[..., Any]) -> None:

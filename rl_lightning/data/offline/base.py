@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rl_lightning.data.cuts import table_passes
+from rl_lightning.data.evaluation import batches_of_rank
 from rl_lightning.data.offline.written import Truncation, WrittenReader
 from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.data.sizes import (
@@ -26,8 +28,9 @@ from rl_lightning.data.sources.base import Split
 from rl_lightning.data.steps import StepSizes, permutation, step_totals, step_weights
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
+from rl_lightning.hooks import Watch
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size, sum_over_ranks
-from rl_lightning.types import Microbatch
+from rl_lightning.types import Microbatch, Sealed
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,30 @@ class Table(Protocol):
 
     def digest(self) -> str:
         """Return a hash of what is trained on."""
+
+
+class TableLoader:
+    """Held-out units in their order, each rank its share; a sized, lazy iterable.
+
+    Args:
+        trainer: knows the ranks.
+        table: the units.
+        size: units in a batch.
+        watch: may end the run between two batches.
+    """
+
+    def __init__(self, trainer: Trainer, table: Table, size: int, watch: Watch) -> None:
+        self.table = table
+        self.watch = watch
+        self.batches = batches_of_rank(trainer, len(table), size)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Sealed]:
+        for units in self.batches:
+            self.watch.on_boundary(True)
+            yield Sealed(self.table.batch(torch.tensor(units)))
 
 
 class OfflineDataModule(SamplingDataModule):
@@ -134,6 +161,14 @@ class OfflineDataModule(SamplingDataModule):
             self.truncation,
             self.advice,
         )
+
+    def table_loader(self, table: Table) -> TableLoader:
+        """Return held-out units batch by batch: as many in a forward pass as in training, and no more than prompts are answered at once."""
+        assert self.trainer is not None
+        size = min(self.evaluation.prompts_per_batch, self.microbatch_size or self.evaluation.prompts_per_batch)
+        if self.max_tokens_per_microbatch is not None and len(table):
+            size = max(1, min(size, self.max_tokens_per_microbatch // int(table.tokens().max())))
+        return TableLoader(self.trainer, table, size, self.watch)
 
     def called(self, split: Split) -> str:
         """Return what messages call the examples of a split."""

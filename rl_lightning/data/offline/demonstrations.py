@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from rl_lightning.data.sources.conversations import at_last_turn
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.functional import Reduction
 from rl_lightning.hooks import Stages
-from rl_lightning.types import Microbatch
+from rl_lightning.types import Microbatch, Sealed
 
 
 @dataclass
@@ -119,8 +120,17 @@ class DemonstrationDataModule(OfflineDataModule):
             self.check_size()
 
     def learns_written(self, split: Split) -> bool:
-        """Tell whether written responses to the prompts of a split are learnt from."""
-        return split == "train"
+        """Tell whether written responses to the prompts of a split are learnt from, or measured; held-out ones are if there are some."""
+        return split == "train" or "demonstrations" in self._brings[split]
+
+    def held_out_loader(self, kind: str, split: Split) -> Iterable[Sealed] | None:
+        """Return the held-out data of one kind, batch by batch, demonstrations too; None if there are none."""
+        if kind != "demonstrations":
+            return super().held_out_loader(kind, split)
+        prompts = self._encoded.get(split)
+        if prompts is None or not self.learns_written(split):
+            return None
+        return self.table_loader(DemonstrationTable(prompts, self.module.policy_files.tokenizer.pad_token_id))
 
     def examples(self, split: Split, unread: Problems) -> list[Example]:
         """Return the examples of a split that are used."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from rl_lightning.data.encoded import EncodedPrompt
-from rl_lightning.data.evaluation import batches_of_rank
 from rl_lightning.data.offline.samples import rows_digest
 from rl_lightning.data.offline.written import written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
-from rl_lightning.hooks import Watch
 from rl_lightning.stopping import Ends
-from rl_lightning.types import PreferenceBatch, Rollout, Sealed
+from rl_lightning.types import PreferenceBatch, Rollout
 
 
 @dataclass
@@ -166,28 +163,3 @@ def choose_pairs(
     ranked = np.lexsort((random.random(len(gaps)), -gaps))[: options.pairs_per_prompt]
     places = [divmod(int(place), len(first)) for place in ranked if gaps[place] > options.min_gap]
     return [(first[better], first[worse]) for better, worse in places]
-
-
-class PairLoader:
-    """Held-out pairs in their order, each rank its share; a sized, lazy iterable.
-
-    Args:
-        trainer: knows the ranks.
-        table: the pairs; None for none.
-        size: pairs in a batch.
-        watch: may end the run between two batches.
-    """
-
-    def __init__(self, trainer: Trainer, table: PairTable | None, size: int, watch: Watch) -> None:
-        self.table = table
-        self.watch = watch
-        self.batches = batches_of_rank(trainer, 0 if table is None else len(table), size)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Sealed]:
-        for units in self.batches:
-            assert self.table is not None
-            self.watch.on_boundary(True)
-            yield Sealed(self.table.batch(torch.tensor(units)))

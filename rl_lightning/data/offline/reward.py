@@ -15,7 +15,7 @@ from rl_lightning.data.epochs import EpochLoader
 from rl_lightning.data.offline.base import OfflineDataModule
 from rl_lightning.data.offline.frozen import FrozenSampling, FrozenTables
 from rl_lightning.data.offline.labelled import LabelledTables, reference_passes
-from rl_lightning.data.offline.pairs import PairLoader, PairOptions, PairTable
+from rl_lightning.data.offline.pairs import PairOptions, PairTable
 from rl_lightning.data.offline.samples import ResponseTable
 from rl_lightning.data.sources.base import Example, Split
 from rl_lightning.data.sources.problems import Problems
@@ -99,7 +99,7 @@ class RewardDataModule(OfflineDataModule):
         self.train_temperature = train_temperature
         self.cache_dir = cache_dir
         self._table: PairTable | ResponseTable | None = None
-        self._held_out: dict[Split, PairTable] = {}
+        self._pairs: dict[Split, PairTable] = {}
         self._rollout: Rollout | None = None
 
     # ------------------------------------------------------------------ set-up
@@ -111,8 +111,24 @@ class RewardDataModule(OfflineDataModule):
 
     @property
     def holds_out_pairs(self) -> bool:
-        """Whether evaluation is on pairs; on sampled responses otherwise."""
+        """Whether the module is measured on pairs."""
+        return "preferences" in self.module.evaluates_on
+
+    @property
+    def _only_pairs(self) -> bool:
+        """Whether it is measured on nothing else."""
         return self.module.evaluates_on == ("preferences",)
+
+    def _has_pairs(self, split: Split) -> bool:
+        """Tell whether held-out pairs can be made of a split: the source brings them, or they are sampled as those of training are.
+
+        A module that is measured on sampled answers too has none sampled but beside its training.
+        """
+        if not self.holds_out_pairs or split == "train":
+            return False
+        if self.origin == "files":
+            return self._only_pairs or "preferences" in self._brings[split]
+        return self._only_pairs or (self.rewarder is not None and "train" in self._encoded)
 
     @property
     def group_size(self) -> int:
@@ -142,7 +158,7 @@ class RewardDataModule(OfflineDataModule):
         """Check the settings, then make the tables that the stage needs, before the model to be trained is loaded."""
         assert self.trainer is not None
         self._settle_origin("train" if stage == "fit" else "test" if stage != "validate" else "val")
-        if stage == "fit" or self.holds_out_pairs:
+        if stage == "fit" or self._only_pairs:
             self._check_options()
         super().setup(stage)
         if stage == "fit" and self._table is None:
@@ -151,11 +167,22 @@ class RewardDataModule(OfflineDataModule):
             # Raises for a reduction that these data cannot serve.
             self._table.weight_scale(self.module.reduction)
             self.check_size()
-        for split in self._encoded if self.holds_out_pairs else ():
-            if split != "train" and split not in self._held_out:
-                self._held_out[split], _ = self._maker.pair_table(split, self._encoded[split])
-                if len(self._held_out[split]) < data_parallel_size(self.trainer):
-                    raise UserError(f"there are fewer {split} pairs than ranks: use more {split} prompts")
+        for split in self._encoded:
+            if self._has_pairs(split) and split not in self._pairs:
+                self._pairs[split] = self._held_out_pairs(split)
+
+    def _held_out_pairs(self, split: Split) -> PairTable:
+        """Return the pairs of a split, with the log-probabilities of a reference if the module wants some."""
+        assert self.trainer is not None
+        pairs, _ = self._maker.pair_table(split, self._encoded[split])
+        if len(pairs) < data_parallel_size(self.trainer):
+            raise UserError(f"there are fewer {split} pairs than ranks: use more {split} prompts")
+        if self.module.wants_reference:
+            size = self.microbatch_size or self.evaluation.prompts_per_batch
+            self._maker.add_reference(
+                pairs, reference_passes(pairs, size, self.max_tokens_per_microbatch, f"{split} pairs")
+            )
+        return pairs
 
     def _settle_origin(self, split: Split) -> None:
         """Take the source's own responses if no option says otherwise and they are what is learnt from, or judged."""
@@ -165,13 +192,13 @@ class RewardDataModule(OfflineDataModule):
             if shape is not None and wanted in shape.offers:
                 self.origin = "files"
                 self._let_go_of_sampling(str(shape))
-        if self.origin == "files" and self.holds_out_pairs:
+        if self.origin == "files" and self._only_pairs:
             self.rewarder, self._reward_models = None, []
 
     def _let_go_of_sampling(self, brought: str) -> None:
         """Say which options have no effect, since nothing is sampled for training."""
         idle: dict[str, object] = {"sampler": self._sampled, "max_prompts": self.max_prompts, "pairs": self.pairs}
-        idle |= {"mix_demonstrations": self.mix_demonstrations, "rewards": self.holds_out_pairs and self.rewarder}
+        idle |= {"mix_demonstrations": self.mix_demonstrations, "rewards": self._only_pairs and self.rewarder}
         idle["group_size"] = self._group_size != _GROUP_SIZE
         if any(idle.values()):
             names = ", ".join(name for name, value in idle.items() if value)
@@ -229,8 +256,7 @@ class RewardDataModule(OfflineDataModule):
 
     def _needs_rewards(self, stage: str) -> bool:
         trains = stage == "fit" and not self.serves_pairs and not self._labelled
-        labels = self.origin == "sampled" and (stage == "fit" or self.holds_out_pairs)
-        return trains or labels or (self._evaluates(stage) and not self.holds_out_pairs)
+        return trains or (self.origin == "sampled" and (stage == "fit" or self._only_pairs))
 
     @property
     def _labelled(self) -> bool:
@@ -245,9 +271,10 @@ class RewardDataModule(OfflineDataModule):
 
     def new_tokens(self, split: Split) -> int:
         """Return how many tokens will be sampled after the prompts of a split."""
-        if split != "train" and not self.holds_out_pairs:
-            return super().new_tokens(split)
-        return self.sampling.max_new_tokens if self.origin == "sampled" else 0
+        trained = self.sampling.max_new_tokens if self.origin == "sampled" else 0
+        if split == "train" or self._only_pairs:
+            return trained
+        return max(super().new_tokens(split), trained if self.holds_out_pairs else 0)
 
     # ------------------------------------------------------------------ tables
 
@@ -255,11 +282,11 @@ class RewardDataModule(OfflineDataModule):
         """Tell whether written responses to the prompts of a split are learnt from, or judged."""
         if self.origin == "sampled":
             return self.mix_demonstrations and split == "train"
-        return split == "train" or self.holds_out_pairs
+        return split == "train" or self._has_pairs(split)
 
     def learns_written_pairs(self, split: Split) -> bool:
         """Tell whether they are learnt from in pairs, each with the rejected one."""
-        return self.serves_pairs if split == "train" else self.holds_out_pairs
+        return self.serves_pairs if split == "train" else self._has_pairs(split)
 
     @property
     def advice(self) -> str:
@@ -333,16 +360,15 @@ class RewardDataModule(OfflineDataModule):
         source = "the source"
         if self.origin == "sampled":
             source = f"{self.group_size} samples of {self.sampler_files.policy} a prompt"
-        learnt = "" if self.holds_out_pairs else f"; learnt at temperature {self.table.rows.temperature:g}"
+        learnt = "" if self._only_pairs else f"; learnt at temperature {self.table.rows.temperature:g}"
         card = super().describe()
         update = {"update": card.pop("update")}
         return card | {self.units: f"{self.table}, from {source}{learnt}"} | update
 
     # -------------------------------------------------------------- evaluation
 
-    def evaluation_loader(self, split: Split) -> Iterable[Sealed]:
-        """Return the held-out prompts of a split, sampled and scored batch by batch, or its pairs."""
-        if not self.holds_out_pairs:
-            return super().evaluation_loader(split)
-        assert self.trainer is not None
-        return PairLoader(self.trainer, self._held_out.get(split), self.evaluation.prompts_per_batch, self.watch)
+    def held_out_loader(self, kind: str, split: Split) -> Iterable[Sealed] | None:
+        """Return the held-out data of one kind, batch by batch, pairs too; None if there are none."""
+        if kind != "preferences":
+            return super().held_out_loader(kind, split)
+        return self.table_loader(self._pairs[split]) if split in self._pairs else None
