@@ -193,7 +193,7 @@ class RolloutDataModule(SamplingDataModule):
             policy=self.trained_policy(),
             module=cast(PolicyLearner, self.module),
             stages=Stages(self.trainer),
-            prompts=self._encoded["train"],
+            prompts=list(self._encoded["train"]),
             sampling=self.sampling,
             refill=self.refill,
             supply=Supply() if self.collector is None else self.collector.supply,

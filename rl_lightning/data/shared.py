@@ -57,18 +57,18 @@ def encoded_once(
     """
     if trainer.world_size == 1:
         return encode()
-    leads, told = trainer.local_rank == 0, None
-    if leads:
+    told: tuple[str, str] | None = None
+    if trainer.local_rank == 0:
         path = folder / f"encoded-{encoding_key(examples, tokenizer, settings)}.pt"
         try:
             told = ("at", str(_kept(path, examples, unread, encode)))
         except UserError as error:
             told = ("refused", str(error))
     heard = from_every_rank(told)
-    refused = [what for how, what in filter(None, heard) if how == "refused"]
+    refused = [said[1] for said in heard if said is not None and said[0] == "refused"]
     if refused:
         raise UserError(refused[0])
-    _, where = heard[trainer.global_rank - trainer.local_rank]
+    where = heard[trainer.global_rank - trainer.local_rank][1]
     return _mapped(Path(where), examples, unread)
 
 
