@@ -28,6 +28,7 @@ from rl_lightning import algorithms
 from rl_lightning.callbacks import GroupNormalize
 from rl_lightning.data import RolloutDataModule
 
+_LOOKS_UP = ("__getitem__", "__len__")
 PACKAGE = os.path.dirname(os.path.abspath(rl_lightning.__file__))
 
 
@@ -56,11 +57,14 @@ class Trace:
         file = _file(frame) if event == "call" and not self.done else None
         if file is None:
             return
-        self.functions.add((file, frame.f_code.co_firstlineno))
         # Lightning and torch often stand between two files of the package: the nearest frame of the package is the caller.
         above = frame.f_back
         while above is not None and _file(above) is None:
             above = above.f_back
+        # To look something up in a sequence is no step of the way, whoever wrote the sequence.
+        if any(one is not None and one.f_code.co_name in _LOOKS_UP for one in (frame, above)):
+            return
+        self.functions.add((file, frame.f_code.co_firstlineno))
         caller = None if above is None else _file(above)
         if caller is not None and caller != file:
             self.calls.add((caller, file))

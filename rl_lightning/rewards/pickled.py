@@ -29,7 +29,7 @@ def dumps(thing: Any) -> bytes:
     return _by_value(thing) if b"__main__" in plain else plain
 
 
-def _by_value(thing: Any) -> bytes:
+def _by_value(thing: object) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it looks at every name of every loaded module, deprecated ones too
         return bytes(cloudpickle.dumps(thing))

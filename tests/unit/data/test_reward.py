@@ -16,6 +16,7 @@ from rl_lightning.generation import NativeGenerator, Sampling
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.models import ClassifierFiles, LoadOptions, PolicyFiles
 from rl_lightning.rewards import RewardSpec
+from rl_lightning.types import PreferenceBatch, Rollout
 from tests.checks import assert_same, holds_only_for
 from tests.rewards_light import sum_of_digits
 from tests.support import trainer
@@ -409,9 +410,13 @@ def test_a_reward_model_is_evaluated_on_held_out_pairs(tiny_policy, tmp_path):
     assert Counting.asked == 24 and 0 <= metrics["val/accuracy"] <= 1
 
 
-def test_a_policy_is_evaluated_by_sampling(tiny_policy, tmp_path):
+def test_dpo_is_measured_on_held_out_pairs_and_by_sampling(tiny_policy, tmp_path):
     watch = fit(reward_data(), dpo(tiny_policy), tmp_path, limit_val_batches=1.0)
-    assert [len(rollout) for rollout in watch.held_out] == [6 * 8]
+    pairs, answers = watch.held_out
+    assert isinstance(pairs, PreferenceBatch) and len(pairs) == 12 and pairs.ref_logprobs.isfinite().all()
+    trained = {prompt for batch in watch.batches for prompt, _ in texts(batch)}
+    assert not trained & {prompt for prompt, _ in texts(pairs)}
+    assert isinstance(answers, Rollout) and len(answers) == 6 * 8
 
 
 # --------------------------------------------------------------------------------------------------- mistakes
