@@ -96,7 +96,9 @@ def _all_references(thing: Any) -> Iterator[tuple[str, Any]]:
         yield from (thing.__kwdefaults__ or {}).items()
     elif callable(thing) and not isinstance(thing, type):
         yield from getattr(thing, "__dict__", {}).items()
-        yield from _all_references(type(thing).__call__)
+        call = type(thing).__call__
+        if isinstance(call, FunctionType):  # built-in functions are called through slots, which refer to nothing
+            yield from _all_references(call)
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -64,7 +64,7 @@ def test_an_untrained_policy_has_the_loss_of_a_coin(tiny_policy, tmp_path):
 
 def test_with_nothing_to_measure_a_test_says_so(tiny_policy, tmp_path):
     data = DemonstrationDataModule(prompts={"train": ROWS, "test": BARE}, **SHORT)
-    with pytest.raises(UserError, match="nothing to measure.*has no reward of its own"):
+    with pytest.raises(UserError, match=r"nothing to measure.*has no reward of its own"):
         trainer(tmp_path, online=False).test(SFT(tiny_policy), datamodule=data)
     with pytest.raises(UserError, match="nothing to predict"):
         trainer(tmp_path, online=False).predict(SFT(tiny_policy), datamodule=data)
