@@ -15,6 +15,7 @@ from rl_lightning.data.sources.base import Example
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.text import TextFormat, has_lone_surrogate, roles
+from rl_lightning.text.tokens import on_all_cores
 
 if TYPE_CHECKING:  # sources and prompts are read without loading transformers
     from transformers import PreTrainedTokenizerBase
@@ -95,21 +96,21 @@ def encode_prompts(
         add_written.check(examples)
     faults, rows, cut = Faults(examples), PromptRows(), 0
     complaints = check_answers([example.answer for example in examples]) if check_answers else None
-    for first in range(0, len(examples), _AT_A_TIME):
-        places = range(first, min(first + _AT_A_TIME, len(examples)))
-        made = read_prompts([examples[place] for place in places], form, limits, system_prompt, faults, first)
-        for place in places:
-            _check_answer(faults, place, examples[place], complaints)
-        good = [place for place in places if not faults.of(place)]
-        ready: Sequence[EncodedPrompt | Problem] = [made[place - first] for place in good]
-        for place, one in zip(
-            good, add_written([made[p - first] for p in good]) if add_written else ready, strict=True
-        ):
-            if isinstance(one, Problem):
-                faults.add(place, one)
-            else:
-                rows.add(one, place)
-                cut += one.cut
+    with on_all_cores():
+        for first in range(0, len(examples), _AT_A_TIME):
+            places = range(first, min(first + _AT_A_TIME, len(examples)))
+            made = read_prompts([examples[place] for place in places], form, limits, system_prompt, faults, first)
+            for place in places:
+                _check_answer(faults, place, examples[place], complaints)
+            good = [place for place in places if not faults.of(place)]
+            prompts = [made[place - first] for place in good]
+            ready: Sequence[EncodedPrompt | Problem] = add_written(prompts) if add_written else prompts
+            for place, one in zip(good, ready, strict=True):
+                if isinstance(one, Problem):
+                    faults.add(place, one)
+                else:
+                    rows.add(one, place)
+                    cut += one.cut
     faults.report(on_bad, Problems() if unread is None else unread, called, cut)
     encoded = rows.done(system_prompt, form.chat)
     _warn_of_unknown(encoded, tokenizer)

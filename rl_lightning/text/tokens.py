@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,24 @@ if TYPE_CHECKING:
 
 #: Texts that are encoded in both ways, to see whether the faster one gives the same tokens.
 _TRIED = 16
+
+
+#: The environment variable by which the `tokenizers` library is told whether to encode a batch on all cores.
+_ON_ALL_CORES = "TOKENIZERS_PARALLELISM"
+
+
+@contextlib.contextmanager
+def on_all_cores() -> Iterator[None]:
+    """Encode batches on all cores inside this, and on one outside, where processes may be forked.
+
+    A fork of a process whose library has worked on several cores could hang, so the library has to be told that the child works on
+    one. It reads the variable at every batch.
+    """
+    os.environ[_ON_ALL_CORES] = "true"
+    try:
+        yield
+    finally:
+        os.environ[_ON_ALL_CORES] = "false"
 
 
 class Tokens:

@@ -66,7 +66,10 @@ _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z])")
 _CONSTANT = re.compile(r"\\text\{([ei])\}")
 _RELATIONS = re.compile(r"<=|>=|=<|!=|(?<![<>=])=>")
 _RELATION_NAMES = {"<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "=>": "=>"}
-_STACKED = re.compile(r"\{([^{}\\]{1,64})\\(over|choose)(?![A-Za-z])([^{}]{1,64})\}")
+#: What may stand over or under a line: no other such line, no relation, no list.
+_LEVEL = r"((?:[^{}\\=<>,;$]|\\(?!(?:over|choose)(?![A-Za-z]))[A-Za-z]+|\{[^{}]*\}){1,64})"
+_STACKED = re.compile(rf"\{{{_LEVEL}\\(over|choose)(?![A-Za-z]){_LEVEL}\}}")
+_STACKED_ALONE = re.compile(rf"{_LEVEL}\\(over|choose)(?![A-Za-z]){_LEVEL}")
 _STACKS = {"over": "frac", "choose": "binom"}
 _TIMES_TEN = re.compile(r"(?<=\d) x (?=10 ?\^)")
 _PLUS_INFINITY = re.compile(r"\+ ?(?=\\infty)")
@@ -145,7 +148,9 @@ def normalize(text: str) -> str:
     text = _EMPTY_TEXT.sub(" ", text.replace("~", " "))
     text = _WORD_AS_FUNCTION.sub(r"\\\1 ", _CONSTANT.sub(r"\1", _TEXT.sub(r"\\text{\1}", text)))
     text = _commas(_STACKED.sub(_stacked, text))
-    text = re.sub(r"\s+", " ", _unwrapped(text))
+    text = re.sub(r"\s+", " ", _unwrapped(text)).strip()
+    alone = _STACKED_ALONE.fullmatch(text)
+    text = _stacked(alone) if alone else text
     text = _NAME_APART.sub(r"\1", _CONJUNCTION.sub(", ", text))
     text = _unwrapped(re.sub(r"\s+", " ", text).strip())
     return text.replace(" ", "") if _GROUPED_BY_SPACES.fullmatch(text) else text

@@ -38,6 +38,10 @@ SENTENCES = [
 ]
 SPELLINGS = [
     ("1/2", r"{1 \over 2}"),
+    ("1/2", r"1 \over 2"),
+    (r"\frac{\sqrt{3}}{2}", r"{\sqrt{3} \over 2}"),
+    (r"\frac{1}{2\pi}", r"1 \over 2\pi"),
+    (r"\binom{5}{2}", r"5 \choose 2"),
     (r"\binom{5}{2}", r"{5 \choose 2}"),
     (r"\binom52", r"\dbinom{5}{2}"),
     (r"\|v\|", r"\lVert v\rVert"),
@@ -63,6 +67,8 @@ MARKED = [
     ("9", "Answer: $9$<|im_start|>user"),
 ]
 WRONG = [
+    (r"\frac13", r"1 \over 2"),
+    ("x=1/2", r"x=1 \over 3"),
     ("5", "It is not $5$"),
     ("8", "half of $8$"),
     ("34", "Answer: The largest n is 34 or 35"),
@@ -170,7 +176,7 @@ def last_number(answer, response):
     last_number=last_number,
     units=grade(parse_quantity=without_unit),
     sentences=grade(said=first_number),
-    names=grade(_named=lambda collection: False),
+    names=grade(is_named=lambda collection: False),
     points=grade(with_point=lambda text, other: text.replace(",", ".")),
 )
 def test_wrong(grader):
