@@ -1,6 +1,7 @@
 """From text to token ids, for tokenizers of many kinds: what is trained on, what ends it, and what a judge sees."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rl_lightning.data.sources.base import Example
 from rl_lightning.models import ClassifierFiles, Judge, PolicyFiles, Text
 from rl_lightning.stopping import Ends, StopStrings
 from rl_lightning.text import TextFormat
+from rl_lightning.text.tokens import Tokens, on_all_cores
 from tests.tokenizers import KINDS, build
 
 LIMITS = {"max_prompt_length": None, "context_length": None, "max_new_tokens": 8}
@@ -188,3 +190,18 @@ def test_the_text_end_of_a_turn_is_no_part_of_the_answer():
     assert ends.text(tokenizer("3<|im_end|>").input_ids) == "3"
     assert ends.text(tokenizer("3###").input_ids) == "3###"
     assert ends.stop(tokenizer("3<|im_end|>").input_ids) and not ends.stop(tokenizer("3<|im_end|").input_ids)
+
+
+def test_batches_are_encoded_on_all_cores_and_forks_are_told_of_one():
+    seen = []
+    tokenizer = build("gpt2")
+    tokens = Tokens(tokenizer)
+    texts = [f"{n} and {n + 1}" for n in range(50)]
+    expected = tokens.ids(texts, special=False)
+    with on_all_cores():
+        seen.append(os.environ["TOKENIZERS_PARALLELISM"])
+        assert tokens.ids(texts, special=False) == expected
+    assert seen == ["true"] and os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    with pytest.raises(ValueError), on_all_cores():
+        raise ValueError
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"

@@ -265,7 +265,7 @@ def test_sources_import_no_optional_package():
         "package.__path__ = [str(pathlib.Path(rl_lightning.errors.__file__).parent / 'data')]\n"
         "sys.modules['rl_lightning.data'] = package\n"
         "before = set(sys.modules)\n"
-        "import rl_lightning.data.sources, rl_lightning.data.prompts\n"
+        "import rl_lightning.data.sources\n"
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "print(*sorted(new & {'torch', 'transformers', 'datasets', 'pyarrow', 'reasoning_gym', 'numpy'}))"
     )
