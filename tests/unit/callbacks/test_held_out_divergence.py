@@ -8,6 +8,7 @@ from rl_lightning.callbacks import HeldOutDivergence
 from rl_lightning.data import ChainSum, DemonstrationDataModule, Evaluation
 from rl_lightning.generation import Sampling
 from rl_lightning.rewards import RewardSpec
+from rl_lightning.types import Rollout
 from tests.support import trainer
 from tests.tiny import save_tiny_policy
 
@@ -19,7 +20,8 @@ def fit(policy, directory, lr=1e-2, **settings):
     class Keep(HeldOutDivergence):
         def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, *rest):
             super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, *rest)
-            seen.append(batch)
+            if isinstance(batch, Rollout):  # demonstrations are none of the policy's
+                seen.append(batch)
 
         def on_validation_start(self, trainer, pl_module):
             super().on_validation_start(trainer, pl_module)
