@@ -331,7 +331,9 @@ class RewardDataModule(OfflineDataModule):
             return samples
         pairs, self._rollout = maker.pair_table("train", prompts)
         if self.module.wants_reference:
-            passes = reference_passes(pairs, self.sizes.microbatch, self.max_tokens_per_microbatch, self.units)
+            budget = self.max_tokens_per_microbatch
+            size = self.sizes.microbatch if budget is None else None  # a budget is cut by once the table is there
+            passes = reference_passes(pairs, size, budget, self.units)
             maker.add_reference(pairs, passes)
         return pairs
 
