@@ -68,8 +68,9 @@ def encoded_once(
     refused = [said[1] for said in heard if said is not None and said[0] == "refused"]
     if refused:
         raise UserError(refused[0])
-    where = heard[trainer.global_rank - trainer.local_rank][1]
-    return _mapped(Path(where), examples, unread)
+    said = heard[trainer.global_rank - trainer.local_rank]
+    assert said is not None  # of the first rank of this machine
+    return _mapped(Path(said[1]), examples, unread)
 
 
 def _kept(path: Path, examples: Sequence[Example], unread: Problems, encode: Callable[[], EncodedPrompts]) -> Path:
