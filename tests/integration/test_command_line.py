@@ -178,6 +178,7 @@ def fit_on_this_rank(arguments: list[str]) -> None:
     run(arguments)
 
 
+@pytest.mark.slow  # test_metric_ranks compares every metric of two ranks
 def test_two_processes_log_what_one_does(tiny_policy, tmp_path):
     """As a command that starts the second process itself. The answers are the same too: their randomness is named by their number
     in the run, not by the rank."""

@@ -117,6 +117,7 @@ def weighed(policy, directory):
     return weigh.found
 
 
+@pytest.mark.slow
 def test_two_ranks_hold_what_is_counted(ranks, tiny_policy, tmp_path):
     found = ranks(weighed, tiny_policy, tmp_path)
     shape = Shape.of(PolicyFiles(tiny_policy).config)
@@ -130,7 +131,8 @@ def test_two_ranks_hold_what_is_counted(ranks, tiny_policy, tmp_path):
     assert sum(rank["gradients"] for rank in found) == 4 * whole
 
 
-@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_process_needs_about_what_is_counted(checkpointing):
     """Weighed: the resident memory of a process of its own, above what it was before the policy came."""
     command = [

@@ -5,7 +5,6 @@ import pytest
 from rl_lightning.algorithms import DPO, SFT
 from rl_lightning.data import DemonstrationDataModule, RewardDataModule
 from rl_lightning.errors import UserError
-from rl_lightning.rewards.functions import final_answer
 from tests.support import trainer
 
 ROWS = [{"prompt": f"{n}+1=", "completion": f"#{n + 1}"} for n in range(8)]
@@ -79,10 +78,3 @@ def test_held_out_rows_go_through_as_many_at_a_time_as_in_training(tiny_policy, 
     measured(SFT(tiny_policy), by_tokens, tmp_path)
     (loader,) = by_tokens.val_dataloader()
     assert max(int(sealed.batch.attention_mask.sum()) for sealed in loader) <= 24
-
-
-def test_what_the_reward_says_is_what_is_logged(tiny_policy, tmp_path):
-    data = DemonstrationDataModule(
-        prompts={"train": ROWS, "val": [{**row, "answer": "1"} for row in ROWS]}, rewards=[right, final_answer], **SHORT
-    )
-    assert measured(SFT(tiny_policy), data, tmp_path) >= ANSWERED
