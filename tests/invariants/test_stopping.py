@@ -61,12 +61,12 @@ class SmallTell(Tell):
     on_rollout_rewards = RolloutCallback.on_rollout_rewards
 
 
-def fit(make, policy, directory, *callbacks, ckpt_path=None):
+def fit(make, policy, directory, *callbacks, after=(), ckpt_path=None):
     module, data = make(policy)
     record = Record()
     saver = ModelCheckpoint(directory / "checkpoints", save_last=True, every_n_epochs=100)
     run = trainer(
-        directory, [RNGState(), record, saver, *callbacks, GracefulStop()], online=make is grpo, enable_checkpointing=True,
+        directory, [RNGState(), record, saver, *callbacks, GracefulStop(), *after], online=make is grpo, enable_checkpointing=True,
         max_epochs=3, limit_val_batches=1.0,
     )  # fmt: skip
     try:
@@ -121,11 +121,11 @@ def test_the_first_validation_changes_no_step_and_is_repeated_if_it_was_interrup
     uninterrupted, expected = whole(make)
     tell = (Tell if make is grpo else SmallTell)(moment, 1)
     looks = Validations()
-    _, before, status = fit(make, tiny_policy, tmp_path, FirstValidation(), looks, tell)
+    _, before, status = fit(make, tiny_policy, tmp_path, looks, tell, after=[FirstValidation()])
     assert (before, looks.steps, status) == ([], [0], STOPPED_EARLY)
     last = tmp_path / "checkpoints" / "last.ckpt"
     looks = Validations()
-    module, after, status = fit(make, tiny_policy, tmp_path, FirstValidation(), looks, ckpt_path=last)
+    module, after, status = fit(make, tiny_policy, tmp_path, looks, after=[FirstValidation()], ckpt_path=last)
     assert status == 0 and after == expected
     assert (looks.steps[0] == 0) == interrupted
     for name, value in uninterrupted.state_dict().items():
