@@ -128,6 +128,8 @@ def test_the_first_validation_changes_no_step_and_is_repeated_if_it_was_interrup
     module, after, status = fit(make, tiny_policy, tmp_path, looks, after=[FirstValidation()], ckpt_path=last)
     assert status == 0 and after == expected
     assert (looks.steps[0] == 0) == interrupted
+    counts = [one.trainer.fit_loop.epoch_progress.current for one in (module, uninterrupted)]
+    assert counts[0] == counts[1]
     for name, value in uninterrupted.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
 
