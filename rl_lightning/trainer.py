@@ -92,8 +92,13 @@ class Trainer(pl.Trainer, metaclass=Checked):
         Raises:
             UserError: for a checkpoint that training cannot go on from, and a directory that another run is writing to.
         """
+        check_fit(model, datamodule if train_dataloaders is None else train_dataloaders)
         prepare(self, ckpt_path, goes_on=True)
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        except BaseException:
+            release_locks(self)
+            raise
 
     def validate(
         self,
@@ -120,6 +125,27 @@ class Trainer(pl.Trainer, metaclass=Checked):
         """Measure on the test data of a DataModule; see `lightning.pytorch.Trainer.test`."""
         prepare(self, ckpt_path, goes_on=False)
         return super().test(model, dataloaders, ckpt_path, verbose, datamodule, weights_only)
+
+
+def release_locks(trainer: pl.Trainer) -> None:
+    """Release the locks of a fit that has failed: Lightning tells callbacks of no error before a run has begun."""
+    for lock in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(lock, RunLock):
+            lock.release(trainer)
+
+
+def check_fit(model: object, data: object) -> None:
+    """Refuse what is no algorithm and its DataModule, such as the two in the wrong order.
+
+    Raises:
+        UserError: says what to give.
+    """
+    if isinstance(model, LightningModule) and isinstance(data, LightningDataModule):
+        return
+    given = ", ".join("nothing" if one is None else type(one).__name__ for one in (model, data))
+    raise UserError(
+        f"Trainer.fit takes an algorithm and its DataModule, as in fit(GRPO(...), RolloutDataModule(...)), not {given}"
+    )
 
 
 def _listed(callbacks: Any) -> list[Callback]:

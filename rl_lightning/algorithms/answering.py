@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from rl_lightning.algorithms.training import TrainedModule
+from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.generation.ask import answers
 from rl_lightning.options import read_options
 from rl_lightning.text import Messages
+
+#: Tokens of an answer at most, where nobody says.
+_LONGEST = 256
 
 
 class Answering(TrainedModule):
@@ -24,7 +28,7 @@ class Answering(TrainedModule):
     def generate(
         self,
         prompts: str | Messages | Sequence[str | Messages],
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         samples: int = 1,
         seed: int = 0,
@@ -37,7 +41,7 @@ class Answering(TrainedModule):
 
         Args:
             prompts: a text, chat messages, or a list of those.
-            max_new_tokens: cap on the length of an answer in tokens.
+            max_new_tokens: cap on the length of an answer in tokens; 256, or what the policy's context leaves, if None.
             temperature: 0 takes the most probable token.
             samples: answers to each prompt.
             seed: of the random numbers; the same seed gives the same answers.
@@ -54,11 +58,14 @@ class Answering(TrainedModule):
             >>> SFT(policy="embedded").generate("12+7=")  # doctest: +SKIP
             '19'
         """
+        if not isinstance(prompts, str | list | tuple):
+            raise UserError(f"generate takes a text, chat messages or a list of these, not {type(prompts).__name__}")
         self.configure_model()
-        options = read_options(Sampling, {"max_new_tokens": max_new_tokens, "temperature": temperature, **sampling})
+        longest = _LONGEST if max_new_tokens is None else max_new_tokens
+        options = read_options(Sampling, {"max_new_tokens": longest, "temperature": temperature, **sampling})
         several = not isinstance(prompts, str) and not (prompts and isinstance(prompts[0], dict))
         questions = cast("list[str | Messages]", list(prompts) if several else [prompts])
-        asked = {"samples": samples, "seed": seed, "system_prompt": system_prompt}
+        asked = {"fits": max_new_tokens is None, "samples": samples, "seed": seed, "system_prompt": system_prompt}
         with self._quiet():
             said = answers(self.policy, self.policy_files, questions, options, **asked)  # type: ignore[arg-type]
         found: list[Any] = said if samples > 1 else [one for (one,) in said]

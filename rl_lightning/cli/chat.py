@@ -22,7 +22,7 @@ def chat(parser: argparse.ArgumentParser, args: Sequence[str]) -> None:
     """
     parser.add_argument("run", help="default_root_dir of a run, a model directory, or a checkpoint")
     parser.add_argument("prompt", nargs="?", help="one prompt; without it, lines are read until an empty one")
-    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--max_new_tokens", type=int, default=None)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most probable token")
     parser.add_argument("--system", help="system message; needs a chat template")
     chosen = parser.parse_args(args)

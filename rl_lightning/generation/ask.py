@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ def answers(
     questions: Sequence[str | Messages],
     sampling: Sampling,
     *,
+    fits: bool = False,
     samples: int = 1,
     seed: int = 0,
     system_prompt: str | None = None,
@@ -50,6 +51,7 @@ def answers(
         files: where its tokenizer is.
         questions: texts, or chat messages.
         sampling: how its answers are sampled.
+        fits: cut `max_new_tokens` to what the longest question leaves of the policy's context.
         samples: answers to each question.
         seed: of the random numbers; the same seed gives the same answers.
         system_prompt: a system message for each question that does not bring its own; needs a chat template.
@@ -70,6 +72,9 @@ def answers(
     else:
         texts = [_text(question) for question in questions]
     asked = [Question(ids, question) for ids, question in zip(form.ids(texts), questions, strict=True)]
+    if fits and files.context_length is not None:
+        left = files.context_length - max(len(question.input_ids) for question in asked)
+        sampling = replace(sampling, max_new_tokens=max(1, min(sampling.max_new_tokens, left)))
     _check_lengths(asked, files.context_length, sampling.max_new_tokens)
     ends = Ends.of(form, files.stop_ids, sampling.stop or (), sampling.stop_token_ids or ())
     request = Request(

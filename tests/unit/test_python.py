@@ -203,6 +203,7 @@ def test_asking_changes_neither_the_mode_nor_the_gradients():
         ("1+1=", {"max_tokens": 3}, "Sampling has no option 'max_tokens'; did you mean 'max_new_tokens'"),
         ("1+1=", {"temperature": -1.0}, "temperature must be"),
         ("", {}, "is empty"),
+        ({"role": "user", "content": "1+1="}, {}, "generate takes a text, chat messages or a list of these, not dict"),
         ([{"role": "user", "content": "1+1="}], {}, "no chat template, so it takes no messages"),
         ("1+1=", {"system_prompt": "Add."}, "without a chat template there is no place"),
         ("1+1=", {"max_new_tokens": 10_000}, "more than the 128 tokens of the policy's context"),
@@ -211,3 +212,24 @@ def test_asking_changes_neither_the_mode_nor_the_gradients():
 def test_a_question_that_cannot_be_asked_is_refused_in_one_line(question, options, message):
     with pytest.raises(UserError, match=message):
         rl.SFT(policy="embedded").generate(question, **{"max_new_tokens": 4, **options})
+
+
+def test_an_answer_without_a_length_fits_into_the_context():
+    module = rl.SFT(policy="embedded")
+    assert module.generate("1+2=") == module.generate("1+2=", max_new_tokens=120)
+
+
+@pytest.mark.parametrize("arguments", [lambda m, d: (d, m), lambda m, d: (m,), lambda m, d: (m, [1])])
+def test_a_fit_takes_an_algorithm_and_its_data(arguments, tmp_path):
+    trainer = rl.Trainer(default_root_dir=tmp_path, logger=False, **QUICK)
+    with pytest.raises(UserError, match="takes an algorithm and its DataModule, as in fit"):
+        trainer.fit(*arguments(rl.SFT(policy="embedded"), data()))
+
+
+def test_a_fit_that_fails_before_it_begins_lets_go_of_its_directory(tmp_path, monkeypatch):
+    trainer = rl.Trainer(default_root_dir=tmp_path, logger=False, **QUICK)
+    monkeypatch.setattr(pl.Trainer, "fit", lambda *_: (_ for _ in ()).throw(TypeError("no such thing")))
+    with pytest.raises(TypeError):
+        trainer.fit(rl.SFT(policy="embedded"), data())
+    lock = next(one for one in trainer.callbacks if isinstance(one, RunLock))
+    assert not lock._files

@@ -238,6 +238,12 @@ def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages
     if chosen[same]["role"] != "assistant" or rejected[same]["role"] != "assistant":
         what = f"parts from the rejected one at message {same + 1}, which is not the assistant's in both: the prompts differ"
         raise BadValue(what, "has another prompt than the rejected one")
+    for turns, name in ((chosen, "chosen"), (rejected, "rejected")):
+        if turns[-1]["role"] != "assistant":
+            raise BadValue(
+                f"does not end with the assistant in the {name} one: there is no answer to compare",
+                "ends with no answer",
+            )
     return chosen[:same], chosen[same:], rejected[same:]
 
 

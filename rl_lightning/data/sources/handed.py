@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_lightning.data.sources.base import Example, ExampleSource, Split
+from rl_lightning.data.sources.containers import kind_of
 from rl_lightning.data.sources.files import FileExamples
 from rl_lightning.data.sources.hub import DatasetExamples, dataset_rows, is_saved
 from rl_lightning.data.sources.paths import SPLIT_NAMES, splits_in
@@ -104,6 +105,8 @@ def as_source(value: Any, **options: Any) -> ExampleSource:
         return value
     if isinstance(value, str | Path):
         return _named(str(value), options)
+    if isinstance(value, list | tuple) and value and all(_names_a_file(one) for one in value):
+        return FileExamples(train=[str(one) for one in value], **options)
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and (splits := _by_split(value)):
         return as_split_source(splits, options)
     return as_split_source({"train": value}, options)
@@ -125,6 +128,13 @@ def as_split_source(splits: dict[Split, Any], options: dict[str, Any]) -> Exampl
         return FileExamples(**{**named, **options})  # type: ignore[misc]
     given: dict[str, Any] = {str(split): rows for split, rows in splits.items()}
     return TableExamples(**(given | options))
+
+
+def _names_a_file(value: object) -> bool:
+    """Whether a value of a list is the path of a data file, by its ending, rather than a prompt."""
+    return isinstance(value, Path) or (
+        isinstance(value, str) and "\n" not in value and kind_of(Path(value)) is not None
+    )
 
 
 def _named(name: str, options: dict[str, Any]) -> ExampleSource:
