@@ -108,6 +108,10 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self._brings: dict[Split, frozenset[str]] = {}
         self._digests: dict[str, str] | None = None
 
+    def __str__(self) -> str:
+        # Lightning's own asks every loader, and there is none before a run.
+        return f"{type(self).__name__}({type(self.source).__name__})"
+
     def state_dict(self) -> dict[str, Any]:
         """Return how far training has come, and in what."""
         return self.loader.progress() | {"record": self.record()}

@@ -98,6 +98,10 @@ def test_what_an_object_was_made_from_can_be_written_down():
     assert again.optimizer_options == module.optimizer_options and again.kl_coef == 0.0
 
 
+def test_data_can_be_printed_before_a_run():
+    assert str(RolloutDataModule()) == "RolloutDataModule(ChainSum)"
+
+
 def test_copies_are_made_without_options():
     assert copy.deepcopy(RolloutDataModule(group_size=2)).group_size == 2
 

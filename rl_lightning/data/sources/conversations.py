@@ -82,7 +82,8 @@ def _message(message: Any, number: int, sparse: bool) -> Message:
     if speaker == "from" and named not in _ROLES and named not in _KNOWN:
         raise _bad(number, f"from {role!r}, and no role is known by that name", "an unknown role")
     content = message.pop(said, None)
-    if message.get("weight", 1) != 1:
+    # What others say is not learnt anyway.
+    if message.pop("weight", 1) not in ((1,) if _ROLES.get(named, named) == "assistant" else (0, 1)):
         raise _bad(
             number, "with a weight: what counts in the loss is not set message by message, so leave it out", "a weight"
         )

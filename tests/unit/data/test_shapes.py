@@ -278,6 +278,25 @@ def test_sides_that_do_not_fit_each_other_are_bad_rows(row, what):
     assert what in complaint([row])
 
 
+def test_weights_that_say_what_is_done_anyway_are_passed_over():
+    turns = [{"from": "human", "value": "q", "weight": 0}, {"from": "gpt", "value": "a", "weight": 1}]
+    (example,) = as_source([{"conversations": turns}]).load("train")
+    assert (example.prompt, example.response) == ([asked("q")], "a")
+
+
+def test_a_pair_ends_with_the_assistant():
+    row = {"chosen": [asked("q"), said("x"), asked("z")], "rejected": [asked("q"), said("y")]}
+    assert "does not end with the assistant in the chosen one" in complaint([row])
+
+
+def test_a_list_of_names_of_files_is_files(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"prompt": f"{number}+1="}) + "\n")
+    names = [str(tmp_path / "1.jsonl"), str(tmp_path / "2.jsonl")]
+    assert [example.prompt for example in as_source(names).load("train")] == ["1+1=", "2+1="]
+    assert [example.prompt for example in as_source(["1+1=", "2+1="]).load("train")] == ["1+1=", "2+1="]
+
+
 @pytest.mark.parametrize(
     ("turns", "what"),
     [
