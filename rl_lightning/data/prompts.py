@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -111,6 +112,7 @@ def encode_prompts(
                 else:
                     rows.add(one, place)
                     cut += one.cut
+            gc.collect(0)
     faults.report(on_bad, Problems() if unread is None else unread, called, cut)
     encoded = rows.done(system_prompt, form.chat)
     _warn_of_unknown(encoded, tokenizer)

@@ -1,5 +1,6 @@
 """From text to token ids, for tokenizers of many kinds: what is trained on, what ends it, and what a judge sees."""
 
+import gc
 import logging
 import os
 
@@ -201,6 +202,8 @@ def test_batches_are_encoded_on_all_cores_and_forks_are_told_of_one():
     with on_all_cores():
         seen.append(os.environ["TOKENIZERS_PARALLELISM"])
         assert tokens.ids(texts, special=False) == expected
+        assert not gc.isenabled()
+    assert gc.isenabled()
     assert seen == ["true"] and os.environ["TOKENIZERS_PARALLELISM"] == "false"
     with pytest.raises(ValueError), on_all_cores():
         raise ValueError
