@@ -93,8 +93,8 @@ class Trainer(pl.Trainer, metaclass=Checked):
             UserError: for a checkpoint that training cannot go on from, and a directory that another run is writing to.
         """
         check_fit(model, datamodule if train_dataloaders is None else train_dataloaders)
-        prepare(self, ckpt_path, goes_on=True)
         try:
+            prepare(self, ckpt_path, goes_on=True)
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
         except BaseException:
             release_locks(self)

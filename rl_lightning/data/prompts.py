@@ -16,7 +16,7 @@ from rl_lightning.data.sources.base import Example
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.text import TextFormat, has_lone_surrogate, roles
-from rl_lightning.text.tokens import on_all_cores
+from rl_lightning.text.tokens import in_bulk
 
 if TYPE_CHECKING:  # sources and prompts are read without loading transformers
     from transformers import PreTrainedTokenizerBase
@@ -97,7 +97,7 @@ def encode_prompts(
         add_written.check(examples)
     faults, rows, cut = Faults(examples), PromptRows(), 0
     complaints = check_answers([example.answer for example in examples]) if check_answers else None
-    with on_all_cores():
+    with in_bulk():
         for first in range(0, len(examples), _AT_A_TIME):
             places = range(first, min(first + _AT_A_TIME, len(examples)))
             made = read_prompts([examples[place] for place in places], form, limits, system_prompt, faults, first)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 #: Texts that are encoded in both ways, to see whether the faster one gives the same tokens.
 _TRIED = 16
@@ -21,8 +21,8 @@ _ON_ALL_CORES = "TOKENIZERS_PARALLELISM"
 
 
 @contextlib.contextmanager
-def on_all_cores() -> Iterator[None]:
-    """Encode batches on all cores inside this, and on one outside, where processes may be forked.
+def in_bulk() -> Iterator[None]:
+    """Encode many batches inside this: on all cores, and on one outside, where processes may be forked.
 
     A fork of a process whose library has worked on several cores could hang, so the library has to be told that the child works on
     one. It reads the variable at every batch. Python's collector of cycles rests meanwhile: it would go through every list of tokens
@@ -77,17 +77,20 @@ class Tokens:
     def _asked(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         if not texts:
             return []
+        ids: list[list[int]] = self._batch(texts, special)["input_ids"]
+        return ids
+
+    def _batch(self, texts: Sequence[str], special: bool, places: bool = False) -> BatchEncoding:
         # No warning for texts longer than the tokenizer's `model_max_length`: ours says which text it is.
-        batch = self.tokenizer(
+        return self.tokenizer(
             list(texts),
             add_special_tokens=special,
             padding=False,
             truncation=False,
             return_attention_mask=False,
+            return_offsets_mapping=places,
             verbose=False,
         )
-        ids: list[list[int]] = batch["input_ids"]
-        return ids
 
     @cached_property
     def knows_places(self) -> bool:
@@ -98,15 +101,7 @@ class Tokens:
         """Return for each text its token ids, without special ones around them, and the place of each token's last character."""
         if not texts:
             return []
-        batch = self.tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+        batch = self._batch(texts, special=False, places=True)
         ends = [[max(start, end - 1) for start, end in row] for row in batch["offset_mapping"]]
         return list(zip(batch["input_ids"], ends, strict=True))
 

@@ -7,11 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from rl_lightning.cli import run
-from tests.tokenizers import build
+from tests.tokenizers import policy
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "starts.md").read_text()
@@ -56,15 +54,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("starts")
     for name, row in SHAPES.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row(n)) + "\n" for n in range(100)))
-    tokenizer = build("qwen-base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=1024, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "MODEL")
-    tokenizer.save_pretrained(folder / "MODEL")
+    policy("qwen-base", folder / "MODEL", context=1024)
     return folder
 
 

@@ -14,7 +14,7 @@ from rl_lightning.data.sources.base import Example
 from rl_lightning.models import ClassifierFiles, Judge, PolicyFiles, Text
 from rl_lightning.stopping import Ends, StopStrings
 from rl_lightning.text import TextFormat
-from rl_lightning.text.tokens import Tokens, on_all_cores
+from rl_lightning.text.tokens import Tokens, in_bulk
 from tests.tokenizers import KINDS, build
 
 LIMITS = {"max_prompt_length": None, "context_length": None, "max_new_tokens": 8}
@@ -199,12 +199,12 @@ def test_batches_are_encoded_on_all_cores_and_forks_are_told_of_one():
     tokens = Tokens(tokenizer)
     texts = [f"{n} and {n + 1}" for n in range(50)]
     expected = tokens.ids(texts, special=False)
-    with on_all_cores():
+    with in_bulk():
         seen.append(os.environ["TOKENIZERS_PARALLELISM"])
         assert tokens.ids(texts, special=False) == expected
         assert not gc.isenabled()
     assert gc.isenabled()
     assert seen == ["true"] and os.environ["TOKENIZERS_PARALLELISM"] == "false"
-    with pytest.raises(ValueError), on_all_cores():
+    with pytest.raises(ValueError), in_bulk():
         raise ValueError
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"

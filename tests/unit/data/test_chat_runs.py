@@ -5,7 +5,7 @@ import string
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification
 
 from rl_lightning.algorithms import DPO, GRPO, SFT, RewardModel
 from rl_lightning.callbacks.run_card import run_card
@@ -18,23 +18,9 @@ from rl_lightning.hooks import RolloutCallback
 from rl_lightning.models import ClassifierFiles, Judge, Text
 from rl_lightning.rewards import RewardSpec
 from tests.support import trainer
-from tests.tokenizers import build
+from tests.tokenizers import build, policy
 
 ROWS = [{"prompt": f"{n}+1=", "answer": str(n), "good": f"{n + 1}", "bad": f"{n}"} for n in range(6)]
-
-
-def policy(name, directory):
-    """Save a random policy with a tokenizer of a kind."""
-    tokenizer = build(name)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=128, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return str(directory), tokenizer
 
 
 def source(tmp_path, **columns):
