@@ -28,8 +28,8 @@ def load(path: str | Path, **options: Any) -> TrainedModule:
         UserError: if there is no model at the path, or the checkpoint is damaged or was made by another version.
 
     Example:
-        >>> load("runs/grpo").generate("12+7=")  # doctest: +SKIP
-        '19'
+        >>> load("runs/grpo").generate("3+9-4=")  # doctest: +SKIP
+        '12;8#8'
     """
     place = _model_at(Path(path).expanduser())
     if place.is_dir():

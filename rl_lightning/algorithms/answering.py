@@ -55,8 +55,8 @@ class Answering(TrainedModule):
             UserError: for an unknown option, and for a prompt that is empty or too long.
 
         Example:
-            >>> SFT(policy="embedded").generate("12+7=")  # doctest: +SKIP
-            '19'
+            >>> SFT(policy="embedded").generate("3+9-4=")
+            '12;8#8'
         """
         if not isinstance(prompts, str | list | tuple):
             raise UserError(f"generate takes a text, chat messages or a list of these, not {type(prompts).__name__}")

@@ -233,3 +233,9 @@ def test_a_fit_that_fails_before_it_begins_lets_go_of_its_directory(tmp_path, mo
         trainer.fit(rl.SFT(policy="embedded"), data())
     lock = next(one for one in trainer.callbacks if isinstance(one, RunLock))
     assert not lock._files
+
+
+def test_the_answer_in_the_documentation_is_the_one_that_is_given():
+    for place in (rl.SFT.generate, rl.load):
+        assert '.generate("3+9-4=")' in place.__doc__ and "'12;8#8'" in place.__doc__
+    assert rl.SFT(policy="embedded").generate("3+9-4=") == "12;8#8"
