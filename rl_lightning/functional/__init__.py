@@ -1,10 +1,13 @@
 """The formulas of all algorithms as pure functions of tensors; they import torch and nothing else."""
 
 from rl_lightning.functional.advantages import gae, group_normalize
+from rl_lightning.functional.best_of_n import best_of_n_kl, best_of_n_kl_exact, best_of_n_mean
+from rl_lightning.functional.ensemble import Combination, combine
 from rl_lightning.functional.importance import RatioBound, RatioLevel, bounded_ratio, known_or, sampler_ratio
-from rl_lightning.functional.kl import KLEstimator, best_of_n_kl, kl_k1, kl_k2, kl_k3, kl_penalty
+from rl_lightning.functional.kl import KLEstimator, kl_k1, kl_k2, kl_k3, kl_penalty
 from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_logits
 from rl_lightning.functional.masking import masked_mean, masked_variance, masked_whiten, response_mask_from_ids
+from rl_lightning.functional.overoptimization import Law, LawKind, fit_law
 from rl_lightning.functional.policy_loss import clipped_surrogate, probability_ratio
 from rl_lightning.functional.preference_loss import bradley_terry, dpo_objective
 from rl_lightning.functional.shaping import less_divergence, overlong_penalty
@@ -13,17 +16,24 @@ from rl_lightning.functional.weights import BatchTotals, Reduction, batch_totals
 
 __all__ = [
     "BatchTotals",
+    "Combination",
     "KLEstimator",
+    "Law",
+    "LawKind",
     "RatioBound",
     "RatioLevel",
     "Reduction",
     "batch_totals",
     "best_of_n_kl",
+    "best_of_n_kl_exact",
+    "best_of_n_mean",
     "bounded_ratio",
     "bradley_terry",
     "clipped_surrogate",
+    "combine",
     "dpo_objective",
     "entropy_from_logits",
+    "fit_law",
     "gae",
     "group_normalize",
     "kl_k1",

@@ -64,32 +64,6 @@ def kl_k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
-def best_of_n_kl(n: int) -> float:
-    """Return KL(best of n ‖ π) = log n − (n − 1)/n, where "best of n" samples n responses from π and takes the best.
-
-    This is how far best-of-n sampling at inference, or rejection sampling that keeps one response of n, moves from π without
-    training. It is exact if no two responses have the same reward, and an upper bound with ties.
-
-    Args:
-        n: at least 1.
-
-    Returns:
-        Nats per response.
-
-    Raises:
-        ValueError: for n below 1.
-
-    Source: Gao et al. (arXiv 2210.10760), section 2; its figures go up to n = 60,000, which is 10 nats.
-
-    Example:
-        >>> round(best_of_n_kl(60_000), 3)
-        10.002
-    """
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
-    return math.log(n) - (n - 1) / n
-
-
 def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, log_ratio: Tensor) -> Tensor:
     """Return an estimate of KL(π‖π_ref) per token, as a term of a loss.
 
