@@ -1,6 +1,6 @@
 """Memory per device and tokens per step, computed for 1, 8 and 64 GPUs; and the same formulas compared with measurements.
 
-Usage: python -m examples.scaling                                       the tables of docs/scaling.md
+Usage: python -m examples.scaling                                       the tables of docs/inside/scaling.md
        python -m examples.scaling --measure embedded DIRECTORY ...      measure a pass, a step and sampling of a policy
 
 Nothing is downloaded: the shapes of Qwen2.5 are in this file. Measuring works on Linux only, in separate processes.

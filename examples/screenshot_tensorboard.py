@@ -1,6 +1,6 @@
 """Save a page of TensorBoard as a picture, with headless Chromium.
 
-Usage: python examples/screenshot_tensorboard.py --logdir runs/demo --page text --output examples/pictures/tensorboard.png
+Usage: python examples/screenshot_tensorboard.py --logdir runs/demo --page text --output docs/pictures/tensorboard.png
 
 Needs Chromium on the PATH (Debian: apt-get install chromium).
 """

@@ -115,7 +115,7 @@ def suite(name: str, project: Project, arguments: argparse.Namespace) -> bool:
 
 
 def row(name: str, python: str, output: str) -> str:
-    """Return a row of the table in docs/versions.md, from pytest's output."""
+    """Return a row of the table in docs/inside/versions.md, from pytest's output."""
     code = "import sys, importlib.metadata as m; print(sys.version.split()[0], *map(m.version, sys.argv[1:]))"
     versions = subprocess.run([python, "-c", code, *SHOWN], capture_output=True, text=True, check=True).stdout.split()
     ends = dict(

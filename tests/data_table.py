@@ -1,4 +1,4 @@
-"""The tables of docs/data.md, made from what the code does: `python -m tests.data_table` writes them."""
+"""The tables of docs/reference/data.md, made from what the code does: `python -m tests.data_table` writes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rl_lightning.data.sources import ExampleSource, FileExamples
 from rl_lightning.errors import UserError
 from tests.shapes import REFUSED, SHAPES
 
-PAGE = Path(__file__).parents[1] / "docs" / "data.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "data.md"
 #: Around the tables in the page.
 BEGIN, END = "<!-- {}: made by tests/data_table.py -->", "<!-- end of {} -->"
 ALGORITHMS = ("SFT", "DPO", "RewardModel", "GRPO", "PPO", "DAPO", "RFT")

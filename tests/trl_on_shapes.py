@@ -1,6 +1,6 @@
 """What TRL does with the rows of `tests.shapes`: `python -m tests.trl_on_shapes`, where TRL is installed, writes trl_on_shapes.json.
 
-Each trainer gets four rows of a shape and a tiny model, and takes one step. The file holds what docs/data.md says of it.
+Each trainer gets four rows of a shape and a tiny model, and takes one step. The file holds what docs/reference/data.md says of it.
 """
 
 from __future__ import annotations

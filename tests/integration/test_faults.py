@@ -1,4 +1,4 @@
-"""What goes wrong in a run, and what then happens: a test for each row of docs/faults.md."""
+"""What goes wrong in a run, and what then happens: a test for each row of docs/inside/faults.md."""
 
 import ast
 import json
@@ -666,7 +666,7 @@ def test_directory_of_a_finished_run(tiny_policy, tmp_path, capsys, caplog):
 
 def rows():
     """Return the rows of the table: fault → the name of the test, a file before it where that is not this one."""
-    table = (ROOT / "docs" / "faults.md").read_text().splitlines()
+    table = (ROOT / "docs" / "inside" / "faults.md").read_text().splitlines()
     cells = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table if line.startswith("| ")]
     assert {len(row) for row in cells} == {5}
     return {row[0]: row[-1] for row in cells[1:]}

@@ -1,4 +1,4 @@
-"""The seven starts of docs/starts.md, as they stand there, on files of the shapes that it names and a policy with a chat template."""
+"""The seven starts of docs/start/recipes.md, as they stand there, on files of the shapes that it names and a policy with a chat template."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from rl_lightning.cli import run
 from tests.tokenizers import policy
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "starts.md").read_text()
+TEXT = (ROOT / "docs" / "start" / "recipes.md").read_text()
 BLOCKS = dict(re.findall(r"^## (.+?)$.*?^```\w+\n(.*?)^```", TEXT, re.M | re.S))
 #: What makes a run short, whatever the start is about.
 SHORT = ["--trainer.max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]  # fmt: skip

@@ -182,6 +182,6 @@ def test_the_most_rows_fit_and_twice_as_many_do_not(algorithm):
 def test_the_page_shows_what_the_example_prints(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["examples.scaling"])
     scaling.main()
-    page = (ROOT / "docs" / "scaling.md").read_text().splitlines()
+    page = (ROOT / "docs" / "inside" / "scaling.md").read_text().splitlines()
     printed = [line for line in capsys.readouterr().out.splitlines() if line]
     assert len(printed) > 60 and [line for line in printed if line not in page] == []

@@ -20,7 +20,7 @@ from rl_lightning.errors import UserError
 class FileExamples(TableSource):
     """Examples from files: JSON lines (``.jsonl``, ``.json``), a JSON array (``.json``), ``.csv``, ``.tsv``, all also ``.gz``, or ``.parquet``.
 
-    What the rows hold is recognised from their columns: docs/data.md lists the shapes. A column that an option names is read as
+    What the rows hold is recognised from their columns: docs/reference/data.md lists the shapes. A column that an option names is read as
     the option says.
 
     A row without a prompt, an answer or a response in the column for it is an error, and so is one that is null, empty or of the

@@ -1,4 +1,4 @@
-"""docs/data.md says what the code does."""
+"""docs/reference/data.md says what the code does."""
 
 from tests.data_table import PAGE, page
 
