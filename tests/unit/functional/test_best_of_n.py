@@ -89,7 +89,7 @@ def test_its_mean_over_samples_is_that_of_the_policy(n):
 
 def from_products(n: int) -> float:
     """Enumerate the distribution of the best of n by its score, where equal scores are one outcome."""
-    levels = [float(POLICY[ITS_SCORES == level].sum()) for level in (0.0, 1.0, 2.0)]
+    levels = [float(POLICY[level == ITS_SCORES].sum()) for level in (0.0, 1.0, 2.0)]
     chances = [0.0] * 3
     for drawn in itertools.product(range(3), repeat=n):
         chances[max(drawn)] += math.prod(levels[one] for one in drawn)
