@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -89,15 +90,27 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
-def sampling_metrics(samples: int, prefix: str) -> MetricCollection:
-    """Return pass@1, pass@k for k a power of two or all samples, and the means of reward, length and truncation."""
+def sampling_metrics(samples: int, rewards: Sequence[str], prefix: str) -> MetricCollection:
+    """Return pass@1, pass@k for k a power of two or all samples, and the means of reward, length and truncation.
+
+    Args:
+        samples: responses to a prompt.
+        rewards: names of the rewards; where there are several, each has a mean of its own, before its weight.
+        prefix: of the names.
+    """
     ks = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
     metrics: dict[str, Metric | MetricCollection] = {f"pass@{k}": PassAtK(k) for k in ks}
     metrics["reward_mean"] = RolloutMean(lambda rollout: rollout.rewards)
+    if len(rewards) > 1:
+        metrics |= {f"reward/{name}": RolloutMean(partial(_component, name)) for name in rewards}
     metrics["length_mean"] = RolloutMean(lambda rollout: rollout.lengths)
     metrics["failed_fraction"] = RolloutMean(lambda rollout: ~rollout.scored)
     metrics["truncated_fraction"] = RolloutMean(lambda rollout: rollout.truncated)
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+def _component(name: str, rollout: Rollout) -> Tensor:
+    return rollout.reward_components[name]
 
 
 class TokenMean(Metric):

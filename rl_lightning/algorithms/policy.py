@@ -158,10 +158,11 @@ class PolicyModule(ObjectiveModule, Answering):
     # ---------------------------------------------------------------- evaluation
 
     def evaluation_step(self, batch: Rows, stage: str) -> None:
-        """Add the samples of some held-out prompts to pass@1, pass@k, reward, length and truncation."""
+        """Add the samples of some held-out prompts to pass@1, pass@k, rewards, length and truncation."""
         assert isinstance(batch, Rollout)
         samples = int((batch.group_ids == batch.group_ids[0]).sum())
-        self.evaluation_metrics(stage, partial(sampling_metrics, samples)).update(batch)
+        rewards = tuple(batch.reward_components)
+        self.evaluation_metrics(stage, partial(sampling_metrics, samples, rewards)).update(batch)
 
     def predict_step(self, batch: Rollout, batch_idx: int) -> Rollout:
         """Return the sampled and scored responses; `PredictionWriter` writes them down."""

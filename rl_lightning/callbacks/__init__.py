@@ -17,6 +17,7 @@ from rl_lightning.callbacks.overlong_filter import OverlongFilter
 from rl_lightning.callbacks.predictions import PredictionWriter
 from rl_lightning.callbacks.progress import RolloutLines, RolloutProgressBar
 from rl_lightning.callbacks.rejection_sampling import RejectionSampling
+from rl_lightning.callbacks.reward_watch import RewardWatch
 from rl_lightning.callbacks.rng_state import RNGState
 from rl_lightning.callbacks.run_card import RunCard
 from rl_lightning.callbacks.run_lock import RunLock
@@ -44,6 +45,7 @@ __all__ = [
     "PredictionWriter",
     "RNGState",
     "RejectionSampling",
+    "RewardWatch",
     "RolloutCallback",
     "RolloutLines",
     "RolloutProgressBar",

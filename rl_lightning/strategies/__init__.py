@@ -1,6 +1,12 @@
 """Ranks, sharded models and checkpoints, whatever strategy the Trainer has."""
 
-from rl_lightning.strategies.checkpoints import AtomicCheckpointIO, atomic_save, check_origin, load_plain
+from rl_lightning.strategies.checkpoints import (
+    AtomicCheckpointIO,
+    atomic_save,
+    check_origin,
+    checkpoint_steps,
+    load_plain,
+)
 from rl_lightning.strategies.fsdp2 import FSDP2Strategy
 from rl_lightning.strategies.parallel import (
     StopSign,
@@ -20,6 +26,7 @@ __all__ = [
     "StopSign",
     "atomic_save",
     "check_origin",
+    "checkpoint_steps",
     "clip_gradients",
     "data_parallel_rank",
     "data_parallel_size",

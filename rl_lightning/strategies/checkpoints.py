@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,6 +70,15 @@ def load_plain(path: str | Path, **options: Any) -> Any:
         raise UserError(
             f"{path} cannot be read, it is damaged or no checkpoint: {_reason(error)}; take another one"
         ) from error
+
+
+def checkpoint_steps(directories: Iterable[str | Path]) -> dict[Path, int]:
+    """Return the checkpoints in some directories: path → optimizer steps that had been taken. Weights are not read."""
+    found = {}
+    for path in (path for directory in directories for path in sorted(Path(directory).glob("*.ckpt"))):
+        place = path / "meta.pt" if path.is_dir() else path
+        found[path] = int(torch.load(place, weights_only=True, mmap=True, map_location="cpu")["global_step"])
+    return found
 
 
 def check_origin(path: str | Path, goes_on: bool) -> None:

@@ -150,9 +150,10 @@ def test_evaluation_metrics_by_hand():
         lengths=[1, 2, 3, 4, 5, 6, 7, 8],
         truncated=[0, 0, 0, 0, 0, 0, 1, 1],
     )
+    first.reward_components = {"one": first.rewards, "two": first.rewards * 2 + 1}
     second = first.select(torch.tensor([4, 5, 6, 7]))
     second.group_ids = torch.zeros(4, dtype=torch.long)
-    metrics = sampling_metrics(samples=4, prefix="val/")
+    metrics = sampling_metrics(4, ("one", "two"), "val/")
     metrics.update(first)
     metrics.update(second)
     values = {name: float(value) for name, value in metrics.compute().items()}
@@ -162,6 +163,8 @@ def test_evaluation_metrics_by_hand():
         "val/pass@4": 1.0,  # the other two have three scored samples, which say nothing of four
         "val/failed_fraction": 2 / 12,
         "val/reward_mean": (3.5 + 0.5) / (7 + 3),
+        "val/reward/one": (3.5 + 0.5) / (7 + 3),
+        "val/reward/two": 2 * (3.5 + 0.5) / (7 + 3) + 1,
         "val/length_mean": (36 + 26) / 12,
         "val/truncated_fraction": 4 / 12,
     }
@@ -172,8 +175,12 @@ def test_evaluation_metrics_by_hand():
 
 @pytest.mark.parametrize(("samples", "ks"), [(1, {1}), (2, {1, 2}), (6, {1, 2, 4, 6}), (8, {1, 2, 4, 8})])
 def test_pass_at_powers_of_two_and_at_all_samples(samples, ks):
-    names = {name for name in sampling_metrics(samples, "test/") if "pass@" in name}
+    names = {name for name in sampling_metrics(samples, (), "test/") if "pass@" in name}
     assert names == {f"test/pass@{k}" for k in ks}
+
+
+def test_one_reward_has_no_mean_of_its_own():
+    assert not [name for name in sampling_metrics(4, ("one",), "val/") if "reward/" in name]
 
 
 def test_a_mean_leaves_out_what_failed():

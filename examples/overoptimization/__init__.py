@@ -1,0 +1,1 @@
+"""Over-optimisation of reward models, measured with the embedded policy."""
