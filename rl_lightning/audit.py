@@ -1,0 +1,197 @@
+"""An audit of rewards before training: what does the best of many answers by a reward look like to a verifier?
+
+No step is trained. A policy answers prompts many times, every reward scores every answer, and the verifier says what the best answer of
+n by each reward is worth. A reward by whose best of 16 the verifier falls will be found out by training too, only later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
+
+from rl_lightning.errors import UserError
+from rl_lightning.functional import best_of_n_mean
+
+#: Name of what training would maximise: all rewards by weight, as callbacks have shaped them.
+TRAINED = "trained reward"
+#: Standard errors by which the verifier must fall, or rise, for a verdict.
+_SURE = 2.0
+#: Scores of a reward model that differ by less than this share of their size are equal: sums over other batches differ by rounding.
+_EQUAL = 1e-5
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to some prompts, the same number to each, and what rewards make of them.
+
+    Args:
+        scores: reward → (prompts, answers) float; NaN where it failed or does not apply.
+        lengths: (prompts, answers) long, tokens.
+    """
+
+    scores: Mapping[str, Tensor]
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an audit says of one reward.
+
+    Args:
+        reward: its name.
+        with_verifier, with_length: rank correlation with the verifier and with the length in tokens, within a prompt, mean over
+            prompts; NaN where there is no prompt on which both vary.
+        best_of: n → mean over prompts of the verifier at the best of n by this reward, and its standard error.
+        change, error: verifier at the largest n less that at n = 1, and the standard error of this difference over prompts.
+        spread: standard deviation within a prompt, mean over prompts.
+        ties: share of pairs of answers to a prompt with equal scores.
+        failed: share of answers without a score.
+    """
+
+    reward: str
+    with_verifier: float
+    with_length: float
+    best_of: dict[int, tuple[float, float]]
+    change: float
+    error: float
+    spread: float
+    ties: float
+    failed: float
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the verifier falls by more than two standard errors: by chance alone, in 2.3 % of audits."""
+        return self.change < -_SURE * self.error
+
+    @property
+    def text(self) -> str:
+        """The verdict in a few words."""
+        if self.ties == 1:
+            return "says nothing: all answers to a prompt have the same score"
+        if self.alarm:
+            return "ALARM: its best answers are worse than the average"
+        if self.change > _SURE * self.error:
+            return "sound: its best answers are better than the average"
+        return "open: no change that this number of prompts could show"
+
+
+def judge(answers: Answers, verifier: str, sizes: Sequence[int] = (1, 4, 16)) -> list[Verdict]:
+    """Return what an audit says of each reward.
+
+    A reward's failed scores are left out; a prompt counts for it if enough answers have both a score and the verifier's.
+
+    Args:
+        answers: of the policy that is to be trained.
+        verifier: name of the reward that knows the truth.
+        sizes: n of "best of n", from 1 on.
+
+    Raises:
+        UserError: if the verifier does not exist, has no spread, or if there are too few answers for the largest n.
+    """
+    if verifier not in answers.scores:
+        raise UserError(f"audit: there is no reward {verifier!r} to verify by; there are {', '.join(answers.scores)}")
+    count = answers.lengths.shape[1]
+    if count < 2 * max(sizes):
+        raise UserError(
+            f"audit: best of {max(sizes)} from {count} answers to a prompt would say little: take {2 * max(sizes)} or more"
+        )
+    truth = answers.scores[verifier]
+    if not bool((_spread(truth) > 0).any()):
+        raise UserError(
+            f"audit: the verifier {verifier!r} gives all answers to a prompt the same score, so it cannot tell good from bad: take "
+            "another one, other prompts, or a higher temperature"
+        )
+    return [_verdict(name, score, truth, answers.lengths, sizes) for name, score in answers.scores.items()]
+
+
+def _verdict(name: str, scores: Tensor, truth: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Verdict:
+    ties, with_verifier, with_length = [], [], []
+    curves: list[Tensor] = []
+    for row, true, length in zip(scores, truth, lengths, strict=True):
+        known = ~(row.isnan() | true.isnan())
+        if int(known.sum()) < max(sizes):
+            continue
+        score, value, tokens = _rounded(row[known].double()), true[known].double(), length[known].double()
+        with_verifier.append(_correlation(score, value))
+        with_length.append(_correlation(score, tokens))
+        counts = score.unique(return_counts=True)[1].double()
+        ties.append(float((counts * (counts - 1)).sum()) / (len(score) * (len(score) - 1)))
+        curves.append(torch.stack([best_of_n_mean(score, value, n) for n in (1, *sizes)]))
+    if len(curves) < 2:
+        raise UserError(f"audit: {name} scored too few answers: {len(curves)} prompts have {max(sizes)} with a score")
+    table = torch.stack(curves)
+    means, errors = table.mean(0).tolist(), (table.std(0) / len(table) ** 0.5).tolist()
+    change = table[:, -1] - table[:, 0]
+    return Verdict(
+        reward=name,
+        with_verifier=_mean(with_verifier),
+        with_length=_mean(with_length),
+        best_of={n: (mean, error) for n, mean, error in zip(sizes, means[1:], errors[1:], strict=True)},
+        change=float(change.mean()),
+        error=float(change.std()) / len(table) ** 0.5,
+        spread=float(_spread(scores).mean()),
+        ties=_mean(ties),
+        failed=float(scores.isnan().double().mean()),
+    )
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    """Return scores of which those that differ by rounding only are equal."""
+    size = float(scores.abs().max())
+    step = 10.0 ** math.floor(math.log10(size * _EQUAL)) if size else 1.0
+    return (scores / step).round() * step
+
+
+def _spread(scores: Tensor) -> Tensor:
+    """Return the standard deviation of the scores of each prompt that are no NaN, (prompts,)."""
+    known = ~scores.isnan()
+    kept = torch.where(known, scores.double(), 0)
+    count = known.sum(1).clamp(min=1)
+    mean = kept.sum(1) / count
+    return (torch.where(known, kept - mean[:, None], 0).square().sum(1) / count).sqrt()
+
+
+def _correlation(left: Tensor, right: Tensor) -> float:
+    """Return the rank correlation of two rows, NaN where one of them does not vary."""
+    if len(left.unique()) < 2 or len(right.unique()) < 2:
+        return math.nan
+    return float(spearman_corrcoef(left, right))
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of what is no NaN; NaN if there is nothing."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def report(verdicts: Sequence[Verdict], verifier: str, answers: Answers) -> str:
+    """Return a table of verdicts, a line a reward."""
+    prompts, count = answers.lengths.shape
+    sizes = list(verdicts[0].best_of)
+    heads = [
+        "reward",
+        "rank corr. with verifier",
+        "with length",
+        *(f"best of {n}" for n in sizes),
+        "spread",
+        "ties",
+        "failed",
+    ]
+    lines = [[*heads, "verdict"]]
+    for one in verdicts:
+        best = [f"{mean:.3f} ± {error:.3f}" for mean, error in one.best_of.values()]
+        numbers = [_number(one.with_verifier), _number(one.with_length), *best, f"{one.spread:.3g}"]
+        lines.append([one.reward, *numbers, f"{one.ties:.0%}", f"{one.failed:.0%}", one.text])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    title = f"{prompts} prompts × {count} answers; under 'best of n' what the verifier {verifier} says of it, ± 1 standard error"
+    return "\n".join([title, *table])
+
+
+def _number(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:+.2f}"
