@@ -1,4 +1,4 @@
-"""Whether an algorithm can learn from what a source holds."""
+"""Checks before anything is sampled: whether algorithm, data, rewards and policy fit together."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from rl_lightning.data.sources.base import Example, ExampleSource, Split
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.data.sources.shape import Offer, Shape
 from rl_lightning.errors import UserError
+from rl_lightning.generation import Sampling
+from rl_lightning.learner import Learner
+from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import Rewarder
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,44 @@ _ADVICE: dict[tuple[str, Offer], str] = {
     ("demonstrations", "pairs"): "take DPO or RewardModel, or name the responses to imitate: response_column: chosen",
     ("demonstrations", "labels"): "take RFT, or name them to imitate bad ones too: response_column: completion",
 }
+
+
+def check_serves(module: Learner, data: str, serves: Sequence[str]) -> None:
+    """Refuse an algorithm that learns from what a DataModule does not serve.
+
+    Args:
+        module: the algorithm.
+        data: class of the DataModule.
+        serves: what it serves.
+
+    Raises:
+        UserError: with both.
+    """
+    if module.learns_from not in (None, *serves):
+        raise UserError(
+            f"{type(module).__name__} learns from {module.learns_from}, but {data} serves "
+            f"{' and '.join(serves) or 'nothing'}: change data.class_path or model.class_path"
+        )
+
+
+def check_stop_ids(sampling: Sampling, files: PolicyFiles) -> None:
+    """Refuse stop tokens that the policy does not have.
+
+    Raises:
+        UserError: naming the first.
+    """
+    known = files.config.get_text_config().vocab_size
+    unknown = [number for number in sampling.stop_token_ids or () if number >= known]
+    if unknown:
+        raise UserError(f"sampling.stop_token_ids: {unknown[0]} is none of the policy's {known} token ids")
+
+
+def without_reward(source: ExampleSource) -> str:
+    """Return the message that a source has no reward, and what to do."""
+    return (
+        f"{type(source).__name__} has no reward of its own: list at least one under data.init_args.rewards, such as "
+        "{function: rl_lightning.rewards.functions.answer_correct}"
+    )
 
 
 def check_fit(algorithm: str, given: str, source: ExampleSource, shape: Shape) -> None:

@@ -32,6 +32,10 @@ class AddWritten(Protocol):
     """Completes prompts by what was written to them."""
 
     @property
+    def called(self) -> str:
+        """What messages call the examples, such as `pairs`."""
+
+    @property
     def settings(self) -> tuple[object, ...]:
         """Everything but the policy's tokenizer that what is added follows from, as values with a faithful `repr`."""
 
@@ -60,7 +64,6 @@ def encode_prompts(
     check_answers: Callable[[list[Any]], list[str | None]] | None = None,
     add_written: AddWritten | None = None,
     unread: Problems | None = None,
-    called: str = "prompts",
 ) -> EncodedPrompts:
     """Turn examples into prompts of token ids, and find everything that is wrong with them.
 
@@ -80,7 +83,6 @@ def encode_prompts(
         check_answers: from all gold answers, in one call, to what is wrong with each, None where nothing is.
         add_written: adds the tokens of written responses to the good prompts.
         unread: rows of the source that made no example, to be counted with the bad ones, which are added to them.
-        called: what messages call the examples.
 
     Returns:
         The good prompts, in the order of the examples.
@@ -113,6 +115,7 @@ def encode_prompts(
                     rows.add(one, place)
                     cut += one.cut
             gc.collect(0)
+    called = "prompts" if add_written is None else add_written.called
     faults.report(on_bad, Problems() if unread is None else unread, called, cut)
     encoded = rows.done(system_prompt, form.chat)
     _warn_of_unknown(encoded, tokenizer)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
+from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.errors import UserError
 
 #: What marks a value as a hash, of which nobody wants to see the digits.
@@ -24,6 +25,22 @@ def digest(parts: Iterable[object]) -> str:
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of a tokenizer's vocabulary, special tokens and chat template."""
     return digest([sorted(tokenizer.get_vocab().items()), sorted(tokenizer.all_special_ids), tokenizer.chat_template])
+
+
+def prompt_digests(prompts: EncodedPrompts | None, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Return what every run learns from, in words → its hash.
+
+    Args:
+        prompts: of training; None if there are none.
+        tokenizer: of the policy.
+    """
+    known = zip(prompts.ids, prompts.examples, strict=True) if prompts is not None else ()
+    return {
+        "the training prompts or their answers (data.init_args.prompts, prompt_options)": digest(
+            (ids.tolist(), example.answer) for ids, example in known
+        ),
+        "the tokenizer": tokenizer_digest(tokenizer),
+    }
 
 
 def refuse_changes(saved: Mapping[str, object], own: Mapping[str, object]) -> None:

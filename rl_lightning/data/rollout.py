@@ -19,7 +19,7 @@ from rl_lightning.data.steps import Layout, StepSizes
 from rl_lightning.data.supply import Supply
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import Refill, Stages
-from rl_lightning.learner import PolicyLearner
+from rl_lightning.learner import PolicyLearner, trained_policy
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
 
 
@@ -86,7 +86,7 @@ class RolloutDataModule(SamplingDataModule):
     @property
     def train_prompts(self) -> int:
         """How many training prompts there are."""
-        return len(self._encoded["train"])
+        return len(self.encoded["train"])
 
     def describe(self) -> dict[str, str]:
         """Return the lines of the run card that speak of the data."""
@@ -139,7 +139,7 @@ class RolloutDataModule(SamplingDataModule):
         if budget is None:
             sizes = equal_cuts(rows, self.microbatch_size)
         else:
-            longest = int(self._encoded["train"].ids.lengths.max())
+            longest = int(self.encoded["train"].ids.lengths.max())
             passes = rollout_passes(budget, rows, self.group_size, longest, self.sampling.max_new_tokens)
             sizes = StepSizes(rows, None, passes)
         self.sizes = accumulate(self.trainer, sizes)
@@ -190,10 +190,10 @@ class RolloutDataModule(SamplingDataModule):
             layout=self.layout,
             sizes=self.sizes,
             sampler=self.sampler,
-            policy=self.trained_policy(),
+            policy=trained_policy(self.trainer, self.ends),
             module=cast(PolicyLearner, self.module),
             stages=Stages(self.trainer),
-            prompts=list(self._encoded["train"]),
+            prompts=list(self.encoded["train"]),
             sampling=self.sampling,
             refill=self.refill,
             supply=Supply() if self.collector is None else self.collector.supply,

@@ -12,7 +12,6 @@ from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Generator, Request, Sampling
 from rl_lightning.generation.native import NativeGenerator
 from rl_lightning.models import PolicyFiles
-from rl_lightning.stopping import Ends
 from rl_lightning.text import Messages, TextFormat
 
 
@@ -76,7 +75,7 @@ def answers(
         left = files.context_length - max(len(question.input_ids) for question in asked)
         sampling = replace(sampling, max_new_tokens=max(1, min(sampling.max_new_tokens, left)))
     _check_lengths(asked, files.context_length, sampling.max_new_tokens)
-    ends = Ends.of(form, files.stop_ids, sampling.stop or (), sampling.stop_token_ids or ())
+    ends = sampling.ends(form, files.stop_ids)
     request = Request(
         prompts=asked,
         group_size=samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
-from rl_lightning.stopping import StopStrings
+from rl_lightning.stopping import Ends, StopStrings
+from rl_lightning.text import TextFormat
 
 #: The name of one response's random numbers: (seed, number of the response in the run). The same stream gives the same numbers
 #: whatever else is in the batch, on any rank, before and after a restart.
@@ -55,6 +56,15 @@ class Sampling:
     def cap(self, of_prompt: int | None) -> int:
         """Return the cap on new tokens of a response to a prompt whose own cap is `of_prompt` tokens; None if it has none."""
         return self.max_new_tokens if of_prompt is None else min(of_prompt, self.max_new_tokens)
+
+    def ends(self, text: TextFormat, stop_ids: Iterable[int]) -> Ends:
+        """Return what ends the responses of a policy.
+
+        Args:
+            text: how its prompts and responses become token ids.
+            stop_ids: every end-of-sequence token of it.
+        """
+        return Ends.of(text, stop_ids, self.stop or (), self.stop_token_ids or ())
 
     def check(self, training: bool) -> None:
         """Refuse settings that cannot be sampled with.

@@ -24,7 +24,6 @@ from rl_lightning.data.sizes import (
     refuse_partial_epochs,
     share_of_rank,
 )
-from rl_lightning.data.sources.base import Split
 from rl_lightning.data.steps import StepSizes, permutation, step_totals, step_weights
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
@@ -140,22 +139,12 @@ class OfflineDataModule(SamplingDataModule):
         self.microbatch_size = microbatch_size
         self.max_tokens_per_microbatch = max_tokens_per_microbatch
 
-    def learns_written(self, split: Split) -> bool:
-        """Tell whether written responses to the prompts of a split are learnt from."""
-        return False
-
-    def learns_written_pairs(self, split: Split) -> bool:
-        """Tell whether they are learnt from in pairs, each with the rejected one."""
-        return False
-
-    def written_reader(self, split: Split) -> WrittenReader | None:
-        """Return what reads the written responses to the prompts of a split; None if nobody learns from them."""
-        if not self.learns_written(split):
-            return None
+    def written_reader(self, pairs: bool) -> WrittenReader:
+        """Return what reads written responses; in pairs, each with the rejected one."""
         limits = [limit for limit in (self.max_length, self.module.policy_files.context_length) if limit is not None]
         return WrittenReader(
             self.text_format,
-            self.learns_written_pairs(split),
+            pairs,
             min(limits, default=None),
             self.max_length is not None,
             self.truncation,
@@ -169,10 +158,6 @@ class OfflineDataModule(SamplingDataModule):
         if self.max_tokens_per_microbatch is not None and len(table):
             size = max(1, min(size, self.max_tokens_per_microbatch // int(table.tokens().max())))
         return TableLoader(self.trainer, table, size, self.watch)
-
-    def called(self, split: Split) -> str:
-        """Return what messages call the examples of a split."""
-        return "pairs" if self.learns_written(split) and self.learns_written_pairs(split) else super().called(split)
 
     @property
     def advice(self) -> str:
@@ -191,10 +176,11 @@ class OfflineDataModule(SamplingDataModule):
 
     def record(self) -> dict[str, object]:
         """Return what may not change between a checkpoint and a run that goes on from it."""
-        known, own = self._digests is not None, super().record()
-        if not known and self._digests is not None:
-            self._digests[f"what the {self.units} are made of"] = self.table.digest()
-        return own | (self._digests or {}) | {"data.init_args.batch_size": self.batch_size}
+        return super().record() | {"data.init_args.batch_size": self.batch_size}
+
+    def digests(self) -> dict[str, str]:
+        """Return what training learns from, in words → its hash; the table too."""
+        return super().digests() | {f"what the {self.units} are made of": self.table.digest()}
 
     def setup(self, stage: str) -> None:
         """Check sizes, then set up prompts and rewards."""

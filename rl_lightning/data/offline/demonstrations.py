@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,9 +16,8 @@ from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.offline.base import OfflineDataModule
 from rl_lightning.data.offline.written import stack
 from rl_lightning.data.record import digest
-from rl_lightning.data.sources.base import Example, Split
-from rl_lightning.data.sources.conversations import at_last_turn
-from rl_lightning.data.sources.problems import Problems
+from rl_lightning.data.sources.base import Split
+from rl_lightning.data.splits import Use
 from rl_lightning.functional import Reduction
 from rl_lightning.hooks import Stages
 from rl_lightning.types import Microbatch, Sealed
@@ -116,23 +115,23 @@ class DemonstrationDataModule(OfflineDataModule):
             Stages(self.trainer).refuse(stages, "acts on rollouts, and demonstrations are none")
         super().setup(stage)
         if stage == "fit":
-            self._table = DemonstrationTable(self._encoded["train"], self.module.policy_files.tokenizer.pad_token_id)
+            self._table = DemonstrationTable(self.encoded["train"], self.module.policy_files.tokenizer.pad_token_id)
             self.check_size()
 
-    def learns_written(self, split: Split) -> bool:
-        """Tell whether written responses to the prompts of a split are learnt from, or measured; held-out ones are if there are some."""
-        return split == "train" or "demonstrations" in self._brings[split]
+    def use(self, split: Split, brought: frozenset[str]) -> Use:
+        """Return what the examples of a split are for; held-out ones are measured on if they bring demonstrations."""
+        usual = super().use(split, brought)
+        if split == "train":
+            usual = replace(usual, new_tokens=0, scored=False)
+        elif "demonstrations" not in brought:
+            return usual
+        return replace(usual, written=self.written_reader(pairs=False), last_turn=self.learn == "last")
 
     def held_out_loader(self, kind: str, split: Split) -> Iterable[Sealed] | None:
         """Return the held-out data of one kind, batch by batch, demonstrations too; None if there are none."""
         if kind != "demonstrations":
             return super().held_out_loader(kind, split)
-        prompts = self._encoded.get(split)
-        if prompts is None or not self.learns_written(split):
+        prompts = self.encoded.get(split)
+        if prompts is None or not prompts.sides:
             return None
         return self.table_loader(DemonstrationTable(prompts, self.module.policy_files.tokenizer.pad_token_id))
-
-    def examples(self, split: Split, unread: Problems) -> list[Example]:
-        """Return the examples of a split that are used."""
-        examples = super().examples(split, unread)
-        return list(map(at_last_turn, examples)) if self.learn == "last" and self.learns_written(split) else examples

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -83,13 +82,18 @@ class LabelledTables:
         log.info("%s: %s", split, table)
         return table, rollout
 
-    def add_reference(self, table: PairTable, passes: Sequence[Tensor]) -> None:
-        """Add the reference's log-probabilities to pairs, where training wants them.
+    def add_reference(self, table: PairTable, pairs: int | None, budget: int | None, units: str) -> None:
+        """Add the reference's log-probabilities to pairs, if the module wants them.
 
         Args:
-            table: of all training pairs.
-            passes: see `reference_passes`.
+            table: of the pairs.
+            pairs: in a forward pass of the reference, where there is no budget.
+            budget: tokens in a pass at most.
+            units: what messages call the pairs.
         """
+        if not self.module.wants_reference:
+            return
+        passes = reference_passes(table, pairs, budget, units)
         module = cast(ReferenceLearner, self.module)
         table.rows = replace(table.rows, ref_logprobs=self.frozen.reference_logprobs(module, table.rows, passes))
 

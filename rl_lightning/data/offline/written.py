@@ -51,6 +51,11 @@ class WrittenReader:
         return {"response": "response", "rejected": "rejected response"} if self.pairs else {"response": "response"}
 
     @property
+    def called(self) -> str:
+        """What messages call the examples."""
+        return "pairs" if self.pairs else "prompts"
+
+    @property
     def settings(self) -> tuple[object, ...]:
         """Everything but the policy's tokenizer that what is added follows from."""
         return self.pairs, self.max_length, self.asked_for, self.truncation

@@ -16,7 +16,7 @@ def demonstrations(path, **options):
 
 
 def table_of(data):
-    table = data._encoded["train"]
+    table = data.encoded["train"]
     return [(one.input_ids, one.text, one.messages, one.written, one.learnt, one.example, one.index) for one in table]
 
 
@@ -45,5 +45,5 @@ def on_this(policy, directory, path, **options):
         return {"calls": calls, "error": str(error)}
     finally:
         sampling.encode_prompts = own
-    mapped = not data._encoded["train"].ids.flat.flags.owndata
+    mapped = not data.encoded["train"].ids.flat.flags.owndata
     return {"calls": calls, "table": table_of(data), "steps": steps.rows, "mapped": mapped}

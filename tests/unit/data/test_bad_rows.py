@@ -128,7 +128,7 @@ LONG = json.dumps({"prompt": "1+1+1+1+1+1=", "answer": "6", "response": "1234#6"
 
 
 def served(data):
-    return [[*prompt.input_ids, *prompt.written[0]] for prompt in data._encoded["train"]]
+    return [[*prompt.input_ids, *prompt.written[0]] for prompt in data.encoded["train"]]
 
 
 def test_longer_texts_are_dropped_or_lose_the_beginning_of_their_prompt(tiny_policy, tmp_path, caplog):
@@ -170,7 +170,7 @@ def test_both_responses_of_a_pair_follow_the_same_cut_prompt(tiny_policy, tmp_pa
     data = fit(RewardDataModule(prompts=source, origin="files", **options), DPO(policy=tiny_policy), tmp_path)
     pair = data.table.batch(torch.tensor([0]))
     prompts = pair.input_ids[:, : -pair.response_length][pair.attention_mask[:, : -pair.response_length]].view(2, -1)
-    assert prompts.tolist() == [data._encoded["train"][0].input_ids] * 2 and prompts.shape[1] == 3
+    assert prompts.tolist() == [data.encoded["train"][0].input_ids] * 2 and prompts.shape[1] == 3
     assert int(pair.attention_mask.sum(1).max()) == 10
 
 

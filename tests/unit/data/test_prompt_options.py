@@ -44,7 +44,7 @@ def test_the_template_of_training_is_exported(tmp_path):
     rows = [{"messages": TURNS[:2]}, {"messages": TURNS[:2], "chat_template_kwargs": {"thinking": True}}] * 2
     data = DemonstrationDataModule(prompts=source(tmp_path, rows), prompt_options=options, batch_size=2, seed=0)
     fit(SFT(policy=path), data, tmp_path, HFExport(str(tmp_path / "hf")))
-    train = data._encoded["train"]
+    train = data.encoded["train"]
     assert train[0].text == "<|im_start|>user\n1+2=/no_think<|im_end|>\n<|im_start|>assistant\n<think>\n"
     assert train[1].text == "<|im_start|>user\n1+2=<|im_end|>\n<|im_start|>assistant\n<think>\n"
     exported = AutoTokenizer.from_pretrained(tmp_path / "hf")
@@ -53,7 +53,7 @@ def test_the_template_of_training_is_exported(tmp_path):
     # Training that goes on from it does not write the prefix twice.
     again = DemonstrationDataModule(prompts=source(tmp_path, rows), prompt_options=options, batch_size=2, seed=0)
     fit(SFT(policy=str(tmp_path / "hf")), again, tmp_path / "again")
-    assert again._encoded["train"][0].text == asked
+    assert again.encoded["train"][0].text == asked
 
 
 def test_the_last_turn_alone_is_learnt_if_asked_for(tmp_path):
