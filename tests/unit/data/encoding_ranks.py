@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 
 from rl_lightning.algorithms import SFT
-from rl_lightning.data import DemonstrationDataModule, PromptOptions, prompts, sampling
+from rl_lightning.data import DemonstrationDataModule, PromptOptions, prompts, splits
 from rl_lightning.data.sources import FileExamples
 from rl_lightning.errors import UserError
 from tests.support import trainer
@@ -36,7 +36,7 @@ def on_this(policy, directory, path, **options):
         calls.append(len(arguments[0]))
         return own(*arguments, **named)
 
-    sampling.encode_prompts = counted
+    splits.encode_prompts = counted
     try:
         data, steps = demonstrations(path, **options), Steps()
         run = trainer(directory, [steps], online=False, devices=2, strategy="ddp")
@@ -44,6 +44,6 @@ def on_this(policy, directory, path, **options):
     except UserError as error:
         return {"calls": calls, "error": str(error)}
     finally:
-        sampling.encode_prompts = own
+        splits.encode_prompts = own
     mapped = not data.encoded["train"].ids.flat.flags.owndata
     return {"calls": calls, "table": table_of(data), "steps": steps.rows, "mapped": mapped}
