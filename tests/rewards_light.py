@@ -8,6 +8,11 @@ def even_characters(*, response):
     return float(len(response) % 2 == 0)
 
 
+def starts_with_a_hash(response):
+    """Return 1 for a text that begins as the answers of the chain sums do."""
+    return float(response.startswith("#"))
+
+
 def sum_of_digits(*, response, modulus=100):
     """Return the sum of a text's digits, up to a modulus: few texts have equal ones."""
     return float(sum(map(int, filter(str.isdigit, response))) % modulus)

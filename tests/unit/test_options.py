@@ -13,6 +13,7 @@ from rl_lightning.data.sources import ChainSum
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.options import Checked, plain_options
+from rl_lightning.options.parser import Parser
 
 
 class Tuned(GRPO):
@@ -115,3 +116,18 @@ def test_a_class_may_turn_what_people_hold_into_what_an_option_takes():
 
     assert Counted(size="four").size == 4
     assert Counted(size=3).size == 3
+
+
+def test_the_source_of_a_class_is_read_once_for_all_of_its_objects(monkeypatch):
+    class Again(metaclass=Checked):
+        def __init__(self, size: int = 0, table: object = None) -> None:
+            self.size = size
+
+    read = []
+    real = Parser.add_class_arguments
+    monkeypatch.setattr(Parser, "add_class_arguments", lambda *a, **options: read.append(a) or real(*a, **options))
+    assert [Again(size=size).size for size in (1, 2, 3)] == [1, 2, 3]
+    with pytest.raises(UserError, match="Again: size: expected int"):
+        Again(size="x")
+    assert Again().size == 0, "nothing stays of the objects before"
+    assert len(read) == 1

@@ -5,6 +5,7 @@ import pytest
 from rl_lightning.algorithms import DPO, SFT
 from rl_lightning.data import DemonstrationDataModule, RewardDataModule
 from rl_lightning.errors import UserError
+from tests.rewards_light import starts_with_a_hash as right
 from tests.support import trainer
 
 ROWS = [{"prompt": f"{n}+1=", "completion": f"#{n + 1}"} for n in range(8)]
@@ -12,10 +13,6 @@ BARE = [{"prompt": f"{n}+1="} for n in range(8)]
 PAIRS = [{"prompt": f"{n}+1=", "chosen": f"#{n + 1}", "rejected": "#0"} for n in range(1, 9)]
 SHORT = {"batch_size": 4, "sampling": {"max_new_tokens": 4}, "evaluation": {"samples_per_prompt": 2}}
 ANSWERED = {"val/pass@1", "val/pass@2", "val/reward_mean", "val/length_mean", "val/failed_fraction", "val/truncated_fraction"}  # fmt: skip
-
-
-def right(response):
-    return float(response.startswith("#"))
 
 
 def measured(module, data, tmp_path):
