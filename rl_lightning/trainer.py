@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from rl_lightning.audit import Audits
 from rl_lightning.callbacks import RunLock
 from rl_lightning.callbacks.logged_before import continue_logs
 from rl_lightning.defaults import complete, refusals_of_the_trainer
@@ -24,7 +25,7 @@ from rl_lightning.strategies import check_origin
 DIRECTORY = "runs/python"
 
 
-class Trainer(pl.Trainer, metaclass=Checked):
+class Trainer(Audits, metaclass=Checked):
     """A Trainer whose runs have a run card, guards, a lock, random states in their checkpoints, and a last checkpoint to go on from.
 
     The callbacks are those of `rl_lightning.defaults.default_callbacks`, beside the ones that are listed. Where no `ModelCheckpoint`

@@ -12,6 +12,7 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from rl_lightning.audit import Audits
 from rl_lightning.callbacks import Dashboard
 from rl_lightning.cli.config_file import NamedConfigFile, loggers_replaced
 from rl_lightning.cli.saved_config import SaveFitConfig
@@ -20,9 +21,17 @@ from rl_lightning.errors import UserError
 from rl_lightning.options.parser import Parser
 from rl_lightning.trainer import prepare
 
+#: Exit status of an audit that alarms.
+ALARM = 3
+
 
 class CLI(LightningCLI):
     """LightningCLI with our defaults: model and data by class path, interpolation by omegaconf, overlays by repeated `--config`."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's commands and `audit`: name → arguments that are no options."""
+        return {**LightningCLI.subcommands(), "audit": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a command's parser, whose `--config` also takes the names of shipped configurations."""
@@ -61,7 +70,13 @@ class CLI(LightningCLI):
             raise UserError("--ckpt_path best is for the process that has trained: name the file, or last")
         prepare(self.trainer, path, goes_on=self.subcommand == "fit", option="--ckpt_path")
 
-    before_validate = before_test = before_predict = check_checkpoint
+    before_validate = before_test = before_predict = before_audit = check_checkpoint
+
+    def after_audit(self) -> None:
+        """End with status 3 if what training would maximise alarms."""
+        assert isinstance(self.trainer, Audits)
+        if any(verdict.alarm and verdict.trained for verdict in self.trainer.verdicts):
+            sys.exit(ALARM)
 
     def _parse_ckpt_path(self) -> None:
         """Do not read hyper-parameters from a checkpoint, as Lightning would: the command line and the YAML decide."""
@@ -91,6 +106,7 @@ def run(args: Sequence[str] | None = None) -> CLI:
         parser_kwargs={"parser_mode": "omegaconf+", "prog": "rl-lightning"},
         save_config_callback=SaveFitConfig,
         save_config_kwargs={"overwrite": True},
+        trainer_class=Audits,
         trainer_defaults=TRAINER_DEFAULTS,
         parser_class=Parser,
         args=list(args) if args is not None else None,

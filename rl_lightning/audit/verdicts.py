@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,10 +32,12 @@ class Answers:
     Args:
         scores: reward → (prompts, answers) float; NaN where it failed or does not apply.
         lengths: (prompts, answers) long, tokens.
+        trained: the reward that training would maximise; None if it is none of these.
     """
 
     scores: Mapping[str, Tensor]
     lengths: Tensor
+    trained: str | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Verdict:
         spread: standard deviation within a prompt, mean over prompts.
         ties: share of pairs of answers to a prompt with equal scores.
         failed: share of answers without a score.
+        trained: training would maximise it.
     """
 
     reward: str
@@ -62,6 +65,7 @@ class Verdict:
     spread: float
     ties: float
     failed: float
+    trained: bool = False
 
     @property
     def alarm(self) -> bool:
@@ -106,7 +110,10 @@ def judge(answers: Answers, verifier: str, sizes: Sequence[int] = (1, 4, 16)) ->
             f"audit: the verifier {verifier!r} gives all answers to a prompt the same score, so it cannot tell good from bad: take "
             "another one, other prompts, or a higher temperature"
         )
-    return [_verdict(name, score, truth, answers.lengths, sizes) for name, score in answers.scores.items()]
+    return [
+        replace(_verdict(name, score, truth, answers.lengths, sizes), trained=name == answers.trained)
+        for name, score in answers.scores.items()
+    ]
 
 
 def _verdict(name: str, scores: Tensor, truth: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Verdict:
@@ -167,31 +174,3 @@ def _mean(values: Sequence[float]) -> float:
     """Return the mean of what is no NaN; NaN if there is nothing."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def report(verdicts: Sequence[Verdict], verifier: str, answers: Answers) -> str:
-    """Return a table of verdicts, a line a reward."""
-    prompts, count = answers.lengths.shape
-    sizes = list(verdicts[0].best_of)
-    heads = [
-        "reward",
-        "rank corr. with verifier",
-        "with length",
-        *(f"best of {n}" for n in sizes),
-        "spread",
-        "ties",
-        "failed",
-    ]
-    lines = [[*heads, "verdict"]]
-    for one in verdicts:
-        best = [f"{mean:.3f} ± {error:.3f}" for mean, error in one.best_of.values()]
-        numbers = [_number(one.with_verifier), _number(one.with_length), *best, f"{one.spread:.3g}"]
-        lines.append([one.reward, *numbers, f"{one.ties:.0%}", f"{one.failed:.0%}", one.text])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    title = f"{prompts} prompts × {count} answers; under 'best of n' what the verifier {verifier} says of it, ± 1 standard error"
-    return "\n".join([title, *table])
-
-
-def _number(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:+.2f}"
