@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rl_lightning.audit.report import draw, report
 from rl_lightning.audit.verdicts import TRAINED, Answers, Verdict, judge
+from rl_lightning.callbacks import PredictionWriter
 from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.errors import UserError
@@ -69,18 +70,22 @@ class Audits(pl.Trainer):
         split = next((name for name in ("test", "val") if datamodule.source.has(name)), None)
         if split is None:
             raise UserError("audit: the data have neither test nor validation prompts: `val: 0.02` holds a share out")
+        if answers < 2 * max(best_of):
+            raise UserError(
+                f"audit: best of {max(best_of)} from {answers} answers to a prompt would say little: take {2 * max(best_of)} or more"
+            )
         kept = datamodule.evaluation, datamodule.predicts
         how = datamodule.sampling
         datamodule.evaluation = Evaluation(
             answers, max_prompts=prompts, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p, min_p=how.min_p
         )
         datamodule.predicts = split
-        scored = _Scored()
-        self.callbacks.append(scored)  # type: ignore[attr-defined]
+        scored, callbacks = _Scored(), self.callbacks  # type: ignore[has-type]
+        self.callbacks = [one for one in callbacks if not isinstance(one, PredictionWriter)] + [scored]
         try:
             self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
         finally:
-            self.callbacks.remove(scored)  # type: ignore[attr-defined]
+            self.callbacks = callbacks
             datamodule.evaluation, datamodule.predicts = kept
         found = scored.answers(answers, weights)
         self.verdicts = judge(found, verifier, best_of)

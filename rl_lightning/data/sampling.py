@@ -34,8 +34,8 @@ from rl_lightning.types import Sealed
 
 log = logging.getLogger(__name__)
 
-#: The splits that a stage needs: `test` for `test` and `predict`.
-_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+#: The splits that a stage needs; `predict` needs the one that is answered.
+_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
 def _as_prompts(given: Any) -> Any:
@@ -170,7 +170,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         )
         # Training evaluates if there is something to do it on.
         evaluates = stage != "fit" or (self.trainer.limit_val_batches and self.source.has("val"))
-        for split in _SPLITS.get(stage, ("test",)):
+        for split in _SPLITS.get(stage, (self.predicts,)):
             if split in self.encoded or (split != "train" and not evaluates):
                 continue
             self.encoded[split] = reader.read(split, self.use)

@@ -32,6 +32,8 @@ class EpochDataModule(pl.LightningDataModule):
         super().__init__()
         self.source = source
         self.watch = Watch()
+        #: The split that `predict` and an audit answer.
+        self.predicts: Split = "test"
         self.loader = EpochLoader(self)
 
     @property
@@ -90,12 +92,12 @@ class EpochDataModule(pl.LightningDataModule):
         return loaders
 
     def predict_dataloader(self) -> list[Iterable[Sealed]]:
-        """Return the data of the split `test`, batch by batch, one loader for the last kind that the module is measured on.
+        """Return the data of the split `predicts`, batch by batch, one loader for the last kind that the module is measured on.
 
         Raises:
             UserError: if there is nothing to answer.
         """
-        loaders = self._held_out("test", self.module.evaluates_on[-1:])
+        loaders = self._held_out(self.predicts, self.module.evaluates_on[-1:])
         if not loaders:
             raise UserError(f"There is nothing to predict: {without_reward(self.source)}")
         return loaders
