@@ -53,15 +53,36 @@ def refused(folder: Path) -> str:
         try:
             _source(folder, row).load("train")
         except UserError as error:
-            said = str(error).split("\n")[-1].strip().replace(str(folder / "rows.jsonl"), "rows.jsonl")
+            said = _said(error, folder)
             lines.append(f"| {name}: `{_short(row)}` | {said} | {TRL[name]} |")
     return "\n".join(lines)
+
+
+def public(folder: Path) -> str:
+    """Return the table of public data sets: what their columns are, and what is said of their rows."""
+    lines = ["| data set | columns | understood, or said | learns from it |", "|---|---|---|---|"]
+    for one in layouts():
+        source = _source(folder, one["row"])
+        columns, learners = ", ".join(f"`{column}`" for column in one["row"]), ""
+        try:
+            source.load("train")
+            said = str(source.shape("train"))
+            learners = ", ".join(algorithm for algorithm in ALGORITHMS if fits(algorithm, source))
+        except UserError as error:
+            said = _said(error, folder)
+        lines.append(f"| {one['name']} | {columns} | {said} | {learners} |")
+    return "\n".join(lines)
+
+
+def layouts() -> list[dict[str, Any]]:
+    """Return rows in the layouts of public data sets, with what they are to become: an example, or a refusal."""
+    return [json.loads(line) for line in (Path(__file__).parent / "layouts.jsonl").read_text().splitlines()]
 
 
 def page(folder: Path) -> str:
     """Return the page with its tables as they are now."""
     text = PAGE.read_text()
-    for name, table in (("shapes", recognised(folder)), ("refused", refused(folder))):
+    for name, table in (("shapes", recognised(folder)), ("refused", refused(folder)), ("public", public(folder))):
         begin, end = BEGIN.format(name), END.format(name)
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}"
@@ -72,6 +93,10 @@ def _source(folder: Path, row: dict[str, Any]) -> FileExamples:
     path = folder / "rows.jsonl"
     path.write_text(f"{json.dumps(row)}\n" * 4)
     return FileExamples(str(path))
+
+
+def _said(error: UserError, folder: Path) -> str:
+    return str(error).split("\n")[-1].strip().replace(str(folder / "rows.jsonl"), "rows.jsonl")
 
 
 def _short(row: dict[str, Any]) -> str:

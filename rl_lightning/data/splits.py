@@ -16,8 +16,8 @@ from rl_lightning.data.prompts import AddWritten, encode_prompts
 from rl_lightning.data.shared import encoded_once
 from rl_lightning.data.sources import ExampleSource
 from rl_lightning.data.sources.base import Example, Split
-from rl_lightning.data.sources.conversations import at_last_turn
 from rl_lightning.data.sources.problems import Problems
+from rl_lightning.data.sources.splitting import at_last_turn
 from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
 from rl_lightning.rewards import Rewarder

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
-from rl_lightning.data.sources.base import Example
 from rl_lightning.data.sources.values import BadValue, parsed, text, without_nulls
 from rl_lightning.text import Message, Messages, has_lone_surrogate
 
@@ -27,46 +25,86 @@ _ROLES = {
 _KNOWN = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 #: Keys besides `content` that give a message something to say.
 _SUBSTANCE = ("tool_calls", "reasoning_content", "thinking")
+#: What those two are called who speak in one dict, in data sets that write a question and its answer into one.
+_EXCHANGES = (
+    ("input", "output"),
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("instruction", "output"),
+    ("question", "answer"),
+)
 _MEDIA = ("image", "audio", "video")
 _TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 
 
 def is_conversation(value: Any) -> bool:
-    """Whether a value is a list of messages, or one message, or the JSON of such a list."""
+    """Whether a value is a list of messages, or one message, or a dict with ``messages``, or the JSON of such a list."""
     if isinstance(value, dict):
-        return bool(_speaker(value))
+        return is_conversation(value["messages"]) if "messages" in value else bool(_speaker(value))
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return False
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and bool(_speaker(value[0]))
+    return isinstance(value, list) and bool(value) and _is_turn(value[0])
 
 
-def conversation(value: Any, sparse: bool = False) -> Messages:
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and bool(_speaker(value) or _exchange(value))
+
+
+def dialogue(value: Any, sparse: bool = False) -> Messages:
+    """Read a whole conversation: see `conversation`; also one of texts alone, which begins with the user and goes to and fro.
+
+    Turns of the assistant that are not to be learnt keep their ``weight`` of 0.
+    """
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        value = [{"role": ("user", "assistant")[place % 2], "content": said} for place, said in enumerate(value)]
+    return conversation(value, sparse, weighed=True)
+
+
+def conversation(value: Any, sparse: bool = False, weighed: bool = False) -> Messages:
     """Read a list of messages, with ``role`` and ``content`` or ``from`` and ``value``, or the JSON of one.
 
+    A dict of two speakers, such as ``{"input": ..., "output": ...}``, is two messages.
+
     Args:
-        value: the list.
+        value: the list; or a dict that holds it under ``messages``.
         sparse: every dict has every key that any of its column has, as Arrow stores them.
+        weighed: turns of the assistant may have a ``weight`` of 0, and keep it.
     """
     value = parsed(value) if isinstance(value, str) and value.strip() else value
     if value is None:
         raise BadValue("is null")
     if isinstance(value, dict):
-        value = [value]
+        value = value.get("messages", [value])
     if not isinstance(value, list):
         raise BadValue(f"is of type {type(value).__name__}, not a list of messages")
     if not value:
         raise BadValue("is empty")
-    return [_message(one, number, sparse) for number, one in enumerate(value, start=1)]
+    turns = [turn for one in value for turn in _turns(one)]
+    return [_message(one, number, sparse, weighed) for number, one in enumerate(turns, start=1)]
+
+
+def _turns(message: Any) -> list[Any]:
+    """Return the messages in a dict of two speakers; anything else alone."""
+    speakers = _exchange(message) if isinstance(message, dict) and not _speaker(message) else None
+    if speakers is None:
+        return [message]
+    roles = zip(("user", "assistant"), speakers, strict=True)
+    return [{"role": role, "content": message[speaker]} for role, speaker in roles]
+
+
+def _exchange(message: dict[str, Any]) -> tuple[str, str] | None:
+    """Return what the speakers of a dict of two are called; None if it is none."""
+    return next((pair for pair in _EXCHANGES if all(speaker in message for speaker in pair)), None)
 
 
 def _speaker(message: dict[str, Any]) -> Any:
     return message.get("role") or message.get("from")
 
 
-def _message(message: Any, number: int, sparse: bool) -> Message:
+def _message(message: Any, number: int, sparse: bool, weighed: bool) -> Message:
     """Read the message of a number, counted from 1."""
     if not isinstance(message, dict):
         raise _bad(
@@ -83,14 +121,22 @@ def _message(message: Any, number: int, sparse: bool) -> Message:
         raise _bad(number, f"from {role!r}, and no role is known by that name", "an unknown role")
     content = message.pop(said, None)
     # What others say is not learnt anyway.
-    if message.pop("weight", 1) not in ((1,) if _ROLES.get(named, named) == "assistant" else (0, 1)):
-        raise _bad(
-            number, "with a weight: what counts in the loss is not set message by message, so leave it out", "a weight"
+    weight, own = message.pop("weight", 1), _ROLES.get(named, named) == "assistant"
+    if weight not in ((0, 1) if weighed or not own else (1,)):
+        what = (
+            "a turn is learnt or not, 1 or 0"
+            if weighed
+            else "weights are read in whole conversations alone, so leave it out"
         )
+        raise _bad(number, f"with the weight {weight}: {what}", "a weight that cannot be heeded")
+    if own and weight == 0:
+        message["weight"] = 0
     rest = {key: without_nulls(inner) if sparse else inner for key, inner in message.items()}
     content = "" if content is None else _content(content, number, said)
     if named == "function_call":
         rest["tool_calls"], content = [{"type": "function", "function": _call(content, number)}], ""
+    elif "function_call" in rest and "tool_calls" not in rest:  # the older form of OpenAI's interface
+        rest["tool_calls"] = _calls([{"type": "function", "function": rest.pop("function_call")}], number)
     elif "tool_calls" in rest:
         rest["tool_calls"] = _calls(rest["tool_calls"], number)
     if not content.strip() and not any(rest.get(key) for key in _SUBSTANCE):
@@ -205,101 +251,13 @@ def opening(value: str, turns: int) -> str:
     return value[: names[turns].end()] if turns < len(names) else f"{value}\n\nAssistant:"
 
 
-# ------------------------------------------------------------------------------------------- where the prompt ends
-
-
-def split_dialogue(messages: Messages) -> tuple[Messages, Messages | None]:
-    """Split a conversation at the assistant's first turn; all of it is the prompt if the assistant does not have the last word.
-
-    Example:
-        >>> split_dialogue([{"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}])
-        ([{'role': 'user', 'content': '1+1='}], [{'role': 'assistant', 'content': '2'}])
-    """
-    if messages[-1]["role"] != "assistant":
-        return messages, None
-    asked = next((place for place, one in enumerate(messages) if one["role"] == "user"), 0)
-    first = next(place for place, one in enumerate(messages) if one["role"] == "assistant" and place >= asked)
-    if first == 0:
-        raise BadValue("begins with the assistant: there is nothing to answer")
-    return messages[:first], messages[first:]
-
-
-def split_pair(chosen: Messages, rejected: Messages) -> tuple[Messages, Messages, Messages]:
-    """Split two conversations where they part: what both begin with is the prompt.
-
-    Returns:
-        The prompt, the rest of the one and the rest of the other.
-    """
-    most = min(len(chosen), len(rejected)) - 1
-    same = next((place for place in range(most) if chosen[place] != rejected[place]), most)
-    if same == 0:
-        raise BadValue(
-            "shares no first message with the rejected one: there is no prompt", "shares no prompt with the other"
-        )
-    if chosen[same]["role"] != "assistant" or rejected[same]["role"] != "assistant":
-        what = f"parts from the rejected one at message {same + 1}, which is not the assistant's in both: the prompts differ"
-        raise BadValue(what, "has another prompt than the rejected one")
-    for turns, name in ((chosen, "chosen"), (rejected, "rejected")):
-        if turns[-1]["role"] != "assistant":
-            raise BadValue(
-                f"does not end with the assistant in the {name} one: there is no answer to compare",
-                "ends with no answer",
-            )
-    return chosen[:same], chosen[same:], rejected[same:]
-
-
-def split_texts(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split two texts where they part, but inside no word; a space in between belongs to the responses.
-
-    Example:
-        >>> split_texts("The sky is blue.", "The sky is black.")
-        ('The sky is', ' blue.', ' black.')
-    """
-    same = _common(chosen, rejected)
-    following = chosen[same : same + 1] + rejected[same : same + 1]
-    if same and chosen[same - 1].isalnum() and any(character.isalnum() for character in following):
-        same = max((place + 1 for place in range(same) if chosen[place].isspace()), default=0)
-    if chosen[:same].endswith(" "):
-        same -= 1
-    if not chosen[:same].strip():
-        raise BadValue("begins otherwise than the rejected one: there is no prompt", "shares no prompt with the other")
-    return chosen[:same], chosen[same:], rejected[same:]
-
-
-def _common(one: str, other: str) -> int:
-    """Return how many characters two texts begin with in common."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
-    return low
-
-
-def plainly(turns: Messages) -> str | Messages:
-    """Return a single turn that is nothing but text as that text."""
-    return str(turns[0]["content"]) if len(turns) == 1 and turns[0].keys() == {"role", "content"} else turns
-
-
-def at_last_turn(example: Example) -> Example:
-    """Return an example whose prompt goes up to the assistant's last turn, which is then the only one to learn or to sample.
-
-    Args:
-        example: whose response may have several turns.
-    """
-    turns, prompt = example.response, example.prompt
-    if not isinstance(turns, list) or len(turns) < 2 or prompt is None:
-        return example
-    asked: Messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return replace(example, prompt=[*asked, *turns[:-1]], response=plainly(turns[-1:]))
-
-
 def contents(value: Any) -> list[str]:
     """Return what a value says: the text itself, or that of each message; nothing of a value that is neither."""
     if is_transcript(value):
         return [str(part).strip() for part in _TURN.split(value)[2::2] if part.strip()]
     if is_conversation(value):
         try:
-            said: Sequence[Any] = [message["content"] for message in conversation(value)]
+            said: Sequence[Any] = [message["content"] for message in dialogue(value)]
         except BadValue:
             return []
         return [str(one).strip() for one in said if one.strip()]

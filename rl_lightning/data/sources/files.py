@@ -8,10 +8,10 @@ from typing import Any
 
 from rl_lightning.data.sources.base import Split
 from rl_lightning.data.sources.containers import file_rows, is_sparse
+from rl_lightning.data.sources.head import Row
 from rl_lightning.data.sources.hub import is_saved, saved_table
 from rl_lightning.data.sources.paths import data_files
 from rl_lightning.data.sources.problems import Problems
-from rl_lightning.data.sources.recognise import Row
 from rl_lightning.data.sources.share import Share
 from rl_lightning.data.sources.tables import Table, TableSource
 from rl_lightning.errors import UserError
@@ -32,6 +32,8 @@ class FileExamples(TableSource):
         val: that of the validation data; or the share of the training rows to hold out, such as 0.02, or their number; there is
             no validation if null.
         test: that of the test data; the validation data if null.
+        split: which split of `train` to train on, such as ``train_prefs``, where that is a data set whose splits have other names
+            than ``train``.
         **column_options: prompt_column and so on, for columns that are not recognised, and limit: see `TableSource`.
 
     Raises:
@@ -41,8 +43,9 @@ class FileExamples(TableSource):
     def __init__(
         self,
         train: str | list[str] | None = None,
-        val: float | str | list[str] | None = None,
+        val: int | float | str | list[str] | None = None,
         test: str | list[str] | None = None,
+        split: str | None = None,
         **column_options: Any,
     ) -> None:
         share = Share.of(val)
@@ -51,16 +54,18 @@ class FileExamples(TableSource):
         if share is not None and not train:
             raise UserError(f"FileExamples: val: {val} is a share of the training rows, and train is not set")
         super().__init__(share, **column_options)
+        self.split = split
         self.splits: dict[Split, Any] = {"train": train, "val": None if share else val, "test": test}
 
     def table(self, split: Split) -> Table | None:
         """Return the rows of a split; None if no files are named for it."""
         where = self.splits[split]
+        called = self.split if split == "train" else None
         if not where:
             return None
         if isinstance(where, str) and is_saved(Path(where).expanduser()):
-            return saved_table(where, split)
-        files = data_files(where, split, "FileExamples")
+            return saved_table(where, split, called)
+        files = data_files(where, split, "FileExamples", called)
         name = where if isinstance(where, str) else ", ".join(where)
         # A name that was given is said as it was given.
         names = [name] if [Path(name).expanduser()] == files else [str(path) for path in files]

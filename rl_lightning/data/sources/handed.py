@@ -6,22 +6,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rl_lightning.data.sources.base import Example, ExampleSource, Split
 from rl_lightning.data.sources.containers import kind_of
+from rl_lightning.data.sources.conversations import is_conversation
 from rl_lightning.data.sources.files import FileExamples
-from rl_lightning.data.sources.hub import DatasetExamples, dataset_rows, is_saved
+from rl_lightning.data.sources.head import TELLING, Row, plain
+from rl_lightning.data.sources.hub import DatasetExamples, dataset_rows, is_saved, the_one
 from rl_lightning.data.sources.paths import SPLIT_NAMES, splits_in
 from rl_lightning.data.sources.problems import Problems
-from rl_lightning.data.sources.recognise import Row
 from rl_lightning.data.sources.share import Share
 from rl_lightning.data.sources.tables import Table, TableSource
 from rl_lightning.errors import UserError
 
 _TAKEN = (
     "a source of examples, a path, the name of a dataset on the hub, a datasets.Dataset or DatasetDict, a pandas.DataFrame, "
-    "or a list of dicts, of prompts or of Examples"
+    "a list of dicts, of prompts (texts or conversations) or of Examples, or a dict of columns"
 )
 
 
@@ -87,10 +88,11 @@ def as_source(value: Any, **options: Any) -> ExampleSource:
         value: an `ExampleSource`, which is returned as it is; the path of a file, a folder or a pattern; the name of a dataset on
             the hub, with its configuration after a colon if it needs one (``"openai/gsm8k:main"``); a ``datasets.Dataset``; a
             ``datasets.DatasetDict`` or another dict of such values by split; a ``pandas.DataFrame``; or a list of dicts, of
-            prompts, or of `Example`. The splits of a dict, of a folder or of a dataset are found by their names: train,
+            prompts (texts or conversations), or of `Example`; or a dict of such lists by column. The splits of a dict, of a folder or of a dataset are found by their names: train,
             validation (or val, dev, ...) and test.
-        **options: of the source: ``val=0.02`` holds a share of the training rows out, ``prompt_column="question"`` names a
-            column that is not recognised; see `TableExamples`.
+        **options: of the source: ``val=0.02`` holds a share of the training rows out, ``split="train_prefs"`` chooses the split to
+            train on where they have other names, ``prompt_column="question"`` names a column that is not recognised; see
+            `TableExamples`.
 
     Raises:
         UserError: for a value of another type, with the types that are taken; for options beside a source that is made already.
@@ -107,8 +109,10 @@ def as_source(value: Any, **options: Any) -> ExampleSource:
         return _named(str(value), options)
     if isinstance(value, list | tuple) and value and all(_names_a_file(one) for one in value):
         return FileExamples(train=[str(one) for one in value], **options)
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and (splits := _by_split(value)):
-        return as_split_source(splits, options)
+    if _is_by_split(value):
+        return as_split_source(_by_split(value, options.pop("split", None)), options)
+    if "split" in options:
+        raise UserError(f"split: {options['split']}: what is handed over has no splits")
     return as_split_source({"train": value}, options)
 
 
@@ -128,6 +132,14 @@ def as_split_source(splits: dict[Split, Any], options: dict[str, Any]) -> Exampl
         return FileExamples(**{**named, **options})  # type: ignore[misc]
     given: dict[str, Any] = {str(split): rows for split, rows in splits.items()}
     return TableExamples(**(given | options))
+
+
+def _is_by_split(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a value is a dict by split, not one by column."""
+    if not (isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value)):
+        return False
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    return bool(known.intersection(value)) or not any(plain(key) in TELLING for key in value)
 
 
 def _names_a_file(value: object) -> bool:
@@ -169,14 +181,27 @@ def _is_hub_name(name: str) -> bool:
     )
 
 
-def _by_split(value: Mapping[str, Any]) -> dict[Split, Any]:
-    """Return what a dict holds by split; nothing if its keys are no names of splits."""
+def _by_split(value: Mapping[str, Any], called: str | None) -> dict[Split, Any]:
+    """Return what a dict holds by split.
+
+    Args:
+        value: tables, or their paths, by the names of splits.
+        called: the name of the one to train on; found by its name, or the only one, if None.
+
+    Raises:
+        UserError: if there is no such split, or none to train on and several whose names say nothing.
+    """
+    if called is not None and called not in value:
+        raise UserError(f"there is no split {called!r}; there are {', '.join(value)}")
     found: dict[Split, Any] = {}
     for split, names in SPLIT_NAMES.items():
         name = next((name for name in names if name in value), None)
         if name is not None:
             found[split] = value[name]
-    return found
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    if called is None and "train" not in found and not known.issuperset(value):
+        called = the_one(list(value), "what is handed over")
+    return found if called is None else {**found, "train": value[called]}
 
 
 def as_table(rows: Any, name: str) -> Table:
@@ -200,13 +225,25 @@ def as_table(rows: Any, name: str) -> Table:
         return replace(as_table(frame, name), sparse=True)
     if isinstance(rows, list | tuple) and rows and isinstance(rows[0], str):
         rows = [{"prompt": prompt} for prompt in rows]
+    if isinstance(rows, Mapping) and all(isinstance(values, list | tuple) for values in rows.values()):
+        if len(set(map(len, rows.values()))) > 1:
+            raise UserError(
+                f"{name}: columns of different lengths: {', '.join(f'{key} {len(rows[key])}' for key in rows)}"
+            )
+        rows = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+    if isinstance(rows, list | tuple) and rows and isinstance(rows[0], list) and is_conversation(rows[0]):
+        rows = [{"messages": turns} for turns in rows]
     if not isinstance(rows, list | tuple):
         raise UserError(f"{name} are of type {type(rows).__name__}; what is taken: {_TAKEN}")
 
     def numbered(problems: Problems) -> Iterator[tuple[str, Row]]:
         for number, row in enumerate(rows):
-            if isinstance(row, Mapping):
+            if isinstance(row, Mapping) and all(isinstance(column, str) for column in row):
                 yield f"{name}[{number}]", dict(row)
+            elif isinstance(row, Mapping):
+                problems.add(
+                    f"{name}[{number}]", f"a dict whose keys are no names of columns: {str(dict(row))[:60]}", "no row"
+                )
             else:
                 problems.add(f"{name}[{number}]", f"not a dict but of type {type(row).__name__}", "not a dict")
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rl_lightning.data.sources.base import Split
+from rl_lightning.data.sources.head import Row
 from rl_lightning.data.sources.paths import SPLIT_NAMES, near_misses
 from rl_lightning.data.sources.problems import Problems
-from rl_lightning.data.sources.recognise import Row
 from rl_lightning.data.sources.share import Share
 from rl_lightning.data.sources.tables import Table, TableSource
 from rl_lightning.errors import UserError
@@ -32,27 +32,32 @@ class DatasetExamples(TableSource):
             ``save_to_disk``.
         name: which configuration of the dataset, such as ``main``.
         train: what the dataset calls its training split. A part of one, such as ``train[:95%]``, will do for each of the three.
+            ``train`` if null, or the only one that it has.
         val: what it calls its validation split; or the share of the training rows to hold out, such as 0.02, or their number;
             ``validation``, ``val``, ``dev`` or the like if null and it has one, else there is no validation.
         test: what it calls its test split; ``test`` if null and it has one, else the validation data.
+        split: another name for the option `train`, as ``datasets.load_dataset`` calls it.
         **column_options: prompt_column and so on, for columns that are not recognised, and limit: see `TableSource`.
 
     Raises:
-        UserError: if ``limit`` is not positive.
+        UserError: if ``limit`` is not positive, or `train` and `split` are given.
     """
 
     def __init__(
         self,
         path: str,
         name: str | None = None,
-        train: str | None = "train",
-        val: float | str | None = None,
+        train: str | None = None,
+        val: int | float | str | None = None,
         test: str | None = None,
+        split: str | None = None,
         **column_options: Any,
     ) -> None:
+        if train is not None and split is not None:
+            raise UserError(f"DatasetExamples: train: {train} and split: {split} mean the same: leave one out")
         share = Share.of(val)
         super().__init__(share, **column_options)
-        self.splits: dict[Split, Any] = {"train": train, "val": None if share else val, "test": test}
+        self.splits: dict[Split, Any] = {"train": train or split, "val": None if share else val, "test": test}
         self.path = path
         self.name = name
         self._loaded: dict[str, Any] = {}
@@ -61,9 +66,7 @@ class DatasetExamples(TableSource):
         """Return the rows of a split; None if the dataset has none that is called so."""
         where = self.splits[split]
         if where is None:
-            where = (
-                next((name for name in SPLIT_NAMES[split] if name in self.names), None) if split != "train" else None
-            )
+            where = self._found(split)
         if where is None:
             return None
         name = f"{self.path}[{where}]"
@@ -74,6 +77,15 @@ class DatasetExamples(TableSource):
             return dataset_rows(self._loaded[where], name)
 
         return Table(name, rows, sparse=True)
+
+    def _found(self, split: Split) -> str | None:
+        """Return what the dataset calls a split that no option names; None if it has none that is called so.
+
+        Raises:
+            UserError: if none of several is called a training split.
+        """
+        found = next((name for name in SPLIT_NAMES[split] if name in self.names), None)
+        return found if split != "train" else found or the_one(self.names, self.path)
 
     @cached_property
     def _local(self) -> Path | None:
@@ -141,13 +153,30 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def saved_table(folder: str, split: Split) -> Table:
+def the_one(names: Collection[str], where: str) -> str:
+    """Return the split to train on where none is called so: the only one that there is.
+
+    Raises:
+        UserError: naming the splits, if there are several.
+    """
+    if len(names) == 1:
+        return next(iter(names))
+    likely = next((name for name in names if name.startswith("train")), next(iter(names), "train"))
+    raise UserError(f"{where} has the splits {', '.join(names)}: choose the one to train on, such as split: {likely}")
+
+
+def saved_table(folder: str, split: Split, called: str | None = None) -> Table:
     """Return the rows that ``save_to_disk`` wrote to a folder: those of a split, or of a dataset without splits all.
+
+    Args:
+        folder: that was written.
+        split: to return.
+        called: what the dataset calls its training split; found by its name if None.
 
     Raises:
         UserError: if there is no such split.
     """
-    source = DatasetExamples(folder, train="train")
+    source = DatasetExamples(folder, train=called)
     found = source.table(split if source.has_splits else "train")
     if found is None:
         raise UserError(f"{folder} has no split for {split}; it has {', '.join(source.names)}")

@@ -24,7 +24,7 @@ _SPLIT_OF: dict[str, Split] = {name: split for split, names in SPLIT_NAMES.items
 _ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
-def data_files(where: str | Sequence[str], split: Split, owner: str) -> list[Path]:
+def data_files(where: str | Sequence[str], split: Split, owner: str, called: str | None = None) -> list[Path]:
     """Return the files that a name means, in the order of their names.
 
     Args:
@@ -32,19 +32,20 @@ def data_files(where: str | Sequence[str], split: Split, owner: str) -> list[Pat
             splits, such as ``train-00000-of-00002.parquet``, those of `split` are taken.
         split: that is read.
         owner: what messages begin with.
+        called: what the names of the files call the split, such as ``train_prefs``, where that is not its own name.
 
     Raises:
         UserError: if there is no such file.
     """
     names = [where] if isinstance(where, str) else list(where)
-    return list(dict.fromkeys(path for name in names for path in _files(name, split, owner)))
+    return list(dict.fromkeys(path for name in names for path in _files(name, split, owner, called)))
 
 
-def _files(name: str, split: Split, owner: str) -> list[Path]:
+def _files(name: str, split: Split, owner: str, called: str | None) -> list[Path]:
     path = Path(name).expanduser()
     try:
         if path.is_dir():
-            return _folder_files(path, split, owner)
+            return _folder_files(path, split, owner, called)
         if path.exists():
             return [path]
         if glob.has_magic(name):
@@ -58,23 +59,44 @@ def _files(name: str, split: Split, owner: str) -> list[Path]:
         raise UserError(f"{owner}: {name} cannot be read: {error.strerror}") from error
 
 
-def _folder_files(folder: Path, split: Split, owner: str) -> list[Path]:
+def _folder_files(folder: Path, split: Split, owner: str, called: str | None) -> list[Path]:
     """Return the data files in a folder and in the folders in it: those of a split, if their names say so."""
     files = [path for path in sorted(folder.rglob("*")) if kind_of(path) and path.name not in _ABOUT and path.is_file()]
     if not files:
         raise UserError(f"{owner}: there is no data file in the folder {folder}")
     marked = {path: _split_of(path.relative_to(folder)) for path in files}
-    if any(marked.values()):
+    if called is not None:
+        files = _called(files, called, folder, owner)
+    elif any(marked.values()):
         files = [path for path in files if marked[path] == split]
         if not files:
             there = ", ".join(sorted({found for found in marked.values() if found}))
             raise UserError(f"{owner}: the folder {folder} has files of {there}, but none of {split}")
+        own = sorted({_own_name(path) for path in files})
+        if len(own) > 1 and all(re.match(rf"({'|'.join(SPLIT_NAMES[split])})_", name) for name in own):
+            raise UserError(
+                f"{owner}: the folder {folder} has the splits {', '.join(own)}: choose the one to read, such as split: {own[0]}"
+            )
     kinds = sorted({str(kind_of(path)) for path in files})
     if len(kinds) > 1:
         raise UserError(
             f"{owner}: the folder {folder} has {' and '.join(kinds)} files; name those to read, such as {folder}/*{kinds[0]}"
         )
     return files
+
+
+def _called(files: Sequence[Path], called: str, folder: Path, owner: str) -> list[Path]:
+    """Return the files that are called after a split."""
+    found = [path for path in files if called in (_own_name(path), path.parent.name)]
+    if not found:
+        there = ", ".join(sorted({_own_name(path) for path in files}))
+        raise UserError(f"{owner}: the folder {folder} has no files of a split {called!r}; it has {there}")
+    return found
+
+
+def _own_name(path: Path) -> str:
+    """Return what a file is called but for the number of a shard: ``train_prefs`` of ``train_prefs-00000-of-00002.parquet``."""
+    return re.sub(r"([-_.]*(of|part|shard)?[-_.]*\d+)+$", "", path.name.partition(".")[0])
 
 
 def _split_of(path: Path) -> Split | None:

@@ -9,18 +9,16 @@ from rl_lightning.data.sources import values
 from rl_lightning.data.sources.base import Example
 from rl_lightning.data.sources.conversations import (
     conversation,
+    dialogue,
     is_conversation,
     is_transcript,
     opening,
-    plainly,
-    split_dialogue,
-    split_pair,
-    split_texts,
     transcript,
 )
+from rl_lightning.data.sources.head import Row
 from rl_lightning.data.sources.layout import Layout, option
 from rl_lightning.data.sources.problems import Problems
-from rl_lightning.data.sources.recognise import Row
+from rl_lightning.data.sources.splitting import plainly, split_dialogue, split_pair, split_texts
 from rl_lightning.data.sources.values import BadValue
 from rl_lightning.rewards.grading.gold import marked_in_gold
 from rl_lightning.text import Message, Messages
@@ -121,7 +119,7 @@ class RowReader:
         try:
             return self._assembled(location, row, found)
         except BadValue as bad:
-            role = next(role for role in ("messages", "response", "prompt") if role in self.layout.roles)
+            role = bad.role or next(role for role in ("messages", "response", "prompt") if role in self.layout.roles)
             column = self.layout.roles[role]
             problems.add(location, f"column {column!r} {bad}", f"column {column!r} {bad.kind}")
             return None
@@ -135,9 +133,9 @@ class RowReader:
             prompt, plain = self._instruction(prompt, found.get("context"))
         if "system" in found or "history" in found:
             prompt, plain = _preceded(prompt, found.get("system"), found.get("history", [])), None
-        template = found.get("template", {})
-        if "tools" in found:
-            template = {**template, "tools": found["tools"]}
+        template, tools = found.get("template", {}), found.get("tools") or self._own_tools(row)
+        if tools:
+            template = {**template, "tools": tools}
         return Example(
             prompt=prompt,
             answer=found.get("answer", found.get("ground_truth", found.get("solution"))),
@@ -236,7 +234,13 @@ class RowReader:
         """Read a conversation."""
         if self.layout.transcript and isinstance(value, str):
             return transcript(value)
-        return conversation(value, self.sparse)
+        return dialogue(value, self.sparse)
+
+    def _own_tools(self, row: Row) -> list[Any] | None:
+        """Return the tools that stand in the prompt's own column, as OpenAI's interface has it; None if none do."""
+        prompt = row.get(self.layout.roles.get("prompt", ""))
+        tools = prompt.get("tools") if isinstance(prompt, dict) else None
+        return values.without_nulls(tools) if tools and self.sparse else tools
 
     def _written(self, value: Any) -> str | Messages:
         """Read a response: text, messages, or a transcript."""

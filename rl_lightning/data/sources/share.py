@@ -16,7 +16,7 @@ class Share:
     """How much is held out. Which rows follows from their prompts alone: the same in every run, on every rank, in any order of rows.
 
     Args:
-        size: a share between 0 and 1, or a number of rows from 1 on.
+        size: a share between 0 and 1, or a number of rows, as an integer.
 
     Raises:
         UserError: for anything else.
@@ -26,18 +26,20 @@ class Share:
 
     def __post_init__(self) -> None:
         """Refuse what is no share and no number of rows."""
-        if not self.size > 0 or (self.size >= 1 and self.size != int(self.size)):
-            raise UserError(f"val: {self.size} is neither a share between 0 and 1 nor a number of rows")
+        if isinstance(self.size, bool) or not self.size > 0 or (isinstance(self.size, float) and self.size >= 1):
+            raise UserError(
+                f"val: {self.size} is neither a share between 0 and 1, such as 0.02, nor a number of rows, such as 500"
+            )
 
     @staticmethod
     def of(value: Any) -> Share | None:
         """Return the share that a value of the option `val` means; None if it names data."""
         if isinstance(value, str):
             try:
-                value = float(value)
+                value = int(value) if value.strip().isdecimal() else float(value)
             except ValueError:
                 return None
-        return Share(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        return Share(value) if isinstance(value, int | float) else None
 
     def split(self, examples: list[Example]) -> tuple[list[Example], list[Example]]:
         """Return what is kept and what is held out, each in the order of the examples; one prompt is on one side only.
@@ -45,7 +47,7 @@ class Share:
         Raises:
             UserError: if nothing would be kept.
         """
-        wanted = int(self.size) if self.size >= 1 else max(1, round(self.size * len(examples)))
+        wanted = self.size if isinstance(self.size, int) else max(1, round(self.size * len(examples)))
         places: dict[bytes, list[int]] = {}
         for place, example in enumerate(examples):
             places.setdefault(_key(example), []).append(place)

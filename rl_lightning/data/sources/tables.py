@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from rl_lightning.data.sources.base import Example, ExampleSource, Split
+from rl_lightning.data.sources.head import Row
 from rl_lightning.data.sources.layout import Columns, Layout
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.data.sources.reading import RowReader
-from rl_lightning.data.sources.recognise import Row, recognise
+from rl_lightning.data.sources.recognise import recognise
 from rl_lightning.data.sources.shape import Shape
 from rl_lightning.data.sources.share import Share
 from rl_lightning.errors import UserError

@@ -11,7 +11,10 @@ from typing import Any
 from rl_lightning.data.sources.base import Gold
 from rl_lightning.text import has_lone_surrogate
 
-_TRUTH = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
+#: Words for what a response is worth.
+_GOOD = ("true", "yes", "good", "correct", "chosen", "desirable")
+_BAD = ("false", "no", "bad", "incorrect", "rejected", "undesirable")
+_TRUTH = dict.fromkeys(_GOOD, 1.0) | dict.fromkeys(_BAD, 0.0)
 
 
 class BadValue(ValueError):
@@ -20,11 +23,13 @@ class BadValue(ValueError):
     Args:
         what: is wrong; it continues "column 'x' ...".
         kind: what to count it as; `what` itself if None.
+        role: what the value is in its example, where that is not plain from where it was read.
     """
 
-    def __init__(self, what: str, kind: str | None = None) -> None:
+    def __init__(self, what: str, kind: str | None = None, role: str | None = None) -> None:
         super().__init__(what)
         self.kind = kind or what
+        self.role = role
 
 
 def text(value: Any) -> str:

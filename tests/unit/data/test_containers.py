@@ -8,7 +8,7 @@ import pytest
 
 from rl_lightning.data.sources import ChainSum, DatasetExamples, Example, FileExamples, TableExamples, as_source
 from rl_lightning.errors import UserError
-from tests.shapes import SHAPES
+from tests.shapes import SHAPES, asked
 
 ROWS = [{"prompt": f"{n}+1=", "answer": str(n + 1), "level": n} for n in range(6)]
 
@@ -217,7 +217,12 @@ def test_whatever_is_at_hand_becomes_a_source(tmp_path):
     assert (hub.path, hub.name) == ("openai/gsm8k", "main")
     with pytest.raises(UserError, match=r"there is no file nowhere\.jsonl"):
         as_source("nowhere.jsonl").load("train")
-    for value in (3, object(), {"prompt": ["1="]}):
+    assert [one.answer for one in as_source({"prompt": ["1=", "2="], "answer": [1, 2]}).load("train")] == ["1", "2"]
+    assert [one.prompt for one in as_source([[asked("1=")], [asked("2=")]]).load("train")] == [
+        [asked("1=")],
+        [asked("2=")],
+    ]
+    for value in (3, object(), {"prompt": "1="}):
         with pytest.raises(UserError, match="what is taken: a source of examples, a path"):
             as_source(value)
     with pytest.raises(UserError, match=r"the train rows\[1\]: not a dict but of type int"):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rl_lightning.data.sources import Example, as_source
-from rl_lightning.data.sources.conversations import at_last_turn
+from rl_lightning.data.sources.splitting import at_last_turn
 from rl_lightning.errors import UserError
 from tests.shapes import CALL, REFUSED, SHAPES, TOOL, asked, said, told
 
@@ -284,9 +284,28 @@ def test_weights_that_say_what_is_done_anyway_are_passed_over():
     assert (example.prompt, example.response) == ([asked("q")], "a")
 
 
+def test_turns_of_weight_0_are_not_learnt():
+    turns = [
+        asked("a"),
+        {**said("b"), "weight": 0},
+        asked("c"),
+        {**said("d"), "weight": 1},
+        asked("e"),
+        {**said("f"), "weight": 0},
+    ]
+    (example,) = as_source([{"messages": turns}]).load("train")
+    assert (example.prompt, example.response) == ([asked("a"), said("b"), asked("c")], "d")
+
+
 def test_a_pair_ends_with_the_assistant():
     row = {"chosen": [asked("q"), said("x"), asked("z")], "rejected": [asked("q"), said("y")]}
-    assert "does not end with the assistant in the chosen one" in complaint([row])
+    assert "column 'chosen' does not end with a turn of the assistant" in complaint([row])
+    assert "column 'rejected' does not end with a turn of the assistant" in complaint(
+        [{"chosen": told("3"), "rejected": told("")}]
+    )
+    assert "column 'rejected' holds nothing but what both begin with" in complaint(
+        [{"chosen": "1+1= 2", "rejected": "1+1="}]
+    )
 
 
 def test_a_list_of_names_of_files_is_files(tmp_path):
@@ -303,7 +322,12 @@ def test_a_list_of_names_of_files_is_files(tmp_path):
         ([{"from": "alien", "value": "?"}, {"from": "gpt", "value": "!"}], "has a message 1 from 'alien'"),
         ([{"from": "human", "value": ""}, {"from": "gpt", "value": "!"}], "has a message 1 without value"),
         ([said("3")], "begins with the assistant: there is nothing to answer"),
-        ([asked("1="), {**said("3"), "weight": 0}], "has a message 2 with a weight"),
+        ([asked("1="), {**said("3"), "weight": 0}], "whose weight is not 0: there is nothing to learn"),
+        ([asked("1="), {**said("3"), "weight": 2}], "has a message 2 with the weight 2: a turn is learnt or not"),
+        (
+            [asked("1="), said("3"), asked("2="), {**said("4"), "weight": 0}, asked("5="), said("6")],
+            "has a turn of the assistant with weight 0 between others",
+        ),
         (
             [asked("1="), {**CALL, "tool_calls": "no JSON"}],
             "has a message 2 with a tool call that is text, and no JSON",
