@@ -1,32 +1,33 @@
 """A new objective in a few lines.
 
-Soft adaptive policy optimization replaces the hard clip by a smooth gate f(ρ) = (4/τ) σ(τ (ρ − 1)), whose slope is 1 at
-ρ = 1 and fades on both sides, faster where the advantage is negative (SAPO, arXiv 2511.20347).
+Tapered off-policy REINFORCE pushes up what was good whatever the ratio is, and lets go of what was bad as it becomes unlikely: its
+weight is 1 where A > 0, and the response's own ratio, at most 1, elsewhere (TOPR, arXiv 2503.14286).
 
 Run it:
 
-    python -m rl_lightning fit --config configs/grpo.yaml --model=examples.new_objective.SAPO --data.epochs_per_rollout=2
+    python -m rl_lightning fit --config configs/grpo.yaml --model=examples.new_objective.TOPR --data.epochs_per_rollout=2
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from rl_lightning import GRPO, Microbatch
+from rl_lightning import OnlineModule
+from rl_lightning.algorithms import vanishes_with_advantage
+from rl_lightning.functional import weighted_surrogate
 
 
-class SAPO(GRPO):
-    """GRPO with a soft gate in place of the clip; `tau_up` and `tau_down` set how fast it closes."""
+class TOPR(OnlineModule):
+    """REINFORCE with the weight 1 where A > 0, and min(ρ, 1) elsewhere, ρ the ratio of the whole response."""
 
-    formula = "J = E 1/G Σ_i 1/|y_i| Σ_t (4/τ) σ(τ(ρ − 1)) A"
+    formula = "J = E 1/G Σ_i 1/|y_i| Σ_t sg(w_i) A log π_θ,  w = 1 where A > 0, else min(ρ, 1)"
+    needs = {"advantages": "rl_lightning.callbacks.GroupNormalize"}  # noqa: RUF012
 
-    def __init__(self, tau_up: float = 1.0, tau_down: float = 1.05, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.tau_up, self.tau_down = tau_up, tau_down
+    def __init__(self, **options) -> None:
+        super().__init__(ratio_level="sequence", **options)
 
-    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
-        """Return the gated advantage."""
-        ratio = self.ratio(batch, logprobs)
-        tau = torch.where(batch.advantages > 0, ratio.new_tensor(self.tau_up), ratio.new_tensor(self.tau_down))
-        return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * batch.advantages
+    @vanishes_with_advantage
+    def surrogate(self, batch, logprobs):
+        """Return sg(w) A log π_θ by its gradient, (B, R)."""
+        weight = torch.where(batch.advantages > 0, 1, self.ratio(batch, logprobs).clamp(max=1))
+        return weighted_surrogate(logprobs, batch.advantages, weight)

@@ -41,6 +41,10 @@ class Learner(Protocol):
         """Fields of a rollout that the module fills in itself; a callback that would overwrite them is refused."""
 
     @property
+    def learns_from_rewards(self) -> bool:
+        """Whether rewards must have a weight."""
+
+    @property
     def wants_reference(self) -> bool:
         """Whether training data must bring log-probabilities of a frozen reference, that of `reference_files`."""
 

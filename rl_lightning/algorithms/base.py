@@ -40,6 +40,8 @@ class ObjectiveModule(TrainedModule):
     fills: ClassVar[tuple[str, ...]] = ()
     #: What training steps must be given: `rollouts`, `demonstrations`, `samples` or `preferences`.
     learns_from: str | None = None
+    #: Whether rewards must have a weight: something is learnt from them.
+    learns_from_rewards: ClassVar[bool] = True
     #: Whether training data must bring log-probabilities of a frozen reference, `reference_files`.
     wants_reference: ClassVar[bool] = False
     #: What it is measured on, as far as there are held-out data of the kind: sampled and scored `responses`, `demonstrations`,
@@ -143,8 +145,12 @@ class ObjectiveModule(TrainedModule):
                 "makes no sense here, leave it out"
             )
 
+    def on_step_observed(self, metrics: Mapping[str, float]) -> None:
+        """Look at what an optimizer step was like, before it is taken: means over all its tokens or pairs, on all ranks."""
+
     def _log_step(self) -> None:
         metrics = self.observations.flush(self.total)
+        self.on_step_observed(metrics)
         self._loss_finite = math.isfinite(metrics["train/loss"])
         shown = [
             name for name in ("train/loss", "rollout/reward_mean", "rollout/length_mean", "kl/k3") if name in metrics

@@ -28,19 +28,24 @@ class SamplerCorrection:
     C = 2; `mask`: IcePop. See `rl_lightning.functional.sampler_ratio` for what each level corrects.
 
     Args:
-        kind: `truncate` at the cap, `mask` what is beyond it or its inverse, or `none`, which only measures.
+        kind: `truncate` at the cap, `mask` what is beyond it or the floor, or `none`, which only measures.
         cap: C ≥ 1; no bound at infinity (`.inf`).
-        level: of `token`s, or of whole responses, `sequence`: their exact weights, which vary far more.
+        level: of `token`s; of whole responses, `sequence`: their exact weights, which vary far more; or their geometric mean a
+            token, `sequence_mean`.
+        floor: c in [0, 1], the cap's other end; if null, 1/C for `mask`, and none for `truncate`.
     """
 
     kind: Literal["truncate", "mask", "none"] = "truncate"
     cap: float = 2.0
     level: RatioLevel = "token"
+    floor: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a cap that would push every weight below 1."""
         if not self.cap >= 1:
             raise UserError(f"sampler_correction.cap must be at least 1, not {self.cap:g}")
+        if self.floor is not None and not 0 <= self.floor <= 1:
+            raise UserError(f"sampler_correction.floor must lie in [0, 1], not {self.floor:g}")
 
     def weights(self, logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weight of each token, and what to observe of the mismatch.
@@ -58,7 +63,7 @@ class SamplerCorrection:
         missing = ~sampler_logprobs.isfinite()
         sampler_logprobs = known_or(sampler_logprobs, logprobs)
         ratio = sampler_ratio(logprobs, sampler_logprobs, mask, self.level)
-        weights = ratio if self.kind == "none" else bounded_ratio(ratio, self.kind, self.cap)
+        weights = ratio if self.kind == "none" else bounded_ratio(ratio, self.kind, self.cap, self.floor)
         seen = {
             "sampler/mismatch_kl": kl_k3(sampler_logprobs, logprobs),
             "sampler/ratio_mean": ratio,

@@ -33,7 +33,7 @@ class CriticModule(OnlineModule):
         value_coef: c_1 > 0, the weight of the value loss beside the objective.
         value_clip: the value loss sees no move of V by more than this from where it was at rollout time; off if null.
         value_warmup_rollouts: for so many rollouts only the critic learns; the policy does not move at all.
-        **online_options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, policy, load, optimizer,
+        **online_options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load, optimizer,
             reduction, lora: see `OnlineModule` and `ObjectiveModule`.
     """
 

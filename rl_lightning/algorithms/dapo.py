@@ -40,8 +40,8 @@ class DAPO(GRPO):
         clip_high: ε_high ≥ 0.
         kl_coef: β ≥ 0; 0 in the paper, and then no reference is loaded.
         reduction: how tokens are averaged; see above.
-        **online_options: kl_in, kl_estimator, reference, entropy_coef, sampler_correction, policy, load, optimizer, lora: see
-            `OnlineModule` and `ObjectiveModule`.
+        **online_options: dual_clip, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load,
+            optimizer, lora: see `GRPO`, `OnlineModule` and `ObjectiveModule`.
     """
 
     formula = "J = E 1/Σ_i|y_i| Σ_i Σ_t min(ρA, clip(ρ, 1−ε_low, 1+ε_high)A),  0 < correct < G"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,12 +11,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from rl_lightning.algorithms.correction import SamplerCorrection
-from rl_lightning.algorithms.policy import Outputs, PolicyModule
+from rl_lightning.algorithms.policy import Outputs, PolicyModule, vanishes_with_advantage
 from rl_lightning.algorithms.settings import warn_of_estimator
 from rl_lightning.errors import UserError
 from rl_lightning.functional import (
     KLEstimator,
-    clipped_surrogate,
+    RatioLevel,
     kl_k1,
     kl_k3,
     kl_penalty,
@@ -25,9 +26,12 @@ from rl_lightning.functional import (
 from rl_lightning.models import PolicyFiles, adapter_off
 from rl_lightning.types import Microbatch, Rollout, Rows
 
+#: `needs` of algorithms whose advantages come from a comparison of the responses to a prompt.
+COMPARES_A_GROUP: Mapping[str, str] = {"advantages": "rl_lightning.callbacks.GroupNormalize"}
+
 
 class OnlineModule(PolicyModule):
-    """A policy that learns from rollouts of itself.
+    """A policy that learns from rollouts of itself: J = surrogate(ρ, A) − β · divergence. A new algorithm overrides `surrogate`.
 
     Args:
         kl_coef: weight β ≥ 0 of the divergence from the reference. At 0 no reference is loaded.
@@ -40,13 +44,12 @@ class OnlineModule(PolicyModule):
         entropy_coef: weight ≥ 0 of the entropy of the token distributions, which is maximised too.
         sampler_correction: importance weights for a generator that samples a copy of the policy, such as vLLM; with one that
             samples the policy itself there is nothing to correct.
+        ratio_level: whose ratio ρ is: the `token`'s; the whole response's (`sequence`); or the geometric mean of its tokens'
+            (`sequence_mean`). See `rl_lightning.functional.probability_ratio`.
         **policy_options: policy, load, optimizer, reduction, lora: see `ObjectiveModule`.
     """
 
     learns_from = "rollouts"
-    #: Bounds of the ratio, ε_low and ε_high, for an objective that clips it; what the clip does is then logged.
-    clip_low: float | None = None
-    clip_high: float | None = None
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class OnlineModule(PolicyModule):
         reference: str | None = None,
         entropy_coef: float = 0.0,
         sampler_correction: SamplerCorrection | None = None,
+        ratio_level: RatioLevel = "token",
         **policy_options: Any,
     ) -> None:
         super().__init__(**policy_options)
@@ -74,6 +78,7 @@ class OnlineModule(PolicyModule):
         self.kl_estimator: KLEstimator = kl_estimator or ("k3" if kl_in == "loss" else "k1")
         self.entropy_coef = entropy_coef
         self.sampler_correction = sampler_correction or SamplerCorrection()
+        self.ratio_level: RatioLevel = ratio_level
         if kl_coef:
             warn_of_estimator(self.kl_estimator, kl_in)
         self.reference_files = PolicyFiles(reference, self.policy_files.options) if reference else self.policy_files
@@ -171,8 +176,8 @@ class OnlineModule(PolicyModule):
         return super().learns_from_zero_advantages or (self.kl_coef != 0 and self.kl_in == "loss")
 
     def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return what is logged of the tokens of a microbatch: how far the policy is from the one that sampled, from the sampler
-        and from the reference, and what the clip does, where the algorithm has bounds. All are (B, R)."""
+        """Return what is logged of the tokens of a microbatch, (B, R) each: how far the policy is from the one that sampled, from
+        the sampler and from the reference. What an algorithm clips, masks or weighs it adds itself."""
         logprobs, seen = outputs.logprobs, super().observed(batch, outputs)
         old = old_logprobs(batch, logprobs)
         ratio = self.ratio(batch, logprobs)
@@ -183,11 +188,6 @@ class OnlineModule(PolicyModule):
         }
         if batch.rollout_logprobs is not None:
             seen |= self.sampler_correction.weights(old, batch.rollout_logprobs, batch.response_mask)[1]
-        if self.clip_low is not None and self.clip_high is not None and batch.advantages is not None:
-            seen |= {
-                "policy/clip_fraction_high": ((batch.advantages > 0) & (ratio > 1 + self.clip_high)).float(),
-                "policy/clip_fraction_low": ((batch.advantages < 0) & (ratio < 1 - self.clip_low)).float(),
-            }
         if self.kl_coef and self.kl_in == "loss":
             assert batch.ref_logprobs is not None
             seen |= {"kl/k3": kl_k3(logprobs, batch.ref_logprobs), "kl/k1": kl_k1(logprobs, batch.ref_logprobs)}
@@ -205,18 +205,17 @@ class OnlineModule(PolicyModule):
         return replace(batch, advantages=weighed)
 
     def ratio(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
-        """Return ρ = π_θ/π_old of every response token, (B, R)."""
-        return probability_ratio(logprobs, old_logprobs(batch, logprobs))
+        """Return ρ = π_θ/π_old at every response token, (B, R), of what `ratio_level` says."""
+        return probability_ratio(logprobs, old_logprobs(batch, logprobs), batch.response_mask, self.ratio_level)
 
-    def surrogate(
-        self, batch: Microbatch, logprobs: Tensor, clip_low: float, clip_high: float, dual_clip: float | None = None
-    ) -> Tensor:
-        """Return S_ε(ρ, A) of every response token, (B, R).
+    @vanishes_with_advantage
+    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
+        """Return the surrogate, less the divergence where it acts in the loss, (B, R)."""
+        return self.surrogate(batch, logprobs) - self.divergence(batch, logprobs)
 
-        The one policy-gradient core of PPO, GRPO and DAPO; see `rl_lightning.functional.clipped_surrogate`.
-        """
-        assert batch.advantages is not None
-        return clipped_surrogate(self.ratio(batch, logprobs), batch.advantages, clip_low, clip_high, dual_clip)
+    def surrogate(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
+        """Return what the algorithm makes of ρ and A at every response token, (B, R): clipped, weighted or soft, say."""
+        raise TypeError(f"{type(self).__name__} must define surrogate(batch, logprobs)")
 
     def divergence(self, batch: Microbatch, logprobs: Tensor) -> Tensor | float:
         """Return β times the estimated divergence from the reference of every response token, (B, R) in nats; 0 if it does not act
@@ -235,6 +234,15 @@ class OnlineModule(PolicyModule):
         if self.reference is not None:
             self.reference.eval()
         return self
+
+
+def clip_fractions(ratio: Tensor, batch: Microbatch, clip_low: float, clip_high: float) -> dict[str, Tensor]:
+    """Return where the two sides of a clip take the gradient away, by the names that they are logged under, (B, R) each."""
+    assert batch.advantages is not None
+    return {
+        "policy/clip_fraction_high": ((batch.advantages > 0) & (ratio > 1 + clip_high)).float(),
+        "policy/clip_fraction_low": ((batch.advantages < 0) & (ratio < 1 - clip_low)).float(),
+    }
 
 
 def old_logprobs(batch: Microbatch, logprobs: Tensor) -> Tensor:

@@ -20,14 +20,17 @@ from rl_lightning.types import Microbatch, Rollout, Rows
 
 MethodT = TypeVar("MethodT", bound=Callable[..., Tensor])
 
+#: Methods that make no part of the loss.
+_BESIDE_THE_LOSS = ("__init__", "observed", "on_rollout_scored")
 
-def vanishes_with_advantage(objective: MethodT) -> MethodT:
-    """Mark an `objective` that is proportional to the advantages, but for a divergence in it.
+
+def vanishes_with_advantage(term: MethodT) -> MethodT:
+    """Mark an `objective`, or a `surrogate`, that is 0 with its gradient where the advantages are 0, but for a divergence in it.
 
     A response whose advantages are all 0 then has no gradient, and where a rollout serves a single update it is not computed.
     """
-    objective.vanishes_with_advantage = True  # type: ignore[attr-defined]
-    return objective
+    term.vanishes_with_advantage = True  # type: ignore[attr-defined]
+    return term
 
 
 class Outputs(NamedTuple):
@@ -103,15 +106,19 @@ class PolicyModule(ObjectiveModule, Answering):
     def learns_from_zero_advantages(self) -> bool:
         """Whether a response may have a gradient though all of its advantages are 0; if not, it need not be computed.
 
-        It has none if the `objective` is marked by `vanishes_with_advantage`. The mark is not inherited by a subclass that
-        overrides anything else but `__init__`: it may have changed what the loss is made of. Override `objective` and set
-        the mark again there.
+        It has none if the `objective` is marked by `vanishes_with_advantage`, and so is whatever a subclass overrides of what
+        the loss is made of: an unmarked method may have changed that.
         """
         lines = type(self).__mro__
-        below = lines[: next(place for place, line in enumerate(lines) if "objective" in vars(line))]
+        own = next(place for place, line in enumerate(lines) if "objective" in vars(line))
         changed = any(
-            isinstance(value, property) or (callable(value) and name != "__init__")
-            for line in below
+            name not in _BESIDE_THE_LOSS
+            and not getattr(value, "vanishes_with_advantage", False)
+            and (
+                isinstance(value, property)
+                or (callable(value) and any(name in vars(old) for old in lines[place + 1 :]))
+            )
+            for place, line in enumerate(lines[:own])
             for name, value in vars(line).items()
         )
         return changed or not getattr(self.objective, "vanishes_with_advantage", False) or self.entropy_coef != 0

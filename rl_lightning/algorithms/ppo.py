@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from rl_lightning.algorithms.critic import CriticModule
-from rl_lightning.algorithms.settings import clip_bounds
+from rl_lightning.algorithms.online import clip_fractions
+from rl_lightning.algorithms.policy import Outputs
+from rl_lightning.algorithms.settings import clip_bounds, dual_clip_bound
 from rl_lightning.errors import UserError
-from rl_lightning.functional import gae, masked_variance, masked_whiten
+from rl_lightning.functional import clipped_surrogate, gae, masked_variance, masked_whiten
 from rl_lightning.types import Microbatch, Rollout
 
 
@@ -43,6 +45,7 @@ class PPO(CriticModule):
     - π_θ in the notebook's r_t is the policy that sampled, as a number.
     - The notebook has no value loss: it is ½ (V − R̂)², R̂_t = A_t + V_old(s_t). `value_coef: 0.5` and `value_clip: 0.2`, off
       here, are OpenAI baselines' (`ppo2`); β = 0.05 is TRL's.
+    - A λ of the critic's own and one that grows with the length are VC-PPO's (2503.01491) and VAPO's (2504.05118, α = 0.05).
     - Neither whitens advantages, as verl and TRL do, nor clips a second time, as verl does: both are options.
 
     Args:
@@ -51,20 +54,19 @@ class PPO(CriticModule):
         dual_clip: c > 1: where A < 0 the surrogate is at least c A; off if null.
         gamma: γ in [0, 1].
         gae_lambda: λ in [0, 1].
+        critic_lambda: λ in [0, 1] of the critic's targets R̂; `gae_lambda` if null. At 1 they are returns, without bias.
+        length_adaptive_lambda: α > 0: a response's own λ is 1 − 1/(α |y|), at least 0, in the place of `gae_lambda`; off if null.
         bootstrap_truncated: whether a response that the cap cut off is worth V of its last state beyond it, not 0.
         whiten_advantages: shift and scale the advantages of a rollout to mean 0 and deviation 1 over its tokens.
         kl_coef: β ≥ 0; at 0 no reference is loaded.
         kl_in: `reward` is the notebook's; see `OnlineModule`.
         **critic_options: critic, critic_lr, value_coef, value_clip, value_warmup_rollouts, kl_estimator, reference,
-            entropy_coef, sampler_correction, policy, load, optimizer, reduction, lora: see `CriticModule`, `OnlineModule` and
+            entropy_coef, sampler_correction, ratio_level, policy, load, optimizer, reduction, lora: see `CriticModule`, `OnlineModule` and
             `ObjectiveModule`.
     """
 
     formula = "J = E 1/|y| Σ_t min(ρA, clip(ρ, 1−ε, 1+ε)A),  A = GAE of r − β log π_old/π_ref"
     fills = ("advantages", "returns")
-
-    clip_low: float
-    clip_high: float
 
     def __init__(
         self,
@@ -73,6 +75,8 @@ class PPO(CriticModule):
         dual_clip: float | None = None,
         gamma: float = 1.0,
         gae_lambda: float = 0.95,
+        critic_lambda: float | None = None,
+        length_adaptive_lambda: float | None = None,
         bootstrap_truncated: bool = False,
         whiten_advantages: bool = False,
         kl_coef: float = 0.05,
@@ -81,21 +85,29 @@ class PPO(CriticModule):
     ) -> None:
         super().__init__(kl_coef=kl_coef, kl_in=kl_in, **critic_options)
         self.clip_low, self.clip_high = clip_bounds(clip_low, clip_high)
-        for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda)):
-            if not 0 <= value <= 1:
+        for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda), ("critic_lambda", critic_lambda)):
+            if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} must lie in [0, 1], not {value}")
-        if dual_clip is not None and dual_clip <= 1:
-            raise UserError(f"dual_clip must be above 1, or null for none, not {dual_clip}")
-        self.dual_clip = dual_clip
+        if length_adaptive_lambda is not None and length_adaptive_lambda <= 0:
+            raise UserError(f"length_adaptive_lambda must be above 0, or null for none, not {length_adaptive_lambda}")
+        self.dual_clip = dual_clip_bound(dual_clip)
         self.gamma = gamma
         self.gae_lambda = gae_lambda
+        self.critic_lambda = critic_lambda
+        self.length_adaptive_lambda = length_adaptive_lambda
         self.bootstrap_truncated = bootstrap_truncated
         self.whiten_advantages = whiten_advantages
 
-    def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
-        """Return S_ε(π_θ/π_old, A), less the divergence where it acts in the loss."""
-        surrogate = self.surrogate(batch, logprobs, self.clip_low, self.clip_high, self.dual_clip)
-        return surrogate - self.divergence(batch, logprobs)
+    def surrogate(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
+        """Return S_ε(ρ, A) of every response token, (B, R)."""
+        assert batch.advantages is not None
+        ratio = self.ratio(batch, logprobs)
+        return clipped_surrogate(ratio, batch.advantages, self.clip_low, self.clip_high, self.dual_clip)
+
+    def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
+        """Return what is logged of the tokens of a microbatch, (B, R) each, what the clip does among it."""
+        ratio = self.ratio(batch, outputs.logprobs)
+        return super().observed(batch, outputs) | clip_fractions(ratio, batch, self.clip_low, self.clip_high)
 
     def on_rollout_scored(self, rollout: Rollout) -> None:
         """Fill in advantages and returns from rewards and values."""
@@ -106,8 +118,12 @@ class PPO(CriticModule):
         if self.bootstrap_truncated:
             assert rollout.bootstrap_values is not None
             after = torch.where(rollout.truncated, rollout.bootstrap_values, 0)
-        rewards = self.token_rewards(rollout).to(values)
-        advantages, returns = gae(rewards, values, mask, self.gamma, self.gae_lambda, after)
+        rewards, own = self.token_rewards(rollout).to(values), self.gae_lambda
+        if self.length_adaptive_lambda is not None:
+            own = (1 - 1 / (self.length_adaptive_lambda * mask.sum(1).to(values))).clamp(min=0)
+        advantages, returns = gae(rewards, values, mask, self.gamma, own, after)
+        if self.critic_lambda is not None:
+            _, returns = gae(rewards, values, mask, self.gamma, self.critic_lambda, after)
         spread = float(masked_variance(returns, mask, self.total))
         if spread > 0:
             unexplained = float(masked_variance(returns - values, mask, self.total))

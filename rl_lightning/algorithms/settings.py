@@ -22,6 +22,17 @@ def clip_bounds(clip_low: float, clip_high: float | None) -> tuple[float, float]
     return clip_low, high
 
 
+def dual_clip_bound(dual_clip: float | None) -> float | None:
+    """Return c, or None for no second clip.
+
+    Raises:
+        UserError: if it is not above 1.
+    """
+    if dual_clip is not None and dual_clip <= 1:
+        raise UserError(f"dual_clip must be above 1, or null for none, not {dual_clip}")
+    return dual_clip
+
+
 def warn_of_estimator(estimator: KLEstimator, place: str) -> None:
     """Name the combinations whose gradient is none, or not the divergence's."""
     if place == "loss" and estimator == "k1":

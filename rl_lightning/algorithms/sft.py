@@ -26,6 +26,7 @@ class SFT(PolicyModule):
     formula = "J = E[ 1/|y| Σ_t log π_θ(y_t | x, y_<t) ]"
 
     learns_from = "demonstrations"
+    learns_from_rewards = False
     evaluates_on = ("demonstrations", "responses")
 
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from rl_lightning.audit import Audits
 from rl_lightning.callbacks import Dashboard
-from rl_lightning.cli.config_file import NamedConfigFile, loggers_replaced
+from rl_lightning.cli.config_file import NamedConfigFile, replacements_first
 from rl_lightning.cli.saved_config import SaveFitConfig
 from rl_lightning.defaults import TRAINER_DEFAULTS, complete, refusals_of_the_trainer
 from rl_lightning.errors import UserError
@@ -40,8 +40,8 @@ class CLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments; where they name another logger, it does not inherit the options of the configuration's."""
-        self.config = parser.parse_args(list(loggers_replaced(sys.argv[1:] if args is None else args)))
+        """Parse the arguments; where they name another logger or algorithm, it does not inherit what was the configuration's."""
+        self.config = parser.parse_args(replacements_first(sys.argv[1:] if args is None else args))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with what every run has: see `rl_lightning.defaults`.

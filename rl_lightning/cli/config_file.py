@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import importlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch import LightningModule
 
+from rl_lightning.options import inherited
 from rl_lightning.options.yaml_files import read_text
 from rl_lightning.shipped import configuration
 
 _LOGGER = "trainer.logger"
+
+log = logging.getLogger(__name__)
 
 
 class NamedConfigFile(ActionConfigFile):
@@ -28,8 +35,9 @@ class NamedConfigFile(ActionConfigFile):
         if _is_name(value):
             value = str(configuration(value))
             text = read_text(value)
-        if cfg.get(_LOGGER) is not None and _names_another_logger(_logger_in(text), cfg[_LOGGER]):
+        if cfg.get(_LOGGER) is not None and _names_another_logger(_said_of(text, "trainer", "logger"), cfg[_LOGGER]):
             cfg[_LOGGER] = None
+        _hand_on(cfg.get("model"), _model(_said_of(text, "model", "class_path")))
         ActionConfigFile.apply_config(parser, cfg, dest, value)
 
 
@@ -43,27 +51,78 @@ def _is_name(value: Any) -> bool:
         return False
 
 
-def loggers_replaced(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield arguments of the command line, with `--trainer.logger=null` before one that sets another logger.
+def replacements_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of the command line, with one that prepares the configuration before each that names another class.
 
-    jsonargparse would hand the options of the configuration's logger on to it, such as TensorBoard's `name`.
+    jsonargparse would hand the options of the configuration's logger on to another one, such as TensorBoard's `name`, and those
+    of its algorithm to another algorithm: `--trainer.logger=null` lets go of the first, and YAML text that names the algorithm of
+    the second, as an overlay does. What the command line itself gives to `model` is meant for the class that it names.
     """
+    result: list[str] = []
+    own = None  # where the options begin that the command line gives after the last configuration
     for place, argument in enumerate(arguments):
         name, given, value = argument.partition("=")
         value = value if given else arguments[place + 1] if place + 1 < len(arguments) else ""
         if name == f"--{_LOGGER}" and value.split(".")[-1] != "TensorBoardLogger":
-            yield f"--{_LOGGER}=null"
-        yield argument
+            result.append(f"--{_LOGGER}=null")
+        if own is not None and name in ("--model", "--model.class_path") and _model(value) is not None:
+            result.insert(own, f"--config={json.dumps({'model': {'class_path': value}})}")
+        result.append(argument)
+        if name in ("--config", "-c"):
+            own = len(result) + (not given)
+    return result
 
 
-def _logger_in(text: Any) -> Any:
-    """Return what YAML text says of the logger; None if nothing, or if it is no YAML, which the parser will say."""
+def _said_of(text: Any, section: str, option: str) -> Any:
+    """Return what YAML text says of an option; None if nothing, or if it is no YAML, which the parser will say."""
     try:
         settings = yaml.safe_load(text) if isinstance(text, str) else None
     except yaml.YAMLError:
         return None
-    trainer = settings.get("trainer") if isinstance(settings, Mapping) else None
-    return trainer.get("logger") if isinstance(trainer, Mapping) else None
+    options = settings.get(section) if isinstance(settings, Mapping) else None
+    return options.get(option) if isinstance(options, Mapping) else None
+
+
+def _model(name: Any) -> type | None:
+    """Return the algorithm that a class path, or the bare name of an imported class, names; None if there is none."""
+    if not isinstance(name, str):
+        return None
+    home, _, bare = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(home), bare, None) if home else _imported(LightningModule, bare)
+    except Exception:  # whatever the user's module raises, the parser will say it
+        return None
+    return found if isinstance(found, type) and issubclass(found, LightningModule) else None
+
+
+def _imported(kind: type, name: str) -> type | None:
+    """Return the subclass of a name among those that have been imported."""
+    if kind.__name__ == name:
+        return kind
+    return next(filter(None, (_imported(one, name) for one in kind.__subclasses__())), None)
+
+
+def _hand_on(before: Any, after: type | None) -> None:
+    """Take from the options of a configuration's algorithm what another one, which takes its place, does not inherit, and say so.
+
+    Args:
+        before: `class_path` and `init_args` so far, changed in place; None if there are none yet.
+        after: the other one; None if none is named.
+    """
+    old = _model(before.get("class_path")) if isinstance(before, Namespace) else None
+    if old is None or after is None or old is after or not before.get("init_args"):
+        return
+    kept, dropped = inherited(old, after, vars(before["init_args"]))
+    for name in dropped:
+        del before["init_args"][name]
+    if kept or dropped:
+        log.warning(
+            "model: %s takes the place of the configuration's %s: it keeps %s, and not %s; name with it what else it is to have",
+            after.__name__,
+            old.__name__,
+            ", ".join(kept) or "nothing",
+            ", ".join(dropped) or "anything else",
+        )
 
 
 def _names_another_logger(new: Any, old: Any) -> bool:

@@ -143,6 +143,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.evaluation.sampling(self.sampling).check(training=False)
         check_stop_ids(self.sampling, files)
         if self.rewarder is not None:
+            if self.module.learns_from_rewards:
+                self.rewarder.require_weight()
             self.rewarder.start(files.tokenizer)
             for reward in self._reward_models:
                 reward.prepare(self.trainer.strategy.root_device)

@@ -8,8 +8,13 @@ from rl_lightning.functional.kl import KLEstimator, kl_k1, kl_k2, kl_k3, kl_pena
 from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_logits
 from rl_lightning.functional.masking import masked_mean, masked_variance, masked_whiten, response_mask_from_ids
 from rl_lightning.functional.overoptimization import Law, LawKind, fit_law
-from rl_lightning.functional.policy_loss import clipped_surrogate, probability_ratio
-from rl_lightning.functional.preference_loss import bradley_terry, dpo_objective
+from rl_lightning.functional.policy_loss import (
+    clipped_surrogate,
+    probability_ratio,
+    soft_surrogate,
+    weighted_surrogate,
+)
+from rl_lightning.functional.preference_loss import bradley_terry, dpo_objective, log_odds, robust_bradley_terry
 from rl_lightning.functional.shaping import less_divergence, overlong_penalty
 from rl_lightning.functional.value_loss import value_loss
 from rl_lightning.functional.weights import BatchTotals, Reduction, batch_totals, token_weights
@@ -42,6 +47,7 @@ __all__ = [
     "kl_penalty",
     "known_or",
     "less_divergence",
+    "log_odds",
     "logprobs_from_logits",
     "masked_mean",
     "masked_variance",
@@ -49,7 +55,10 @@ __all__ = [
     "overlong_penalty",
     "probability_ratio",
     "response_mask_from_ids",
+    "robust_bradley_terry",
     "sampler_ratio",
+    "soft_surrogate",
     "token_weights",
     "value_loss",
+    "weighted_surrogate",
 ]

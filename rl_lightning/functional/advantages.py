@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-AdvantageScale = Literal["std", "none", "batch"]
+AdvantageScale = Literal["std", "batch", "mean", "none"]
+Baseline = Literal["mean", "others", "length"]
 
 
 class _GroupStatistics(NamedTuple):
@@ -39,8 +40,10 @@ def group_normalize(
     eps: float = 1e-6,
     ddof: int = 1,
     batch_std: Tensor | None = None,
+    baseline: Baseline = "mean",
+    lengths: Tensor | None = None,
 ) -> Tensor:
-    """Return the group-relative advantage A_i = (r_i − mean(r_group)) / (std(r_group) + eps).
+    """Return the group-relative advantage A_i = (r_i − mean(r_group)) / (std(r_group) + eps), or with another baseline or scale.
 
     A group whose rewards are all equal, or that has fewer than two scored rows, gets exactly 0: rounding of the mean does not
     leak through. Unscored rows do not enter the group's mean and standard deviation, and get 0.
@@ -49,17 +52,22 @@ def group_normalize(
         rewards: (B,) float.
         group_ids: (B,) long; the members of a group need not be neighbours.
         scored: (B,) bool, False where a reward failed; all True if None.
-        scale: `std` divides by the group's standard deviation, `batch` by that of all scored rewards, `none` by nothing.
-        eps: added to the standard deviation, in units of reward.
+        scale: `std` divides by the group's standard deviation, `batch` by that of all scored rewards, `mean` by the group's
+            mean reward, `none` by nothing.
+        eps: added to what is divided by, in units of reward.
         ddof: the variance of n rewards has the divisor n − ddof: 1 gives the unbiased variance, 0 the population variance.
             The paper does not say which; verl and TRL use 1. The choice rescales all advantages by sqrt((G−1)/G).
         batch_std: scalar, the standard deviation over all ranks, for `batch` on several ranks; computed from `rewards` if None.
+        baseline: what is taken off a reward: the `mean` of the group's rewards, its own among them; the mean of the `others`,
+            which is n/(n − 1) times as much in all; or the mean weighted by `length`, Σ_j L_j r_j / Σ_j L_j.
+        lengths: (B,) in tokens, for the baseline `length`.
 
     Returns:
-        (B,) in standard deviations (`std`, `batch`) or in units of reward (`none`).
+        (B,) in standard deviations (`std`, `batch`), in units of reward (`none`) or without a unit (`mean`).
 
     Source: DeepSeekMath (arXiv 2402.03300), section 4.1.2, outcome supervision; `none` is Dr.GRPO (2503.20783),
-    `batch` is Lite-PPO (2508.08221).
+    `batch` is Lite-PPO (2508.08221), `mean` is MaxRL (2602.02710); `others` with `none` is RLOO (2402.14740), `length` with
+    `none` is OPO (2505.23585).
 
     Example:
         >>> group_normalize(torch.tensor([1.0, 0.0, 5.0, 5.0]), torch.tensor([0, 0, 1, 1]), eps=0.0)
@@ -69,10 +77,20 @@ def group_normalize(
     rewards = torch.where(scored, rewards, 0)
     _, member = group_ids.unique(return_inverse=True)
     group = _group_statistics(rewards, member, scored)
-    centred = torch.where(scored & (group.spread > 0), rewards - group.mean, 0)
+    expected = group.mean
+    if baseline == "length":
+        assert lengths is not None, "the baseline 'length' needs lengths"
+        share = torch.where(scored, lengths, 0).to(rewards)
+        sums = rewards.new_zeros(2, len(rewards)).index_add(1, member, torch.stack([share * rewards, share]))
+        expected = (sums[0] / sums[1].clamp(min=1))[member]
+    centred = torch.where(scored & (group.spread > 0), rewards - expected, 0)
+    if baseline == "others":
+        centred = centred * group.size / (group.size - 1).clamp(min=1)
     if scale == "none":
         return centred
-    if scale == "batch":
+    if scale == "mean":
+        deviation = group.mean
+    elif scale == "batch":
         deviation = rewards[scored].std(correction=ddof) if batch_std is None else batch_std
     else:
         squares = torch.zeros_like(rewards).index_add(0, member, centred.square())[member]
@@ -85,7 +103,7 @@ def gae(
     values: Tensor,
     mask: Tensor,
     gamma: float = 1.0,
-    gae_lambda: float = 0.95,
+    gae_lambda: float | Tensor = 0.95,
     bootstrap_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the generalized advantage estimate A_t = Σ_l (γλ)^l δ_{t+l} and the value target R̂_t = A_t + V_t.
@@ -99,7 +117,7 @@ def gae(
         mask: (B, R) bool, the tokens that count. Entries outside it are never read, so they may be NaN. A gap between two
             counted tokens is skipped: it adds no discount.
         gamma: γ in [0, 1].
-        gae_lambda: λ in [0, 1].
+        gae_lambda: λ in [0, 1]; (B,) where it is not the same for all responses.
         bootstrap_values: (B,) V after the last token, for responses that were cut off; 0 if None.
 
     Returns:

@@ -55,3 +55,45 @@ def dpo_objective(chosen: Tensor, rejected: Tensor, beta: float, label_smoothing
         tensor([-0.3133])
     """
     return bradley_terry(beta * (chosen - rejected), label_smoothing)
+
+
+def robust_bradley_terry(difference: Tensor, label_smoothing: float) -> Tensor:
+    """Return J = [(1 − ε) log σ(z) − ε log σ(−z)] / (1 − 2ε) per pair: the unbiased estimate of log σ(z) on the right labels.
+
+    Its mean over a label that is turned round with probability ε is log σ(z). The gradient in z is
+    [(1 − ε) σ(−z) + ε σ(z)] / (1 − 2ε), which never vanishes.
+
+    Args:
+        difference: z, any shape.
+        label_smoothing: ε in [0, 0.5).
+
+    Returns:
+        The same shape, in nats.
+
+    Source: Chowdhury et al. (arXiv 2403.00409) Eq. 12.
+
+    Example:
+        >>> robust_bradley_terry(torch.tensor([0.0]), label_smoothing=0.25)
+        tensor([-0.6931])
+    """
+    right, wrong = torch.nn.functional.logsigmoid(difference), torch.nn.functional.logsigmoid(-difference)
+    return ((1 - label_smoothing) * right - label_smoothing * wrong) / (1 - 2 * label_smoothing)
+
+
+def log_odds(logprobs: Tensor) -> Tensor:
+    """Return log p/(1 − p) from log p, its digits kept near p = 1 and near p = 0.
+
+    Args:
+        logprobs: log p < 0, any shape, nats. At 0 it is taken as just below: the odds stay finite.
+
+    Returns:
+        The same shape, nats.
+
+    Source: ORPO (arXiv 2403.07691) Eq. 4.
+
+    Example:
+        >>> log_odds(torch.tensor([0.5, 0.75]).log())
+        tensor([0.0000, 1.0986])
+    """
+    logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
+    return logprobs - (-logprobs.expm1()).log()

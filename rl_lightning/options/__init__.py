@@ -2,6 +2,7 @@
 
 from rl_lightning.options.checked import Checked, plain_options, read_options
 from rl_lightning.options.hints import class_hint, option_hint
+from rl_lightning.options.inherited import inherited
 from rl_lightning.options.parser import Parser
 
-__all__ = ["Checked", "Parser", "class_hint", "option_hint", "plain_options", "read_options"]
+__all__ = ["Checked", "Parser", "class_hint", "inherited", "option_hint", "plain_options", "read_options"]

@@ -95,10 +95,12 @@ def scored(
             failures.update(one.counts)
     for row in rows:
         applying = [place for place in weighted if row[place].applies]
-        if not applying:
+        # Metrics alone, of weight 0, make a reward of 0 that nobody learns from.
+        worthless = bool(weighted) and not applying
+        if worthless:
             failures["none"] += 1
         total.append(
-            math.fsum(rewards[place].weight * row[place].value for place in applying) if applying else math.nan
+            math.nan if worthless else math.fsum(rewards[place].weight * row[place].value for place in applying)
         )
         first.append(next((one.value for one in row if one.applies), math.nan))
     failures.update(one.failure for row in rows for one in row if one.failure is not None)

@@ -46,7 +46,7 @@ class Rewarder:
 
     Raises:
         UserError: for a path that cannot be imported, a function that cannot be sent to a worker, a name used twice, arguments
-            that are missing or that the function does not take, or if all weights are 0.
+            that are missing or that the function does not take.
     """
 
     def __init__(self, rewards: Rewards, limits: RewardLimits | None = None, **changes: Any) -> None:
@@ -104,6 +104,16 @@ class Rewarder:
         """Kill the workers. A later ``score`` starts new ones."""
         for lane in self._lanes:
             lane.pool.close()
+
+    def require_weight(self) -> None:
+        """Refuse rewards that are all metrics, for who learns from them.
+
+        Raises:
+            UserError: if all weights are 0.
+        """
+        if not any(reward.weight for reward in self.rewards):
+            names = ", ".join(reward.name for reward in self.rewards)
+            raise UserError(f"All rewards ({names}) have weight 0, so nothing would be learnt: give one a weight")
 
     def check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Refuse data without a column that a function cannot do without; see `BoundReward.check_columns`."""
@@ -222,6 +232,3 @@ def _check_together(rewards: list[BoundReward]) -> None:
     twice = [name for name, count in Counter(reward.name for reward in rewards).items() if count > 1]
     if twice:
         raise UserError(f"Two rewards are called {twice[0]!r}: give one of them another name")
-    if not any(reward.weight for reward in rewards):
-        names = ", ".join(reward.name for reward in rewards)
-        raise UserError(f"All rewards ({names}) have weight 0, so nothing would be learnt: give one a weight")

@@ -1,6 +1,7 @@
 """The command line as people use it: every shipped YAML, the obvious mistakes, stopping and going on."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ from tests.checks import cases
 ROOT = Path(__file__).parents[2]
 ALGORITHMS = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
 OVERLAYS = sorted((ROOT / "configs" / "trainer").glob("*.yaml"))
+RECIPES = sorted((ROOT / "configs" / "recipe").glob("*.yaml"))
+#: One of each kind; the other algorithms differ from one of these in their objective or their options.
+KINDS = {"sft", "rft", "rft_online", "dpo", "reward_model", "ppo", "grpo", "dapo", "gspo", "distillation", "kto"}
 
 #: Makes any shipped config small.
 SMALL = [
@@ -35,9 +39,15 @@ SMALL_OF = {
         "--data.minibatch_size=4", "--data.sampling.max_new_tokens=12", "--data.correct_threshold=6.5",
         "--data.rewards=[{function: tests.rewards_for_runs.length}]",
     ],
-    "dpo": ["--data.rewards=[{function: tests.rewards_for_runs.length}]"],
-    "rft": ["--data.rewards=[{function: tests.rewards_for_runs.length}]"],
+    "dppo": ["--data.minibatch_size=4"],
+    "reinforce_plus_plus": ["--data.group_size=1"],
+    "distillation": ["--data.group_size=1"],
 }  # fmt: skip
+SMALL_OF |= {name: ["--data.minibatch_size=4"] for name in ("gspo", "cispo", "sapo")}
+SMALL_OF |= {
+    name: ["--data.rewards=[{function: tests.rewards_for_runs.length}]"]
+    for name in ("dpo", "rft", "ipo", "simpo", "orpo", "robust_dpo", "conservative_dpo", "kto")
+}
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +60,16 @@ def small(config: Path, policy: str, directory: Path) -> list[str]:
     data = yaml.safe_load(config.read_text())["data"]["class_path"].rsplit(".", 1)[1]
     sizes = [*SMALL_SIZES[data], *SMALL_OF.get(config.stem, [])]
     sizes += [f"--data.sampler={policy}"] if config.stem == "reward_model" else []
+    sizes += [f"--model.teacher={policy}"] if config.stem == "distillation" else []
     return [f"--model.policy={policy}", f"--trainer.default_root_dir={directory}", *SMALL, *sizes]
 
 
 # A reward model answers nothing: see test_reward_model.py.
-@pytest.mark.parametrize("config", [p for p in ALGORITHMS if p.stem != "reward_model"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "config",
+    cases([p for p in ALGORITHMS if p.stem != "reward_model"], soon=lambda path: path.stem in KINDS),
+    ids=lambda path: path.stem,
+)
 def test_every_config_fits_exports_and_answers(config, tiny_policy, tmp_path, capsys):
     arguments = [f"--config={config}", *small(config, tiny_policy, tmp_path)]
     module = run(["fit", *arguments, "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1"]).model
@@ -82,7 +97,8 @@ def test_every_config_fits_exports_and_answers(config, tiny_policy, tmp_path, ca
 
 def few(overlays):
     """Return overlays × YAMLs: each overlay on GRPO's and each YAML with one overlay at once, all others slowly."""
-    soon = {(overlays[number % len(overlays)], config) for number, config in enumerate(ALGORITHMS)}
+    few = [config for config in ALGORITHMS if config.stem in KINDS]
+    soon = {(overlays[number % len(overlays)], config) for number, config in enumerate(few)}
     return cases(overlays, ALGORITHMS, soon=lambda overlay, config: config.stem == "grpo" or (overlay, config) in soon)
 
 
@@ -94,6 +110,35 @@ def test_every_overlay_parses_on_every_config(overlay, config, capsys):
     printed = yaml.safe_load(capsys.readouterr().out)
     expected = yaml.safe_load(overlay.read_text())["trainer"]
     assert holds(printed["trainer"], expected)
+
+
+def on_its_base(recipe: Path) -> Path:
+    """Return the configuration that a recipe's first line puts it on."""
+    return ROOT / "configs" / f"{recipe.read_text().splitlines()[0].split('--config ')[1].strip()}.yaml"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_changes_its_base_and_nothing_says_that_it_does_not(recipe, capsys, caplog):
+    assert len(re.findall("^#", recipe.read_text(), re.M)) == 3, "three lines of text"
+    with pytest.raises(SystemExit):
+        run(["fit", f"--config={on_its_base(recipe)}", f"--config={recipe}", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    expected = yaml.safe_load(recipe.read_text())
+    assert holds(printed["model"]["init_args"], expected.get("model", {}).get("init_args", {}))
+    assert "takes the place" not in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_trains(recipe, tiny_policy, tmp_path):
+    base = on_its_base(recipe)
+    sizes = ["--data.minibatch_size=4"] if base.stem not in ("dpo", "simpo") else []
+    sizes += ["--data.group_size=4"] if base.stem in ("grpo", "gspo", "cispo") else []
+    length = ["--data.rewards=[{function: tests.rewards_for_runs.length}]", "--data.correct_threshold=6.5"]
+    arguments = [f"--config={base}", f"--config={recipe}", *small(base, tiny_policy, tmp_path), *sizes, *length]
+    cli = run(["fit", *arguments, "--trainer.max_epochs=1", "--trainer.limit_val_batches=0"])
+    assert cli.trainer.global_step > 0
+    assert cli.model.finite
 
 
 def holds(whole, part):
@@ -231,11 +276,13 @@ LEARNABLE = [
 
 
 #: YAMLs whose data, callbacks and models are those of others.
-ALIKE = ("rft", "rft_online", "reward_model")
+ALIKE = ("rft", "rft_online", "reward_model", "gspo")
 
 
 @pytest.mark.parametrize(
-    "config", cases(ALGORITHMS, soon=lambda path: path.stem not in ALIKE), ids=lambda path: path.stem
+    "config",
+    cases(ALGORITHMS, soon=lambda path: path.stem in KINDS and path.stem not in ALIKE),
+    ids=lambda path: path.stem,
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(config, tiny_policy, tmp_path):
     """With what the YAMLs ship: validation, checkpoints by epoch, a schedule; stopped, not finished, after two epochs."""

@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 
-from rl_lightning.algorithms import DAPO, GRPO, PPO, RFT, OptimizerOptions
+from rl_lightning.algorithms import DAPO, GRPO, PPO, RFT, OnlineModule, OptimizerOptions
 from rl_lightning.algorithms.policy import vanishes_with_advantage
 from rl_lightning.callbacks import RejectionSampling
 from rl_lightning.data import ChainSum, RolloutDataModule
@@ -166,8 +166,26 @@ class OwnWord(OwnObjective):
 class OwnSurrogate(GRPO):
     """What the objective calls may read anything, and inherits no word."""
 
-    def surrogate(self, batch, logprobs, *bounds):
-        return super().surrogate(batch, logprobs, *bounds) + logprobs
+    def surrogate(self, batch, logprobs):
+        return super().surrogate(batch, logprobs) + logprobs
+
+
+class OwnSurrogateAndWord(OnlineModule):
+    """Unless it gives its own; what it logs besides does not matter."""
+
+    @vanishes_with_advantage
+    def surrogate(self, batch, logprobs):
+        return self.ratio(batch, logprobs) * batch.advantages
+
+    def observed(self, batch, outputs):
+        return super().observed(batch, outputs) | {"mine": outputs.logprobs}
+
+
+class OwnRatio(OwnSurrogateAndWord):
+    """Of what the surrogate reads it says nothing."""
+
+    def ratio(self, batch, logprobs):
+        return super().ratio(batch, logprobs)
 
 
 class OwnProperty(GRPO):
@@ -214,6 +232,9 @@ class Mixed(Mixin, DAPO):
         (lambda: OwnWord(kl_coef=0.1), True),
         (lambda: Mixed(), True),
         (lambda: OwnSurrogate(kl_coef=0.0), True),
+        (lambda: OwnSurrogateAndWord(), False),
+        (lambda: OwnSurrogateAndWord(kl_coef=0.1), True),
+        (lambda: OwnRatio(), True),
         (lambda: OwnProperty(kl_coef=0.0), True),
     ],
 )

@@ -16,13 +16,15 @@ DOUBLE = LoadOptions(dtype="float64")
 
 
 class ClippedAsGRPO(DAPO):
-    def surrogate(self, batch, logprobs, clip_low, clip_high):
-        return super().surrogate(batch, logprobs, clip_low, clip_low)
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.clip_high = self.clip_low
 
 
 class ClipsSwapped(DAPO):
-    def surrogate(self, batch, logprobs, clip_low, clip_high):
-        return super().surrogate(batch, logprobs, clip_high, clip_low)
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.clip_low, self.clip_high = self.clip_high, self.clip_low
 
 
 class Pulled(DAPO):

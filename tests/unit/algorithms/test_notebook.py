@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, RFT, SFT
+from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, RFT, SFT, PairModule
 from rl_lightning.functional import batch_totals, token_weights
 from rl_lightning.types import Microbatch, PreferenceBatch
 from tests.checks import assert_same
@@ -40,6 +40,7 @@ class Case:
     ref: Tensor = field(init=False)
     advantages: Tensor = field(init=False)
     accepted: Tensor = field(init=False)
+    of_responses: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(7)
@@ -48,6 +49,9 @@ class Case:
         self.ref = token_logprobs(REFERENCE, NUMBERS)
         # Some tokens just inside and some just outside the clip, whichever way the policies differ.
         self.advantages = torch.randn(16, 3, generator=generator, dtype=torch.float64)
+        self.of_responses = torch.randn(16, 1, generator=torch.Generator().manual_seed(8), dtype=torch.float64).expand(
+            -1, 3
+        )
         self.accepted = (torch.rand(16, 1, generator=generator) < 0.5).double().expand(-1, 3)
 
     def length(self, i: int) -> int:
@@ -226,7 +230,7 @@ TABLE = {
 class NoSurrogate(GRPO):
     """What is left of GRPO without its first term."""
 
-    def surrogate(self, batch, logprobs, clip_low, clip_high):
+    def surrogate(self, batch, logprobs):
         return torch.zeros_like(logprobs)
 
 
@@ -234,8 +238,8 @@ def minibatch(case: Case, module: Any, reads: str) -> Microbatch:
     """Return all responses as the module would be served them."""
     table = rows(NUMBERS)
     mask = table["response_mask"]
-    groups = torch.tensor(PAIRS if isinstance(module, DPO) else GROUPS)
-    kind: Any = PreferenceBatch if isinstance(module, DPO) else Microbatch
+    groups = torch.tensor(PAIRS if isinstance(module, PairModule) else GROUPS)
+    kind: Any = PreferenceBatch if isinstance(module, PairModule) else Microbatch
     return kind(
         **table,
         group_ids=groups,
@@ -250,7 +254,11 @@ def minibatch(case: Case, module: Any, reads: str) -> Microbatch:
 @pytest.mark.parametrize("place", ["on policy", "off policy"])
 @pytest.mark.parametrize("name", TABLE)
 def test_the_gradient_is_the_notebooks(name, place):
-    row = TABLE[name]
+    check(TABLE[name], place)
+
+
+def check(row: Row, place: str) -> None:
+    """Compare a module's gradient with the loop over single tokens, and off policy the loop with its mutants."""
     case = Case(POLICY if place == "on policy" else OLD)
     module = row.make()
     actual = module_gradient(module, POLICY, minibatch(case, module, row.reads))

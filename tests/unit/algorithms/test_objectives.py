@@ -6,7 +6,6 @@
 import pytest
 import torch
 
-from examples.new_objective import SAPO
 from rl_lightning.algorithms import GRPO, SFT, PolicyModule
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, response_logits
@@ -42,7 +41,7 @@ def test_sft_is_one(implementation):
 
 
 class NoClip(GRPO):
-    def surrogate(self, batch, logprobs, clip_low, clip_high):
+    def surrogate(self, batch, logprobs):
         return self.ratio(batch, logprobs) * batch.advantages
 
 
@@ -60,7 +59,7 @@ class NoBeta(GRPO):
 
 
 class Reinforce(GRPO):
-    def surrogate(self, batch, logprobs, clip_low, clip_high):
+    def surrogate(self, batch, logprobs):
         return logprobs * batch.advantages
 
 
@@ -165,16 +164,6 @@ def test_grpo_without_old_logprobs_takes_the_current_ones():
     module, logprobs = GRPO(kl_coef=0.0), old.clone().requires_grad_()
     torch.where(minibatch.response_mask, module.objective(minibatch, logprobs), 0).sum().backward()
     assert_same(logprobs.grad, torch.where(minibatch.response_mask, minibatch.advantages, 0))
-
-
-def test_the_example_objective_has_its_gate_as_gradient():
-    """SAPO: f'(ρ) ρ A with f' = 4 σ(z)(1 − σ(z)), z = τ (ρ − 1); at ρ = 1 it is the plain policy gradient."""
-    minibatch = batch()
-    logprobs, actual = coefficient(SAPO(kl_coef=0.0), minibatch)
-    ratio = (logprobs - minibatch.old_logprobs).exp()
-    gate = torch.sigmoid(torch.where(minibatch.advantages > 0, ratio - 1, 1.05 * (ratio - 1)))
-    expected = 4 * gate * (1 - gate) * ratio * minibatch.advantages
-    assert_same(actual, torch.where(minibatch.response_mask, expected, 0))
 
 
 def test_what_lies_in_the_padding_changes_nothing(tiny_policy):

@@ -63,19 +63,20 @@ def gradient(module, minibatch, of="policy"):
 
 
 class NoClip(PPO):
-    def surrogate(self, batch, logprobs, *clips):
+    def surrogate(self, batch, logprobs):
         return self.ratio(batch, logprobs) * batch.advantages
 
 
 class OneClip(PPO):
     """The upper clip that was asked for is forgotten."""
 
-    def surrogate(self, batch, logprobs, clip_low, clip_high, dual_clip=None):
-        return super().surrogate(batch, logprobs, clip_low, clip_low)
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.clip_high = self.clip_low
 
 
 class Reinforce(PPO):
-    def surrogate(self, batch, logprobs, *clips):
+    def surrogate(self, batch, logprobs):
         return logprobs * batch.advantages
 
 

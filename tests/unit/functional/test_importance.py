@@ -31,13 +31,14 @@ def mean_of_tokens(logprobs, sampler_logprobs, mask, level="token"):
     sampler_ratio, turned_over=turned_over, forgets_the_mask=forgets_the_mask, mean_of_tokens=mean_of_tokens
 )
 def test_the_ratio_is_that_of_a_loop(implementation):
-    for level in ("token", "sequence"):
+    for level in ("token", "sequence", "sequence_mean"):
         expected = torch.ones(2, 3, dtype=torch.float64)
         for row in range(2):
             inside = [column for column in range(3) if MASK[row, column]]
             single = {c: math.exp(float(LOGPROBS[row, c])) / math.exp(float(SAMPLER[row, c])) for c in inside}
             for column in inside:
-                expected[row, column] = single[column] if level == "token" else math.prod(single.values())
+                root = len(inside) if level == "sequence_mean" else 1
+                expected[row, column] = single[column] if level == "token" else math.prod(single.values()) ** (1 / root)
         assert_same(implementation(LOGPROBS, SAMPLER, MASK, level), expected)
 
 

@@ -265,7 +265,6 @@ MISTAKES = [
     ([RewardSpec(f"{MODULE}.NOT_A_FUNCTION")], "is a int, not a function"),
     ([RewardSpec(f"{MODULE}.Longer")], "is a type, not a function"),
     ([spec("length"), spec("length")], "Two rewards are called 'length'"),
-    ([spec("length", 0.0), spec("everything", 0.0)], "weight 0"),
     ([spec("length", math.nan)], "finite"),
     ([spec("by_response", defualt=1)], "no argument 'defualt': did you mean 'default'"),
     ([spec("length", word=1)], "no argument 'word': it takes none"),
@@ -282,6 +281,13 @@ def test_misconfiguration_is_one_clear_line_before_anything_runs(rewards, messag
         Rewarder(rewards)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_metrics_alone_are_for_who_does_not_learn_from_rewards():
+    metrics = Rewarder([spec("length", 0.0), spec("everything", 0.0)])
+    with pytest.raises(UserError, match="weight 0, so nothing would be learnt"):
+        metrics.require_weight()
+    Rewarder([spec("length"), spec("everything", 0.0)]).require_weight()
 
 
 def test_a_module_that_breaks_on_import_is_named(tmp_path, monkeypatch):
