@@ -18,6 +18,12 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
+def has(run: Path, tag: str) -> bool:
+    """Return whether a run has a scalar."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 1}).Reload()
+    return tag in events.Tags()["scalars"]
+
+
 def read(run: Path, tag: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the steps and values of a scalar."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()

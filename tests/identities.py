@@ -121,7 +121,7 @@ def on_policy() -> Iterator[Identity]:
             f"{name} at θ = θ_old is GRPO, reduction {reduction}",
             lambda make=make: gradient(make(), HERE),
             lambda reduction=reduction: gradient(plain(reduction=reduction), HERE),
-            lambda make=make: gradient(make(), THERE),
+            lambda make=make: gradient(make(), THERE if make is not reinforce else HERE, ADVANTAGES.flip(0)),
         )
 
 

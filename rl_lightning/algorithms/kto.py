@@ -69,7 +69,7 @@ class KTO(ReferencedPairModule):
         self.log("kto/z0", self.z0)
         self.z0 = max(0.0, (metrics["kto/chosen_reward"] + metrics["kto/rejected_reward"]) / (2 * self.beta))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Keep z₀ with what `ObjectiveModule` keeps."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["kto_z0"] = self.z0

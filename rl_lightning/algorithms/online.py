@@ -14,15 +14,7 @@ from rl_lightning.algorithms.correction import SamplerCorrection
 from rl_lightning.algorithms.policy import Outputs, PolicyModule, vanishes_with_advantage
 from rl_lightning.algorithms.settings import warn_of_estimator
 from rl_lightning.errors import UserError
-from rl_lightning.functional import (
-    KLEstimator,
-    RatioLevel,
-    kl_k1,
-    kl_k3,
-    kl_penalty,
-    masked_mean,
-    probability_ratio,
-)
+from rl_lightning.functional import KLEstimator, RatioLevel, kl_k1, kl_k3, kl_penalty, masked_mean, probability_ratio
 from rl_lightning.models import PolicyFiles, adapter_off
 from rl_lightning.types import Microbatch, Rollout, Rows
 

@@ -83,7 +83,7 @@ def _said_of(text: Any, section: str, option: str) -> Any:
     return options.get(option) if isinstance(options, Mapping) else None
 
 
-def _model(name: Any) -> type | None:
+def _model(name: object) -> type | None:
     """Return the algorithm that a class path, or the bare name of an imported class, names; None if there is none."""
     if not isinstance(name, str):
         return None
@@ -102,15 +102,17 @@ def _imported(kind: type, name: str) -> type | None:
     return next(filter(None, (_imported(one, name) for one in kind.__subclasses__())), None)
 
 
-def _hand_on(before: Any, after: type | None) -> None:
+def _hand_on(before: object, after: type | None) -> None:
     """Take from the options of a configuration's algorithm what another one, which takes its place, does not inherit, and say so.
 
     Args:
         before: `class_path` and `init_args` so far, changed in place; None if there are none yet.
         after: the other one; None if none is named.
     """
-    old = _model(before.get("class_path")) if isinstance(before, Namespace) else None
-    if old is None or after is None or old is after or not before.get("init_args"):
+    if not isinstance(before, Namespace) or not before.get("init_args"):
+        return
+    old = _model(before.get("class_path"))
+    if old is None or after is None or old is after:
         return
     kept, dropped = inherited(old, after, vars(before["init_args"]))
     for name in dropped:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from rl_lightning.options.parser import Parser
 
 
-def inherited(before: type, after: type, given: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def inherited(before: type, after: type, given: Mapping[str, object]) -> tuple[list[str], list[str]]:
     """Return which of a class's options mean the same to another class, and which do not.
 
     An option means the same if both classes have it from one ancestor that declares it. A number that either declares itself,

@@ -1,0 +1,130 @@
+"""Whole runs of the algorithms after DAPO: the same on two ranks as on one, and however a step is cut into microbatches."""
+
+import pytest
+import torch
+
+from rl_lightning.algorithms import (
+    CISPO,
+    DPPO,
+    GRPO,
+    GSPO,
+    KTO,
+    SAPO,
+    Distillation,
+    OptimizerOptions,
+    ReinforcePlusPlus,
+    SimPO,
+)
+from rl_lightning.callbacks import GroupNormalize
+from rl_lightning.data import ChainSum, RewardDataModule, RolloutDataModule
+from rl_lightning.errors import UserError
+from rl_lightning.generation import Sampling
+from rl_lightning.models import LoadOptions
+from rl_lightning.rewards import RewardSpec
+from tests.checks import cases, gradient_difference
+from tests.support import trainer
+
+#: Name → the algorithm, what it is made with, and what normalises its advantages, if that is not its own work.
+KINDS = {
+    "GSPO": (GSPO, {"clip_low": 0.01, "clip_high": 0.01}, GroupNormalize()),
+    "CISPO": (CISPO, {"weight_high": 1.1}, GroupNormalize(scale="none", baseline="length")),
+    "SAPO": (SAPO, {"tau_up": 5.0, "tau_down": 6.0}, GroupNormalize(scale="batch")),
+    "DPPO": (DPPO, {"delta_high": 0.01}, GroupNormalize(scale="mean")),
+    "whitened": (GRPO, {"kl_coef": 0.1}, GroupNormalize(scale="none", baseline="others", whiten=True)),
+    "REINFORCE++": (ReinforcePlusPlus, {"gamma": 0.9, "kl_coef": 0.1}, None),
+    "distillation": (Distillation, {}, None),
+    "KTO": (KTO, {"length_normalize": True, "beta": 5.0}, None),
+    "SimPO": (SimPO, {"sft_coef": 0.5, "beyond_shorter": 0.5}, None),
+}
+EVEN = {"pattern": "[02468].*"}
+PAIRS = ("KTO", "SimPO")
+
+
+def run(name, policy, teacher, directory, microbatch=None, weight=1.0, **options):
+    """Return the weights after a few updates, and the module; rewards are a pattern's."""
+    kind, given, normalize = KINDS[name]
+    reward = RewardSpec("rl_lightning.rewards.functions.matches_pattern", arguments=EVEN, weight=weight)
+    shared = {
+        "prompts": ChainSum(train_size=32, val_size=4), "sampling": Sampling(max_new_tokens=6), "seed": 1,
+        "rewards": [reward], "microbatch_size": microbatch,
+    }  # fmt: skip
+    if name in PAIRS:
+        data = RewardDataModule(group_size=4, batch_size=8, cache_dir=str(directory / "cache"), **shared)
+    else:
+        data = RolloutDataModule(prompts_per_rollout=8, group_size=4, minibatch_size=16, **shared)
+    given = given | ({"teacher": teacher} if kind is Distillation else {})
+    load, optimizer = LoadOptions(dtype="float64"), OptimizerOptions(lr=1e-2)
+    module = kind(policy=policy, load=load, optimizer=optimizer, **given)
+    callbacks = [] if normalize is None else [normalize]
+    trainer(directory, callbacks, online=False, max_epochs=2, **options).fit(module, datamodule=data)
+    return {one: value.detach() for one, value in module.policy.named_parameters()}, module
+
+
+def weights_on_ranks(*arguments, **options):
+    return run(*arguments, **options)[0]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Another random model of the same tokenizer."""
+    from tests.tiny import tiny_model, tiny_tokenizer
+
+    directory = tmp_path_factory.mktemp("teacher")
+    model = tiny_model()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(6)))
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.mark.parametrize("name", cases(KINDS, soon=lambda name: name in ("GSPO", "REINFORCE++", "KTO", "whitened")))
+def test_a_run_is_the_same_however_it_is_cut(name, ranks, tiny_policy, teacher, tmp_path):
+    """One process, four microbatches a step, and two ranks of two."""
+    whole, _ = run(name, tiny_policy, teacher, tmp_path / "whole")
+    parts, _ = run(name, tiny_policy, teacher, tmp_path / "parts", microbatch=2 if name in PAIRS else 4)
+    assert gradient_difference(parts, whole) < 1e-9
+    two = ranks(weights_on_ranks, name, tiny_policy, teacher, tmp_path / "two", devices=2, strategy="ddp")
+    assert all(gradient_difference(one, whole) < 1e-9 for one in two)
+    other, _ = run(name, tiny_policy, teacher, tmp_path / "other", max_steps=1)
+    assert gradient_difference(other, whole) > 1e-4
+
+
+def test_ktos_reference_point_moves_and_is_in_the_checkpoint(tiny_policy, tmp_path):
+    _, module = run("KTO", tiny_policy, None, tmp_path)
+    assert module.z0 >= 0
+    module.on_step_observed = KTO.on_step_observed.__get__(module)
+    module.log = lambda *_: None
+    module.on_step_observed({"kto/chosen_reward": 3.0, "kto/rejected_reward": 1.0})
+    assert module.z0 == pytest.approx(2.0 / module.beta)
+    kept = {}
+    module.on_save_checkpoint(kept)
+    fresh = KTO()
+    fresh.on_load_checkpoint(kept | {"lora": None})
+    assert fresh.z0 == module.z0
+    module.on_step_observed({"kto/chosen_reward": -3.0, "kto/rejected_reward": 1.0})
+    assert module.z0 == 0
+
+
+def test_distillation_needs_no_reward_and_comes_nearer_to_its_teacher(tiny_policy, teacher, tmp_path):
+    seen = []
+    plain = Distillation.on_rollout_scored
+
+    class Watched(Distillation):
+        def on_rollout_scored(self, rollout):
+            plain(self, rollout)
+            seen.append(rollout.metrics["kl/k3"])
+            assert torch.equal(rollout.advantages, -rollout.kl_penalties)
+
+    KINDS["watched"] = (Watched, {}, None)
+    run("watched", tiny_policy, teacher, tmp_path, weight=0.0)
+    assert len(seen) == 2 and seen[1] < seen[0]
+
+
+def test_an_algorithm_that_learns_from_rewards_refuses_metrics_alone(tiny_policy, teacher, tmp_path):
+    with pytest.raises(UserError, match="weight 0, so nothing would be learnt"):
+        run("GSPO", tiny_policy, teacher, tmp_path, weight=0.0)
+    with pytest.raises(UserError, match="ReinforcePlusPlus computes advantages itself"):
+        KINDS["both"] = (ReinforcePlusPlus, {}, GroupNormalize())
+        run("both", tiny_policy, teacher, tmp_path)
