@@ -138,12 +138,13 @@ def _check_answer_correct(
     multiple: str = "reject",
     percent: str = "hundredth",
     rtol: float = 0.0,
+    lists: str = "unordered",
     symbolic: bool = False,
     thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> None:
     markers_of(extract)
     check_thoughts(thoughts)
-    check_options(multiple=multiple, percent=percent, rtol=rtol)
+    check_options(multiple=multiple, percent=percent, rtol=rtol, lists=lists)
     if symbolic:
         require_backend()
 
@@ -169,6 +170,7 @@ def answer_correct(
     percent: Percent = "hundredth",
     rtol: float = 0.0,
     ignore_case: bool = False,
+    lists: Literal["unordered", "ordered"] = "unordered",
     symbolic: bool = False,
     timeout_s: float = 0.5,
     thoughts: Thoughts = DEFAULT_THOUGHTS,
@@ -178,7 +180,7 @@ def answer_correct(
     Args:
         response, answer, prompt: of the sample.
         wrong: the reward of a wrong answer, such as -1.
-        extract, multiple, percent, rtol, ignore_case, timeout_s, thoughts: see
+        extract, multiple, percent, rtol, ignore_case, lists, timeout_s, thoughts: see
             :func:`rl_lightning.rewards.grading.is_equivalent`.
         symbolic: compare expressions by their values too. A comparison that times out makes the answer wrong, and is counted
             as ``grader_timeout``.
@@ -196,6 +198,7 @@ def answer_correct(
         percent=percent,
         rtol=rtol,
         ignore_case=ignore_case,
+        lists=lists,
         symbolic=symbolic,
         timeout_s=timeout_s,
         thoughts=thoughts,

@@ -271,7 +271,12 @@ class RowReader:
 def _marked(value: Any) -> Any:
     """Return the answer that a solution marks; all of it if it marks none."""
     gold = values.answer(value)
-    return marked_in_gold(gold).strip() if isinstance(gold, str) and any(mark in gold for mark in _MARKS) else gold
+    if not isinstance(gold, str) or not any(mark in gold for mark in _MARKS):
+        return gold
+    try:
+        return marked_in_gold(gold).strip()
+    except ValueError:  # a reward that compares with it says what is wrong
+        return gold
 
 
 def _preceded(prompt: str | Messages, system: str | None, history: Messages) -> Messages:

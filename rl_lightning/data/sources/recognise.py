@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rl_lightning.data.sources.conversations import contents, conversation, is_conversation, is_transcript
+from rl_lightning.data.sources.golds import refuse_contradiction
 from rl_lightning.data.sources.head import (
     ANSWERS,
     CONTEXTS,
@@ -165,11 +166,16 @@ def _column(head: Head, role: str, names: Sequence[str], among: Sequence[str]) -
 def _gold(head: Head, roles: dict[str, str]) -> dict[str, str]:
     """Return where the gold answer is, if there is one."""
     response, free = roles.get("response"), [column for column in head.free if column not in roles.values()]
-    answer, judged = head.first(ANSWERS, free), head.first(("reward_model",), free)
-    if answer is not None:
-        return {"answer": answer}
+    columns = [head.first((name,), free) for name in ANSWERS]
+    golds = {column: "answer" for column in columns if column is not None}
+    judged = head.first(("reward_model",), free)
     if judged is not None and any(map(_may_be_dict, head.values(judged))):
-        return {"ground_truth": judged}
+        golds[judged] = "ground_truth"
+    if golds:
+        first, *others = golds
+        for other in others:
+            refuse_contradiction(head, first, other)
+        return {golds[first]: first}
     if response is None or plain(response) not in ("solution", "answer") or "response" in head.given.named:
         return {}
     return {"solution": response}

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from rl_lightning.rewards.grading.expression import read_expression
 from rl_lightning.rewards.grading.forms import (
+    all_of,
+    any_of,
+    as_points,
     as_union,
     holds_solutions,
     is_named,
+    is_sequence,
     is_solved,
     multiplied,
     named_in_order,
+    same_notation,
 )
 from rl_lightning.rewards.grading.normalize import tighten
 from rl_lightning.rewards.grading.rational import Percent, Quantity, parse_quantity
@@ -26,17 +30,16 @@ from rl_lightning.rewards.grading.structure import (
     as_interval,
     both_signs,
     choice_letter,
-    parse_based,
-    parse_clock,
     parse_collection,
     parse_label,
     parse_matrix,
     parse_relation,
 )
 from rl_lightning.rewards.grading.terms import same_terms
-from rl_lightning.rewards.grading.units import letter_unit, split_unit
+from rl_lightning.rewards.grading.units import letter_unit, split_unit, without_letters
 from rl_lightning.rewards.grading.wording import plain, said, with_point
 
+Lists = Literal["unordered", "ordered"]
 Layer = Literal["extract", "exact", "rational", "structure", "symbolic", "none"]
 Found = tuple[bool | None, Layer]
 #: Takes a kind of comparison, and gold and response as expressions or pairs of sides; returns whether they are equal, None if
@@ -55,6 +58,7 @@ class Rules:
     percent: Percent = "hundredth"
     rtol: float = 0.0
     ignore_case: bool = False
+    lists: Lists = "unordered"
 
 
 @dataclass(frozen=True)
@@ -123,14 +127,8 @@ class Comparison:
         letters = choice_letter(gold), choice_letter(response)
         if letters[0] and letters[1]:
             return self.same_text(letters[0], letters[1]), "structure"
-        bases = parse_based(gold), parse_based(response)
-        if any(bases):
-            return bases[0] == bases[1], "structure"
-        clocks = parse_clock(gold), parse_clock(response)
-        if clocks[0] and clocks[1]:
-            halves = {clocks[0][2], clocks[1][2]} - {None}
-            return clocks[0][:2] == clocks[1][:2] and len(halves) < 2, "structure"
-        return None
+        same = same_notation(gold, response)
+        return None if same is None else (same, "structure")
 
     def _sentences(self, gold: str, response: str, nesting: int) -> Found | None:
         """Read ``The largest n is 34`` as ``34`` if the other answer is no sentence."""
@@ -199,10 +197,10 @@ class Comparison:
             else [response.sides]
         )
         found = [
-            _all([within.answers(first, second, nesting)[0] for first, second in zip(gold.sides, order, strict=True)])
+            all_of([within.answers(first, second, nesting)[0] for first, second in zip(gold.sides, order, strict=True)])
             for order in orders
         ]
-        same = _any(found)
+        same = any_of(found)
         if same or numbers or not single or is_solved(gold):
             return bool(same) if numbers else same, "structure"
         if self.symbolic is None:
@@ -228,7 +226,7 @@ class Comparison:
 
     def items(self, gold: Collection, response: Collection, nesting: int) -> bool | None:
         """Return whether two collections have equal items, in order if that of the gold answer matters; None if that is unknown."""
-        gold, response = as_union(gold), as_union(response)
+        gold, response = as_points(as_union(gold)), as_points(as_union(response))
         brackets = {gold.brackets, response.brackets}
         if brackets == {"", "{}"} and (is_named(gold) or is_named(response)):
             return False
@@ -238,19 +236,40 @@ class Comparison:
             and not (brackets == {"", "()"} and named_in_order(gold, response))
         ):
             return False
-        if brackets == {"", "()"} or (gold.ordered and not holds_solutions(gold)):
+        if self._in_order(gold, brackets):
             if len(gold.items) != len(response.items):
                 return False
             pairs = zip(gold.items, response.items, strict=True)
-            return _all([self.answers(first, second, nesting)[0] for first, second in pairs])
+            return all_of([self.answers(first, second, nesting)[0] for first, second in pairs])
+        if brackets == {""}:
+            return self.matched(gold.items, response.items, nesting)
         return self.unordered(gold.items, response.items, nesting)
+
+    def _in_order(self, gold: Collection, brackets: set[str]) -> bool:
+        if brackets <= {"", "{}"} and not gold.brackets:
+            return is_sequence(gold) or (self.rules.lists == "ordered" and not holds_solutions(gold))
+        return brackets == {"", "()"} or gold.ordered
+
+    def matched(self, gold: Sequence[str], response: Sequence[str], nesting: int) -> bool | None:
+        """Return whether the items of two lists are equal in pairs, in some order; None if that is unknown."""
+        if len(gold) != len(response):
+            return False
+        if len(gold) * len(response) > _MOST_PAIRS:
+            return None
+        left = list(response)
+        for item in gold:
+            same = [self.answers(item, other, nesting)[0] for other in left]
+            if True not in same:
+                return any_of(same)
+            del left[same.index(True)]
+        return True
 
     def unordered(self, gold: Sequence[str], response: Sequence[str], nesting: int = 1) -> bool | None:
         """Return whether each item of either equals some item of the other; None if that is unknown."""
         if len(gold) * len(response) > _MOST_PAIRS:
             return None
         table = [[self.answers(first, second, nesting)[0] for second in response] for first in gold]
-        return _all([_any(row) for row in [*table, *zip(*table, strict=True)]])
+        return all_of([any_of(row) for row in [*table, *zip(*table, strict=True)]])
 
     def _same_matrix(self, gold: Matrix, response: Matrix, nesting: int) -> bool | None:
         if gold.kind != response.kind or [len(row) for row in gold.rows] != [len(row) for row in response.rows]:
@@ -263,13 +282,14 @@ class Comparison:
             if not factors:
                 return factors
         cells = [zip(*rows, strict=True) for rows in zip(gold.rows, response.rows, strict=True)]
-        return _all([self.answers(first, second, nesting)[0] for row in cells for first, second in row])
+        return all_of([self.answers(first, second, nesting)[0] for row in cells for first, second in row])
 
     def _units(self, gold: str, response: str, nesting: int) -> Found | None:
         """Compare without units. A unit on one side only is ignored; two units must be the same."""
         (first, unit), (second, other) = split_unit(gold), split_unit(response)
         if unit is None and other is None:
-            return None
+            bare = without_letters(response)
+            return self.answers(gold, bare, nesting + 1) if bare != response and parse_quantity(gold) else None
         if unit is None and letter_unit(gold)[1] == other:
             first, unit = letter_unit(gold)
         if other is None and letter_unit(response)[1] == unit:
@@ -277,23 +297,3 @@ class Comparison:
         if unit and other and unit != other:
             return False, "structure"
         return None if "%" in (unit, other) else self.answers(first, second, nesting + 1)
-
-
-def is_worked_out(gold: str, response: str) -> bool:
-    """Return whether a response is worked out as far as the gold answer.
-
-    If the gold answer is a number, the response must be finished (see `Expression`). If it is another constant, the response may
-    have no other functions than it. With variables in it, any response is.
-    """
-    expected, given = read_expression(gold), read_expression(response)
-    if expected is None or given is None or expected.variables:
-        return True
-    return given.finished if parse_quantity(gold) else given.functions <= expected.functions
-
-
-def _all(results: Sequence[bool | None]) -> bool | None:
-    return False if False in results else None if None in results else True
-
-
-def _any(results: Sequence[bool | None]) -> bool | None:
-    return True if True in results else None if None in results else False

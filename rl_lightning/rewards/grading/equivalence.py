@@ -10,7 +10,7 @@ from typing import Literal
 
 from rl_lightning.rewards import tally
 from rl_lightning.rewards.grading import symbolic as backend
-from rl_lightning.rewards.grading.compare import Comparison, Layer, Rules
+from rl_lightning.rewards.grading.compare import Comparison, Layer, Lists, Rules
 from rl_lightning.rewards.grading.extract import DEFAULT_MARKERS, Extract, find_answers
 from rl_lightning.rewards.grading.gold import gold_answers, marked_in_gold
 from rl_lightning.rewards.grading.normalize import normalize, tighten
@@ -56,6 +56,7 @@ def is_equivalent(
     percent: Percent = "hundredth",
     rtol: float = 0.0,
     ignore_case: bool = False,
+    lists: Lists = "unordered",
     symbolic: bool = False,
     timeout_s: float = 0.5,
     thoughts: Thoughts = DEFAULT_THOUGHTS,
@@ -68,7 +69,7 @@ def is_equivalent(
     2. ``exact``: the same text, once Unicode, LaTeX wrapping and spaces are normalized;
     3. ``rational``: the same exact number in any notation (0.5, .50, 1/2, ``\frac12``, 50%). A unit on one side only is
        ignored; numbers with different units are never equal;
-    4. ``structure``: choice letters (``B``, ``(B)``); tuples, intervals, bare lists and matrices in order; sets and unions in
+    4. ``structure``: choice letters (``B``, ``(B)``); tuples, intervals and matrices in order; sets, unions and bare lists in
        any order; relations side by side;
     5. ``symbolic``: the same values at several points, to 40 digits, in a process that is killed when it takes too long.
        If the gold answer is a number, the response must be worked out: at most a fraction, a root or a power of numbers, or a
@@ -89,6 +90,8 @@ def is_equivalent(
         rtol: relative tolerance of numbers, as a fraction of the gold number. A gold number that is written as an integer is
             compared exactly.
         ignore_case: whether ``a`` equals ``A``.
+        lists: whether the order of a bare list of numbers or expressions, ``1, 2``, matters. It never does where the list gives
+            solutions (``x=1, x=2``), and always does where it goes on without end, or its items are words.
         symbolic: whether to use the last layer.
         timeout_s: longest time for one comparison of the symbolic layer, in seconds; after it the response is incorrect.
         thoughts: pairs of texts that open and end a thought.
@@ -104,8 +107,8 @@ def is_equivalent(
         True
     """
     started = time.perf_counter()
-    check_options(multiple=multiple, percent=percent, rtol=rtol)
-    rules = Rules(percent, rtol, ignore_case or isinstance(answer, bool))
+    check_options(multiple=multiple, percent=percent, rtol=rtol, lists=lists)
+    rules = Rules(percent, rtol, ignore_case or isinstance(answer, bool), lists)
     limit = timeout_s if symbolic else None
     try:
         golds = [_checked(text) for text in gold_answers(answer)]
@@ -129,12 +132,26 @@ def check_answer(answer: object) -> None:
         _checked(text)
 
 
-def check_options(*, multiple: str = "reject", percent: str = "hundredth", rtol: float = 0.0) -> None:
+def may_be_equal(first: object, second: object) -> bool:
+    """Return whether two gold answers could mean the same: they have an alternative in common, or one of them is no gold answer."""
+    try:
+        check_answer(first)
+        check_answer(second)
+    except ValueError:
+        return True
+    return any(is_equivalent(answer=first, response=text, percent="either") for text in gold_answers(second))
+
+
+def check_options(
+    *, multiple: str = "reject", percent: str = "hundredth", rtol: float = 0.0, lists: str = "unordered"
+) -> None:
     """Raise ValueError if an option of :func:`is_equivalent` has an unknown value."""
     if multiple not in ("reject", "last"):
         raise ValueError(f"multiple must be reject or last, not {multiple!r}")
     if percent not in ("hundredth", "unit", "either"):
         raise ValueError(f"percent must be hundredth, unit or either, not {percent!r}")
+    if lists not in ("unordered", "ordered"):
+        raise ValueError(f"lists must be unordered or ordered, not {lists!r}")
     if not 0 <= rtol < 1:
         raise ValueError(f"rtol is a fraction in [0, 1), not {rtol!r}")
 

@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 #: ``("number", Fraction)``, ``("name", text)``, ``(operator, *trees)`` with the operators ``+ * / ^ -`` (of one), ``root``
-#: (degree, radicand), ``!``, ``abs``, ``floor``, ``ceil``, and functions such as ``sin``; ``binom``; ``log`` has (base, argument).
+#: (degree, radicand), ``!``, ``abs``, ``floor``, ``ceil``, and functions such as ``sin``; ``binom``; ``log`` has (base, argument);
+#: ``call`` has the name of an unknown function and its argument.
 Tree = tuple[Any, ...]
 
 _MOST_CHARACTERS, _MOST_DIGITS, _MOST_NESTING = 512, 200, 24
@@ -246,7 +247,25 @@ class _Reader:
             name += f"_{self.index()}"
         while self.take("symbol", "'"):
             name += "'"
-        return ("name", name)
+        return self.call(name) or ("name", name)
+
+    def call(self, name: str) -> Tree | None:
+        """Read ``f(x)`` and ``p(q(x))`` as functions of something, not as products; None if no function is called here."""
+        if self.next != ("symbol", "(") or name in _CONSTANTS or not (name[0] in "fF" or self._ends_call(self.at)):
+            return None
+        self.at += 1
+        return ("call", ("name", f"{name}()"), self.enclosed(")"))
+
+    def _ends_call(self, at: int) -> bool:
+        """Return whether the parenthesis there holds one name, or a call of one name, and nothing else."""
+        depth = 0
+        while self.tokens[at] == ("symbol", "("):
+            depth, at = depth + 1, at + 2
+            if self.tokens[at - 1][0] not in ("letter", "command"):
+                return False
+            if self.tokens[at] == ("symbol", "_"):
+                at = min(at + 2, len(self.tokens) - 1)
+        return self.tokens[at : at + depth] == [("symbol", ")")] * depth
 
     def index(self) -> str:
         if not self.take("symbol", "{"):

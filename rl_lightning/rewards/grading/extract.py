@@ -157,6 +157,19 @@ def _boxed(text: str) -> list[str] | None:
     return found
 
 
+def between_boxes(text: str) -> list[str]:
+    """Return the texts between the boxes of a text that closes all of them."""
+    texts, last = [], None
+    box = _BOX.search(text)
+    while box:
+        if last is not None:
+            texts.append(text[last : box.start()])
+        closed = box.end() - 1 if box["spaced"] or box["digit"] else _closing(text, box.end())
+        last = len(text) if closed is None else closed + 1
+        box = _BOX.search(text, last)
+    return texts
+
+
 def _closing(text: str, start: int) -> int | None:
     """Return where the brace that opens before `start` closes; None if that is not within the longest answer."""
     depth = 1

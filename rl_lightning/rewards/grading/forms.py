@@ -1,7 +1,8 @@
-"""What one relation, collection or matrix is, before it is compared with another."""
+"""What one answer is, before it is compared with another part by part."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 from rl_lightning.rewards.grading.expression import read_expression
@@ -13,7 +14,10 @@ from rl_lightning.rewards.grading.structure import (
     Relation,
     as_interval,
     is_name,
+    parse_based,
+    parse_clock,
     parse_label,
+    parse_ratio,
     parse_relation,
 )
 
@@ -46,12 +50,28 @@ def is_named(collection: Collection) -> bool:
 
 
 def holds_solutions(collection: Collection) -> bool:
-    """Return whether a bare list holds solutions, as ``x=1, y=2`` or ``(1,2), (2,1)``, whose order does not matter."""
-    if collection.brackets:
-        return False
+    """Return whether a bare list holds solutions, as ``x=1, y=2`` or ``(1,2), (2,1)``, whose order never matters."""
     return all(map(parse_label, collection.items)) or all(
         item[0] == "(" and item[-1] == ")" for item in collection.items
     )
+
+
+def as_points(collection: Collection) -> Collection:
+    """Return a bare list that gives several variables several times, such as ``x=1, y=2; x=3, y=4``, as a list of points."""
+    items = [part for item in collection.items for part in item.split(";")]
+    labels = [label for label in map(parse_label, items) if label]
+    names = sorted({name for name, _ in labels})
+    if collection.brackets or len(labels) != len(items) or len(names) < 2 or len(labels) == len(names):
+        return collection
+    groups = [dict(labels[at : at + len(names)]) for at in range(0, len(labels), len(names))]
+    if any(sorted(group) != names for group in groups):
+        return collection
+    return Collection("", [f"({', '.join(group[name] for name in names)})" for group in groups])
+
+
+def is_sequence(collection: Collection) -> bool:
+    """Return whether the order of a bare list matters: it goes on without end, or its items are words."""
+    return "..." in collection.items or all(item.isalpha() for item in collection.items)
 
 
 def named_in_order(gold: Collection, response: Collection) -> bool:
@@ -69,3 +89,42 @@ def multiplied(matrix: Matrix) -> list[list[Fraction]] | None:
         return None
     values = [[factor.value * cell.value for cell in row if cell] for row in rows]
     return values if [len(row) for row in values] == [len(row) for row in rows] else None
+
+
+def same_notation(gold: str, response: str) -> bool | None:
+    """Compare numbers with a base, times of the day and ratios; None if the answers are none of these."""
+    bases = parse_based(gold), parse_based(response)
+    if any(bases):
+        return bases[0] == bases[1]
+    clocks = parse_clock(gold), parse_clock(response)
+    if clocks[0] and clocks[1]:
+        halves = {clocks[0][2], clocks[1][2]} - {None}
+        return clocks[0][:2] == clocks[1][:2] and len(halves) < 2
+    ratios = parse_ratio(gold), parse_ratio(response)
+    if any(clocks) or not any(ratios):
+        return None
+    quotients = [rf"\frac{{{one[0]}}}{{{one[1]}}}" if one else None for one in ratios]
+    numbers = [parse_quantity(one or text) for one, text in zip(quotients, (gold, response), strict=True)]
+    return numbers[0] == numbers[1] if all(numbers) else None
+
+
+def is_worked_out(gold: str, response: str) -> bool:
+    """Return whether a response is worked out as far as the gold answer.
+
+    If the gold answer is a number, the response must be finished (see `Expression`). If it is another constant, the response may
+    have no other functions than it. With variables in it, any response is.
+    """
+    expected, given = read_expression(gold), read_expression(response)
+    if expected is None or given is None or expected.variables:
+        return True
+    return given.finished if parse_quantity(gold) else given.functions <= expected.functions
+
+
+def all_of(results: Sequence[bool | None]) -> bool | None:
+    """Return whether all results are true; None if that is unknown."""
+    return False if False in results else None if None in results else True
+
+
+def any_of(results: Sequence[bool | None]) -> bool | None:
+    """Return whether some result is true; None if that is unknown."""
+    return True if True in results else None if None in results else False

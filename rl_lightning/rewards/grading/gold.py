@@ -8,13 +8,25 @@ from decimal import Decimal
 from math import isfinite
 from typing import SupportsFloat
 
-from rl_lightning.rewards.grading.extract import find_answers
+from rl_lightning.rewards.grading.compare import Comparison, Rules
+from rl_lightning.rewards.grading.extract import between_boxes, find_answers
+from rl_lightning.rewards.grading.normalize import normalize
+from rl_lightning.rewards.grading.structure import choice_letter
 
 #: Keys under which a dict may hold the answer; the first that is there decides.
 ANSWER_KEYS = ("ground_truth", "answer", "final_answer", "gold", "target", "solution", "value", "label", "text")
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 _TRUTH = {True: ("True", "Yes"), False: ("False", "No")}
 _MOST_NESTING = 4
+_NOTHING_BEHIND = re.compile(r"####\s*$")
+#: What may stand between the parts of one answer: ``$x = \boxed{3}$ and $y = \boxed{4}$``.
+_BETWEEN = re.compile(
+    r"(?:[\s$,;.&]|\\[()\[\],;: ]|\\q?quad|\\text ?\{[\s,]*(?:and|or)?[\s,]*\}|\b(?:and|or|both|also)\b|\b\w ?=)*"
+)
+_MATH = re.compile(r"\$[^$]*\$|\\\(.*?\\\)|\\[A-Za-z]+", re.DOTALL)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_MOST_WORDS, _MOST_WORDS_OF_SENTENCES = 40, 8
 
 
 def gold_answers(answer: object, nesting: int = 0) -> list[str]:
@@ -54,7 +66,43 @@ def gold_answers(answer: object, nesting: int = 0) -> list[str]:
 def marked_in_gold(answer: str) -> str:
     r"""Return the answer that a gold text marks, as a response would, by ``\boxed{14}`` or ``#### 14``; all of the text if none.
 
-    Several different boxes are joined to one list.
+    Several boxes with nothing but a conjunction between them are the parts of one answer, and are joined to a list.
+
+    Raises:
+        ValueError: if it marks several answers, marks an empty one by ``####``, or is prose that marks none.
     """
-    found = list(dict.fromkeys(find_answers(_ANNOTATION.sub("", answer)).candidates))
-    return ", ".join(found) if found else answer
+    text = _ANNOTATION.sub("", answer)
+    found = find_answers(text)
+    if found.marker not in ("boxed", "answer_tag") and _NOTHING_BEHIND.search(text):
+        raise ValueError(f"gold answer {_shown(text)} ends with ####, and nothing stands behind it")
+    if found.marker in (None, "whole"):
+        if _is_prose(text):
+            raise ValueError(
+                f"gold answer {_shown(text)} is prose that marks no answer: mark it by \\boxed{{}} or ####, or name the column that "
+                "holds the answers alone (answer_column)"
+            )
+        return answer
+    different = list(dict.fromkeys(text.strip() for text in found.candidates))
+    if not different:
+        return answer
+    together = found.marker == "boxed" and all(map(_BETWEEN.fullmatch, between_boxes(text)))
+    if not together and not all(_same(different[-1], one) for one in different[:-1]):
+        raise ValueError(
+            f"gold answer {_shown(text)} marks several different answers ({'; '.join(different)[:80]}): leave one, or join them"
+        )
+    return ", ".join(different) if together else different[-1]
+
+
+def _same(first: str, second: str) -> bool:
+    return bool(Comparison(Rules()).answers(normalize(first), normalize(second))[0])
+
+
+def _is_prose(text: str) -> bool:
+    if choice_letter(normalize(text)):  # with the text of the choice behind it
+        return False
+    words = len(_WORD.findall(_MATH.sub(" ", text)))
+    return words > (_MOST_WORDS if len(_SENTENCE_END.findall(text)) < 2 else _MOST_WORDS_OF_SENTENCES)
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:40]} ... {text[-35:]}")

@@ -30,9 +30,13 @@ _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
 # LaTeX command → what it stands for; the space behind a name keeps it apart from letters.
 _MEANS = {
     # LaTeX that only changes how things look.
-    **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "limits", "middle", "!", "phantom", "strut"), ""),
+    **dict.fromkeys(
+        ("left", "right", "displaystyle", "textstyle", "scriptstyle", "limits", "middle", "!", "phantom", "strut"), ""
+    ),
+    **dict.fromkeys(("tiny", "small", "normalsize", "large", "Large", "LARGE", "huge", "Huge", "boldmath"), ""),
+    **dict.fromkeys(("underline", "uline", "ensuremath", "checkmark", "blacksquare", "qed", "bf", "it", "rm"), ""),
     **dict.fromkeys((f"{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")), ""),
-    **dict.fromkeys((*",;: \n>", "quad", "qquad", "enspace", "thinspace", "hfill", "nobreakspace"), " "),
+    **dict.fromkeys((*",;: \n>()[]", "quad", "qquad", "enspace", "thinspace", "hfill", "nobreakspace"), " "),
     **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
     **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
     **dict.fromkeys(("leq", "leqslant"), r"\le "),
@@ -41,7 +45,7 @@ _MEANS = {
     **dict.fromkeys(
         ("textbf", "textrm", "textit", "textnormal", "mathrm", "mathbf", "mathit", "mbox", "hbox"), r"\text"
     ),
-    **dict.fromkeys(("operatorname", "operatorname*", "bold", "textsf", "mathsf", "bf", "rm"), r"\text"),
+    **dict.fromkeys(("operatorname", "operatorname*", "bold", "textsf", "mathsf"), r"\text"),
     **dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|"),
     **{"lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "colon": ":", "div": "/"},
     **{
@@ -78,6 +82,14 @@ _MATH_INSIDE = re.compile(r"(?<!\\)\$([^$]*)(?<!\\)\$")
 _NAME_APART = re.compile(r"(\\[A-Za-z]+) +(?![A-Za-z])")
 _EMPTY_TEXT = re.compile(r"\\text *\{\s*\}")
 _TEXT = re.compile(r"\\text *\{([^{}]*)\}")
+_DECORATED = re.compile(
+    r"\\(?:underline|uline|ensuremath|tiny|small|large|Large|LARGE|huge|Huge|(?:text)?color ?\{[^{}]*\}) ?"
+    r"\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+)
+_LOOKS = re.compile(r"\\(?:color|textcolor|colorbox|hspace|vspace)\*? ?\{[^{}]*\}|[✓✔■∎□]")
+_SWITCHED = re.compile(r"\{ ?\\(?:bf|rm|it|sf|tt) ([^{}]*)\}")
+_PLAIN_TEXT = re.compile(r"\\text\{ ?([-+]?\d[\d.,]*) ?\}")
+_BOLD_LETTER = re.compile(r"\\(?:mathbf|boldsymbol|bm|mathit|bold) ?\{ ?([A-Za-z]) ?\}")
 _WORD_AS_FUNCTION = re.compile(
     r"\\text\{ ?(sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp) ?\}"
 )
@@ -142,11 +154,12 @@ def normalize(text: str) -> str:
     text = _DEGREES.sub("°", _MATH_INSIDE.sub(r" \1 ", text))
     if "\\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text)
-    text = _COMMAND.sub(_meaning, text)
+    text = _SWITCHED.sub(r"\\text{\1}", _LOOKS.sub("", _undecorated(text)))
+    text = _COMMAND.sub(_meaning, _BOLD_LETTER.sub(r"\1", text))
     text = _EMPTY_SET.sub(r"\\emptyset ", _PLUS_INFINITY.sub("", _TIMES_TEN.sub(r"\\times ", text)))
     text = _RELATIONS.sub(lambda found: _RELATION_NAMES[found.group()], text)
     text = _EMPTY_TEXT.sub(" ", text.replace("~", " "))
-    text = _WORD_AS_FUNCTION.sub(r"\\\1 ", _CONSTANT.sub(r"\1", _TEXT.sub(r"\\text{\1}", text)))
+    text = _WORD_AS_FUNCTION.sub(r"\\\1 ", _CONSTANT.sub(r"\1", _PLAIN_TEXT.sub(r"\1", _TEXT.sub(r"\\text{\1}", text))))
     text = _commas(_STACKED.sub(_stacked, text))
     text = re.sub(r"\s+", " ", _unwrapped(text)).strip()
     alone = _STACKED_ALONE.fullmatch(text)
@@ -154,6 +167,15 @@ def normalize(text: str) -> str:
     text = _NAME_APART.sub(r"\1", _CONJUNCTION.sub(", ", text))
     text = _unwrapped(re.sub(r"\s+", " ", text).strip())
     return text.replace(" ", "") if _GROUPED_BY_SPACES.fullmatch(text) else text
+
+
+def _undecorated(text: str) -> str:
+    """Remove colours, lines and sizes, and the braces around what they apply to."""
+    for _ in range(_MOST_WRAPPINGS):
+        text, changes = _DECORATED.subn(r" \1 ", text)
+        if not changes:
+            break
+    return text
 
 
 def _stacked(found: re.Match[str]) -> str:

@@ -40,6 +40,7 @@ _NAME = re.compile(
     rf"(?:m ?)?(?:\\(?:angle|triangle|vec|overrightarrow|overline|hat|mathbf|bar|boldsymbol) ?(?:\{{[A-Za-z]+\}}|[A-Za-z]+)"
     rf"|\|[A-Za-z]+\||\\text\{{[A-Za-z .]*\}}|{_WORD})(?:\^\{{-1\}})?(?: ?\([\w+*\\]{{1,16}}(?:, ?[\w\\]{{1,16}})*\))?|\({_WORD}(?:, ?{_WORD})+\)"
 )
+_NUMBERS_RATIO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?: ?(\d{1,9}(?:\.\d{1,9})?)")
 _RATIO = re.compile(r"([^:]{1,24}):([^:]{1,24})|\\frac ?\{([^{}]{1,24})\} ?\{([^{}]{1,24})\}")
 
 
@@ -207,6 +208,12 @@ def parse_clock(text: str) -> tuple[int, int, str | None] | None:
     """Return hours, minutes and ``a`` or ``p`` (None if it is not said) of a time of the day such as ``3:30 p.m.``, or None."""
     found = _CLOCK.fullmatch(text)
     return (int(found[1]), int(found[2]), found[3].lower() if found[3] else None) if found else None
+
+
+def parse_ratio(text: str) -> tuple[str, str] | None:
+    """Return the two numbers of a ratio such as ``3:2``, or None."""
+    found = _NUMBERS_RATIO.fullmatch(text)
+    return (found[1], found[2]) if found else None
 
 
 def both_signs(text: str) -> list[str]:

@@ -7,8 +7,8 @@ from functools import lru_cache
 from typing import Literal
 
 from rl_lightning.errors import UserError
-from rl_lightning.rewards.grading.compare import is_worked_out
 from rl_lightning.rewards.grading.expression import read_expression
+from rl_lightning.rewards.grading.forms import is_worked_out
 from rl_lightning.rewards.grading.normalize import tighten
 from rl_lightning.rewards.pool import WorkerPool
 

@@ -163,6 +163,13 @@ def _root(degree: Value, radicand: Value) -> Value:
     return mp.root(radicand, int(degree))
 
 
+def _call(function: Value, argument: Value) -> Value:
+    """Return the value of an unknown function: of no rule, and another for every name."""
+    if abs(argument) > _LARGEST_EXPONENT:
+        raise _NoValue
+    return mp.sin(function * argument + 1) + mp.cos(argument * argument * mp.sqrt(2) + function)
+
+
 def _factorial(value: Value) -> Value:
     if abs(value) > _LARGEST_FACTORIAL:
         raise _NoValue
@@ -193,6 +200,7 @@ _OPERATIONS: dict[str, Callable[..., Value]] = {
     "root": _root,
     "!": _factorial,
     "binom": _binomial,
+    "call": _call,
     "abs": abs,
     "floor": lambda a: mp.floor(a),
     "ceil": lambda a: mp.ceil(a),

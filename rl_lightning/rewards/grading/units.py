@@ -37,6 +37,14 @@ _START = re.compile(r"\\text\{|(?<![\\A-Za-z{])[A-Za-z]|[%°]")
 _WORD_BEFORE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,} *$|\\text\{[^{}]*\} *$")
 _ANGLE_OF_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)[^ +-]* ?\S*$")
 _LONGEST = 96  # characters
+#: Letters without a number or ``\\text`` that are a unit, and in formulas more often a product or a variable.
+_PRODUCTS = ("mg", "ms", "ml", "t")
+_LENGTHS = ("mm", "cm", "m", "km", "in", "ft", "yd", "mi", "unit")
+_BARE_PRODUCTS = (("N", "m"), ("W", "h"), ("kW", "h"))
+_NUMBER_COMMAND = re.compile(r"\\(?:pi|sqrt|d?frac|cdot|times|overline)(?![A-Za-z])")
+_BRACKETED = re.compile(r"\([^(){}]*\)|\{[^(){}]*\}")
+_MOST_NESTING = 8
+_LETTERS_BEHIND = re.compile(r"(?<=\d)(?:mg|ms|ml|m ?\^ ?(?:[23]|\{[23]\}))$")
 _PART = re.compile(
     r" *(?:(?P<per>/|per\b)|(?P<times>\\cdot|\*|·|-(?=[A-Za-z]))|\^ ?\{? ?(?P<power>-?\d)(?: ?\})?|(?P<word>°[CF]?(?![A-Za-z])|%|[A-Za-z¢]+))\.?"
 )
@@ -58,7 +66,8 @@ def split_unit(text: str) -> tuple[str, str | None]:
 
     Returns:
         The text without its unit, and the unit in one spelling, such as ``m s^-2``; None if it has none. A letter that touches
-        its number, as in ``5m``, may be a variable and stays in the text.
+        its number, as in ``5m`` or ``4t^2``, may be a variable and stays in the text, as does one behind a formula or a sum
+        (``\pi r^2 h``, ``2 + 3 m``).
     """
     text, unit = split_currency(text)
     if unit is not None:
@@ -76,7 +85,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
             or text.count("{", 0, start.start()) != text.count("}", 0, start.start())
         ):
             continue
-        found = _read(text[start.start() :], touching=before[-1] not in " }")
+        found = _read(text[start.start() :], touching=before[-1] not in " }", amount=_is_amount(before))
         if found is not None:
             return before.rstrip(), found
     return text, None
@@ -88,6 +97,11 @@ def split_scale(text: str) -> tuple[str, Fraction]:
     return (text[: found.start()], Fraction(_SCALES[found[1]])) if found and found.start() else (text, Fraction(1))
 
 
+def without_letters(text: str) -> str:
+    """Return ``25m^2`` or ``3mg`` without the letters, which are a unit if the other answer is a plain number."""
+    return _LETTERS_BEHIND.sub("", text)
+
+
 def letter_unit(text: str) -> tuple[str, str | None]:
     """Return a text without a unit of one letter that touches its number, as in ``5m``, and that unit; None without one."""
     unit = _UNITS.get(text[-1:])
@@ -95,17 +109,29 @@ def letter_unit(text: str) -> tuple[str, str | None]:
     return (text[:-1], unit) if touches and unit is not None else (text, None)
 
 
-def _read(text: str, touching: bool) -> str | None:
+def _is_amount(text: str) -> bool:
+    """Return whether a text is one number: it has no variables, and is no sum outside brackets."""
+    text = _NUMBER_COMMAND.sub(" ", text).strip()
+    if any(map(str.isalpha, text)):
+        return False
+    for _ in range(_MOST_NESTING):
+        text = _BRACKETED.sub("", text)
+    return "+" not in text[1:] and "-" not in text[1:] and text[-1:] not in ("*", "/")
+
+
+def _read(text: str, touching: bool, amount: bool) -> str | None:
     """Return the unit that a whole text denotes, in one spelling; None if it is no unit.
 
     Args:
         text: such as ``\\text{ square miles per hour}``.
         touching: it follows its number without a space.
+        amount: what it follows is one number, without variables.
     """
     written = text.startswith("\\text{")
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("(", "").replace(")", "").strip()
     powers: Counter[str] = Counter()
     unknown: list[str] = []
+    words: list[str] = []
     sign, coming, last, at, beside = 1, 1, "", 0, False
     while at < len(plain):
         part = _PART.match(plain, at)
@@ -117,7 +143,7 @@ def _read(text: str, touching: bool) -> str | None:
         elif part["times"]:
             beside = False
         elif part["power"]:
-            if not last:
+            if not last or not (written or sign < 0 or last in _LENGTHS):
                 return None
             powers[last] *= int(part["power"])
         else:
@@ -134,11 +160,17 @@ def _read(text: str, touching: bool) -> str | None:
                     return None
                 name = word.lower().removesuffix("s")
                 unknown.append(name)
-            if beside and not (written or (len(word) <= 2 and len(last) <= 2)):
+            if beside and not written and (last, name) not in _BARE_PRODUCTS:
                 return None
+            words.append(word)
             for part_name, power in _RATES.get(name, {name: 1}).items():
                 powers[part_name] += sign * coming * power
             last, coming, beside = name, 1, True
-    if not powers or len(unknown) > 3 or (touching and not written and len(plain) == 1 and plain.isalpha()):
+    if not powers or len(unknown) > 3:
+        return None
+    if not written and words == [words[0]] and (words[0] in _PRODUCTS if touching else words[0] == "t"):
+        return None
+    single = any(len(word) == 1 and word.isalpha() for word in words)
+    if not written and single and (not amount or (touching and len(words) == 1)):
         return None
     return " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(powers.items()))

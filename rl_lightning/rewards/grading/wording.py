@@ -19,6 +19,7 @@ _SUBJECT = re.compile(
     re.IGNORECASE,
 )
 _PREDICATE = re.compile(r" is (?:the|our)(?: final| only)? (?:solution|answer|result)$")
+_TEXT = re.compile(r"\\text\{([^{}]*)\} ?")
 _DENIED = re.compile(
     r"\b(?:not|no|never|wrong|incorrect|false|impossible|except|unless|if)\b(?! solution)|n't\b", re.IGNORECASE
 )
@@ -32,6 +33,7 @@ def said(text: str) -> str | None:
     """Return the value that a normalized sentence such as ``The largest n is 34`` gives; None if it is no such sentence."""
     if len(text) > _LONGEST_SENTENCE:
         return None
+    text = _TEXT.sub(r" \1 ", text).strip() if text.startswith("\\text") else text
     rest = _PREDICATE.sub("", text)
     rest = rest[_LEAD.match(rest).end() :]  # type: ignore[union-attr]  # matches the empty text too
     subject = _SUBJECT.match(rest)

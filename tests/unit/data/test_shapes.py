@@ -393,3 +393,24 @@ def test_a_bad_row_is_told_with_an_example_of_a_right_one():
     right = json.loads(message.split("a right one is ")[1].split(":\n")[0])
     assert right.keys() == rows[0].keys()
     assert read([right])[1][0].rejected == "It is 4."
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"answer": "4", "reward_model": {"ground_truth": "3"}}, None),
+        ({"answer": "3", "ground_truth": "5"}, None),
+        ({"answer": "4", "reward_model": '{"ground_truth": "3"}'}, None),
+        ({"answer": "So\n#### 3", "reward_model": {"ground_truth": "3"}}, "So\n#### 3"),
+        ({"answer": "3.0", "ground_truth": ["3", "4"]}, "3.0"),
+        ({"answer": "3", "reward_model": "none"}, "3"),
+        ({"answer": None, "reward_model": {"ground_truth": "3"}}, "3"),
+    ],
+)
+def test_gold_answers_that_contradict_each_other_are_refused(row, found):
+    rows = [{"prompt": "1+2=", **row}]
+    if found is not None:
+        assert as_source(rows).load("train")[0].answer == found
+        return
+    with pytest.raises(UserError, match="two gold answers contradict each other.*answer_column: answer or"):
+        as_source(rows).load("train")
