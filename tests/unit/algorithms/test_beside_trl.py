@@ -115,17 +115,16 @@ ONLINE = {
 @pytest.mark.parametrize("name", ONLINE)
 def test_online_losses_are_trls(name, trl):
     make, settings = ONLINE[name]
-    batch, logprobs = online_batch()
+    module, (batch, logprobs) = make(), online_batch()
     (value, gradient), (expected, slope) = both(
-        (our_loss(make(), batch), logprobs), (their_loss(trl, batch, **settings), logprobs)
+        (our_loss(module, batch), logprobs), (their_loss(trl, batch, **settings), logprobs)
     )
     # TRL's temperatures are float32.
     assert_same(gradient, slope, relative=1e-7 if name == "SAPO" else 1e-12)
     if name != "CISPO":  # whose value is another by design
         assert_same(value, expected, relative=1e-6 if name == "SAPO" else 1e-12)
-    _, (_, other) = both(
-        (our_loss(make(), batch), logprobs), (their_loss(trl, batch, **{**settings, "loss_type": "bnpo"}), logprobs)
-    )
+    wrong = {"loss_type": "bnpo" if module.reduction != "token_mean" else "grpo"}
+    _, (_, other) = both((our_loss(module, batch), logprobs), (their_loss(trl, batch, **settings | wrong), logprobs))
     with pytest.raises(AssertionError):
         assert_same(gradient, other, relative=1e-3)
 
@@ -155,7 +154,7 @@ def dpo_of_trl(trl, batch: PreferenceBatch, **settings):
     reference = by_side(torch.where(batch.response_mask, batch.ref_logprobs, 0)).sum(1).chunk(2)
 
     def loss(logprobs):
-        said = by_side(logprobs)
+        said = by_side(torch.where(batch.response_mask, logprobs, 0))
         zero = torch.zeros_like(said)
         answers = SimpleNamespace(
             log_probs=said, entropy=zero, mean_logits=zero, is_top1=zero.bool(), log_sum_sq_probs=zero
