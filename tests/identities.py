@@ -143,9 +143,9 @@ def off_policy() -> Iterator[Identity]:
     )
     yield Identity(
         "DPPO-TV with δ = 1 and C = ∞ is GRPO without a clip",
-        lambda: gradient(DPPO(delta_high=1.0, weight_high=INFINITE, reduction="seq_mean")),
+        lambda: gradient(DPPO(delta=1.0, weight_high=INFINITE, reduction="seq_mean")),
         lambda: gradient(no_clip()),
-        lambda: gradient(DPPO(delta_high=0.05, weight_high=INFINITE, reduction="seq_mean")),
+        lambda: gradient(DPPO(delta=0.05, weight_high=INFINITE, reduction="seq_mean")),
     )
     yield Identity(
         "SAPO as τ → 0 is GRPO without a clip",

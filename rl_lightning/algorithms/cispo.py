@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rl_lightning.algorithms.online import COMPARES_A_GROUP, OnlineModule
 from rl_lightning.algorithms.policy import Outputs, vanishes_with_advantage
-from rl_lightning.errors import UserError
+from rl_lightning.algorithms.settings import weight_bounds
 from rl_lightning.functional import Reduction, weighted_surrogate
 from rl_lightning.types import Microbatch
 
@@ -33,7 +33,7 @@ class CISPO(OnlineModule):
         weight_low: w_low in [0, 1]; above 0 what the policy has given up is pushed on with all the same.
         weight_high: w_high ≥ 1; no bound at infinity (`.inf`).
         reduction: how tokens are averaged; `group_token_mean` is the paper's.
-        **online_options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load,
+        **options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load,
             optimizer, lora: see `OnlineModule` and `ObjectiveModule`.
     """
 
@@ -45,14 +45,10 @@ class CISPO(OnlineModule):
         weight_low: float = 0.0,
         weight_high: float = 5.0,
         reduction: Reduction = "group_token_mean",
-        **online_options: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(reduction=reduction, **online_options)
-        if not 0 <= weight_low <= 1 <= weight_high:
-            raise UserError(
-                f"weight_low must lie in [0, 1] and weight_high above 1, not {weight_low} and {weight_high}"
-            )
-        self.weight_low, self.weight_high = weight_low, weight_high
+        super().__init__(reduction=reduction, **options)
+        self.weight_low, self.weight_high = weight_bounds(weight_low, weight_high)
 
     @vanishes_with_advantage
     def surrogate(self, batch: Microbatch, logprobs: Tensor) -> Tensor:

@@ -62,13 +62,8 @@ class DPO(ReferencedPairModule):
             raise UserError(
                 f"label_smoothing must lie in [0, 0.5), not {label_smoothing}: it is the share of wrong labels"
             )
-        self.beta = (_MEAN_BETA if length_normalize else _SUM_BETA) if beta is None else beta
+        self.beta = self.reward_scale = (_MEAN_BETA if length_normalize else _SUM_BETA) if beta is None else beta
         self.label_smoothing = label_smoothing
-
-    @property
-    def reward_scale(self) -> float:
-        """β."""
-        return self.beta
 
     def of_pair(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return log σ(β m⁺ − β m⁻), (B/2,)."""

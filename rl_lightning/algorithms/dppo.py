@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl_lightning.algorithms.online import COMPARES_A_GROUP, OnlineModule, old_logprobs
 from rl_lightning.algorithms.policy import Outputs, vanishes_with_advantage
+from rl_lightning.algorithms.settings import weight_bounds
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction, weighted_surrogate
 from rl_lightning.types import Microbatch
@@ -19,7 +20,7 @@ class DPPO(OnlineModule):
 
     J = E 1/(G L_max) Σ_i Σ_t M_{i,t} sg(min(ρ, C)) A log π_θ(y_{i,t})
 
-    M = 0 where A > 0 and π_θ − π_old > δ_high, or A < 0 and π_old − π_θ > δ_low, and 1 elsewhere; A as in GRPO. The gradient is
+    M = 0 where A > 0 and π_θ − π_old > δ, or A < 0 and π_old − π_θ > δ, and 1 elsewhere; A as in GRPO. The gradient is
     Σ_{i,t} M min(ρ, C) A ∇ log π_θ / (G L_max). With a large vocabulary the ratio of an unlikely token leaves a clip after a change
     that hardly moves the distribution, and that of a likely one never does: |π_θ − π_old| bounds the total variation of both.
     At θ = θ_old it is GRPO's gradient.
@@ -28,11 +29,10 @@ class DPPO(OnlineModule):
     min(ρ, C) A, so that losses are comparable.
 
     Args:
-        delta_high: δ_high in (0, 1], the most that a token's probability may rise.
-        delta_low: δ_low in (0, 1], the most that it may fall; the same as `delta_high` if null.
+        delta: δ in (0, 1], the most that a token's probability may move to where A pulls it.
         weight_high: C ≥ 1, the largest importance weight; no bound at infinity (`.inf`).
         reduction: how tokens are averaged; `constant` is the paper's.
-        **online_options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load,
+        **options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load,
             optimizer, lora: see `OnlineModule` and `ObjectiveModule`.
     """
 
@@ -40,18 +40,12 @@ class DPPO(OnlineModule):
     needs = COMPARES_A_GROUP
 
     def __init__(
-        self,
-        delta_high: float = 0.15,
-        delta_low: float | None = None,
-        weight_high: float = 1e4,
-        reduction: Reduction = "constant",
-        **online_options: Any,
+        self, delta: float = 0.15, weight_high: float = 1e4, reduction: Reduction = "constant", **options: Any
     ) -> None:
-        super().__init__(reduction=reduction, **online_options)
-        self.delta_high, self.delta_low = delta_high, delta_high if delta_low is None else delta_low
-        if not (0 < self.delta_high <= 1 and 0 < self.delta_low <= 1 and weight_high >= 1):
-            raise UserError("delta_high and delta_low must lie in (0, 1], as probabilities do, and weight_high above 1")
-        self.weight_high = weight_high
+        super().__init__(reduction=reduction, **options)
+        if not 0 < delta <= 1:
+            raise UserError(f"delta must lie in (0, 1], as probabilities do, not {delta}")
+        self.delta, (_, self.weight_high) = delta, weight_bounds(0.0, weight_high)
 
     @vanishes_with_advantage
     def surrogate(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
@@ -63,10 +57,7 @@ class DPPO(OnlineModule):
     def masked(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return which tokens are out, (B, R) bool: their probability has moved too far to where A pulls it."""
         assert batch.advantages is not None
-        moved = logprobs.detach().exp() - old_logprobs(batch, logprobs).exp()
-        return ((batch.advantages > 0) & (moved > self.delta_high)) | (
-            (batch.advantages < 0) & (-moved > self.delta_low)
-        )
+        return batch.advantages.sign() * (logprobs.exp() - old_logprobs(batch, logprobs).exp()) > self.delta
 
     def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
         """Return what is logged of the tokens of a microbatch, (B, R) each, which of them are out among it."""

@@ -38,12 +38,8 @@ class IPO(ReferencedPairModule):
         super().__init__(length_normalize=length_normalize, **pair_options)
         if tau is not None and tau <= 0:
             raise UserError(f"tau must be above 0, not {tau}: 1/(2τ) is the gap that is aimed at")
-        self.tau = (_MEAN_TAU if length_normalize else _SUM_TAU) if tau is None else tau
-
-    @property
-    def reward_scale(self) -> float:
-        """τ: at the optimum the implicit rewards of a unanimous pair are 1/2 apart."""
-        return self.tau
+        # At the optimum the implicit rewards of a unanimous pair are 1/2 apart.
+        self.tau = self.reward_scale = (_MEAN_TAU if length_normalize else _SUM_TAU) if tau is None else tau
 
     def of_pair(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return −(m⁺ − m⁻ − 1/(2τ))², (B/2,)."""

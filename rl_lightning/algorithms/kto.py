@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rl_lightning.algorithms.pairs import ReferencedPairModule
@@ -30,7 +31,6 @@ class KTO(ReferencedPairModule):
         beta: β > 0.
         desirable: λ⁺ > 0.
         undesirable: λ⁻ > 0.
-        length_normalize: m is the mean over a response's tokens, not the sum.
         **pair_options: reference, sft_coef, beyond_shorter, policy, load, optimizer, reduction, lora: see
             `ReferencedPairModule`, `PairModule` and `ObjectiveModule`.
     """
@@ -38,26 +38,18 @@ class KTO(ReferencedPairModule):
     formula = "J = E ½ [ λ⁺ σ(β(m⁺ − z₀)) + λ⁻ σ(β(z₀ − m⁻)) ],  m± = Σ_t log π_θ/π_ref(y±_t)"
     shown_as = "kto"
 
+    z0: Tensor
+
     def __init__(
-        self,
-        beta: float = 0.1,
-        desirable: float = 1.0,
-        undesirable: float = 1.0,
-        length_normalize: bool = False,
-        **pair_options: Any,
+        self, beta: float = 0.1, desirable: float = 1.0, undesirable: float = 1.0, **pair_options: Any
     ) -> None:
-        super().__init__(length_normalize=length_normalize, **pair_options)
+        super().__init__(length_normalize=False, **pair_options)
         if min(beta, desirable, undesirable) <= 0:
             raise UserError(
                 "beta, desirable and undesirable must be above 0: without one of them nothing, or half, is learnt"
             )
-        self.beta, self.desirable, self.undesirable = beta, desirable, undesirable
-        self.z0 = 0.0
-
-    @property
-    def reward_scale(self) -> float:
-        """β."""
-        return self.beta
+        self.beta, self.desirable, self.undesirable, self.reward_scale = beta, desirable, undesirable, beta
+        self.register_buffer("z0", torch.zeros(()))
 
     def of_pair(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return the mean of λ⁺ σ(β (m⁺ − z₀)) and λ⁻ σ(β (z₀ − m⁻)), (B/2,)."""
@@ -66,15 +58,5 @@ class KTO(ReferencedPairModule):
 
     def on_step_observed(self, metrics: Mapping[str, float]) -> None:
         """Log this step's z₀, and take the next one's from what is known of this."""
-        self.log("kto/z0", self.z0)
-        self.z0 = max(0.0, (metrics["kto/chosen_reward"] + metrics["kto/rejected_reward"]) / (2 * self.beta))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Keep z₀ with what `ObjectiveModule` keeps."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["kto_z0"] = self.z0
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from z₀."""
-        super().on_load_checkpoint(checkpoint)
-        self.z0 = checkpoint["kto_z0"]
+        self.log("kto/z0", float(self.z0))
+        self.z0.fill_(max(0.0, metrics["kto/chosen_reward"] + metrics["kto/rejected_reward"]) / (2 * self.beta))

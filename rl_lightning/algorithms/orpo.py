@@ -33,12 +33,7 @@ class ORPO(PairModule):
         super().__init__(length_normalize=True, sft_coef=sft_coef, **pair_options)
         if beta < 0:
             raise UserError(f"beta must be at least 0, not {beta}: below it the wrong response is learnt")
-        self.beta = beta
-
-    @property
-    def reward_scale(self) -> float:
-        """λ."""
-        return self.beta
+        self.beta = self.reward_scale = beta
 
     def of_pair(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return λ log σ(o⁺ − o⁻), (B/2,)."""

@@ -47,6 +47,8 @@ class PairModule(PolicyModule):
             raise UserError(
                 f"beyond_shorter must lie in [0, 1], not {beyond_shorter}: it is a share of a token's weight"
             )
+        #: What a nat of m is worth: implicit rewards, margins and held-out scores are m times this.
+        self.reward_scale = 1.0
         self.length_normalize = length_normalize
         self.sft_coef = sft_coef
         self.beyond_shorter = beyond_shorter
@@ -54,11 +56,6 @@ class PairModule(PolicyModule):
     def of_pair(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return J of each pair, (B/2,), to be maximised, from m⁺ and m⁻, (B/2,) nats each."""
         raise TypeError(f"{type(self).__name__} must define of_pair(chosen, rejected)")
-
-    @property
-    def reward_scale(self) -> float:
-        """What a nat of m is worth: implicit rewards, margins and held-out scores are m times this."""
-        return 1.0
 
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return J of a pair on every token of both of its responses, (B, R)."""

@@ -33,6 +33,17 @@ def dual_clip_bound(dual_clip: float | None) -> float | None:
     return dual_clip
 
 
+def weight_bounds(weight_low: float, weight_high: float) -> tuple[float, float]:
+    """Return the bounds of an importance weight.
+
+    Raises:
+        UserError: if 1, the weight on policy, does not lie between them.
+    """
+    if not 0 <= weight_low <= 1 <= weight_high:
+        raise UserError(f"weight_low must lie in [0, 1] and weight_high above 1, not {weight_low} and {weight_high}")
+    return weight_low, weight_high
+
+
 def warn_of_estimator(estimator: KLEstimator, place: str) -> None:
     """Name the combinations whose gradient is none, or not the divergence's."""
     if place == "loss" and estimator == "k1":

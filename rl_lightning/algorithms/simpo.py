@@ -36,12 +36,7 @@ class SimPO(PairModule):
         super().__init__(**pair_options)
         if beta <= 0 or margin < 0:
             raise UserError(f"beta must be above 0 and margin at least 0, not {beta} and {margin}")
-        self.beta, self.margin = beta, margin
-
-    @property
-    def reward_scale(self) -> float:
-        """β."""
-        return self.beta
+        self.beta, self.margin, self.reward_scale = beta, margin, beta
 
     def of_pair(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Return log σ(β (m⁺ − m⁻ − margin)), (B/2,)."""

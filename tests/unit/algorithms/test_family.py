@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from examples.new_objective import TOPR
 from rl_lightning.algorithms import (
@@ -89,11 +90,11 @@ def sapo(up: float = 1.0, down: float = 1.05):
     return gc
 
 
-def dppo(delta_high: float, delta_low: float, cap: float):
+def dppo(delta: float, cap: float):
     def gc(case: Case, i: int, t: int) -> float:
         moved = math.exp(case.logprobs[i, t]) - math.exp(case.old[i, t])
         a = advantage(case, i, t)
-        out = (a > 0 and moved > delta_high) or (a < 0 and -moved > delta_low)
+        out = (a > 0 and moved > delta) or (a < 0 and -moved > delta)
         return 0.0 if out else min(case.ratio(i, t), cap) * a
 
     return gc
@@ -163,7 +164,7 @@ def kto(z0: float, up: float, down: float):
 
 def with_z0(z0: float) -> KTO:
     module = KTO(beta=BETA, undesirable=1.3)
-    module.z0 = z0
+    module.z0 = torch.tensor(z0, dtype=torch.float64)
     return module
 
 
@@ -267,13 +268,13 @@ TABLE = {
         on_policy=advantage,
     ),
     "DPPO": Row(
-        lambda: DPPO(delta_high=0.09, delta_low=0.045, weight_high=1.18, reduction="token_mean"),
+        lambda: DPPO(delta=0.06, weight_high=1.18, reduction="token_mean"),
         per_token,
-        dppo(0.09, 0.045, 1.18),
+        dppo(0.06, 1.18),
         [
-            (per_token, dppo(0.045, 0.09, 1.18)),
-            (per_token, dppo(0.09, 0.045, math.inf)),
-            (per_token, dppo(1, 1, 1.18)),
+            (per_token, dppo(0.09, 1.18)),
+            (per_token, dppo(0.06, math.inf)),
+            (per_token, dppo(1, 1.18)),
             (per_token, lambda c, i, t: c.surrogate(i, t)),
         ],
         on_policy=advantage,

@@ -131,7 +131,7 @@ MODULES = {
     "GSPO": lambda **options: GSPO(clip_low=0.05, clip_high=0.08, **options),
     "CISPO": lambda **options: CISPO(weight_high=1.2, **options),
     "SAPO": SAPO,
-    "DPPO": lambda **options: DPPO(delta_high=0.05, **options),
+    "DPPO": lambda **options: DPPO(delta=0.05, **options),
     "product": lambda **options: GRPO(**{"kl_coef": 0.0, **options}, ratio_level="sequence", clip_low=0.3),
     "REINFORCE++": lambda **options: ReinforcePlusPlus(**options) if not options else None,
 }
@@ -204,7 +204,7 @@ def test_a_token_that_does_not_count_is_in_no_ratio_of_a_response():
         (lambda: CISPO(weight_low=1.5), "weight_low must lie in"),
         (lambda: CISPO(weight_high=0.2), "weight_high above 1"),
         (lambda: SAPO(tau_up=0.0), "above 0"),
-        (lambda: DPPO(delta_high=0.0), "delta_high"),
+        (lambda: DPPO(delta=0.0), "delta must lie"),
         (lambda: GRPO(dual_clip=0.5), "dual_clip"),
         (lambda: KTO(beta=0.0), "above 0"),
     ],
