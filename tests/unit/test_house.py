@@ -135,7 +135,7 @@ ANY = {
     "callbacks": 57,
     "options": 52,
     "cli": 19,
-    "algorithms": 32,
+    "algorithms": 31,
     "trainer.py": 13,
     "strategies": 12,
     "models": 11,
