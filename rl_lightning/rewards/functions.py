@@ -41,6 +41,7 @@ It may carry three attributes, all optional and called with the YAML's arguments
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -221,6 +222,12 @@ def _check_reasoning_gym(
         raise UserError("reasoning_gym_score needs the package reasoning-gym: pip install reasoning-gym")
 
 
+def _finite(score: Any) -> float:
+    if not math.isfinite(number := float(score)):
+        raise ValueError(f"the scorer returned {number}")
+    return number
+
+
 @lru_cache(maxsize=128)
 def _reasoning_gym_task(name: str) -> Any:
     """Return the task's data set, for its scorer alone. It is cached, because some take long to make."""
@@ -245,8 +252,8 @@ def reasoning_gym_score(
 ) -> float:
     """Return the score, usually in [0, 1], that the scorer of the reasoning-gym task gives to the response's answer.
 
-    If the scorer raises on the response's answer but not on the gold answer, the answer is malformed: it scores 0 and is counted
-    as ``grading/malformed``.
+    If the scorer raises on the response's answer or returns no finite number, but not on the gold answer, the answer is malformed:
+    it scores 0 and is counted as ``grading/malformed``.
 
     Args:
         response, prompt: of the sample.
@@ -268,10 +275,10 @@ def reasoning_gym_score(
         return 0.0
     task, entry = _reasoning_gym_task(origin["task"]), origin["entry"]
     try:
-        return float(task.score_answer(given, entry))
+        return _finite(task.score_answer(given, entry))
     except Exception:
         # If the scorer is at fault, and not the answer, this raises too.
-        float(task.score_answer(entry["answer"], entry))
+        _finite(task.score_answer(entry["answer"], entry))
         tally.count("grading/malformed")
         return 0.0
 

@@ -412,5 +412,5 @@ def test_gold_answers_that_contradict_each_other_are_refused(row, found):
     if found is not None:
         assert as_source(rows).load("train")[0].answer == found
         return
-    with pytest.raises(UserError, match="two gold answers contradict each other.*answer_column: answer or"):
+    with pytest.raises(UserError, match="two gold answers contradict each other"):
         as_source(rows).load("train")

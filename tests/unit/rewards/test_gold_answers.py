@@ -2,6 +2,7 @@
 
 import sys
 from decimal import Decimal
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -73,9 +74,7 @@ def test_final_answer_reads_gold_answers_too():
 CUT_OFF = r"Could be \boxed{4}? Let me check that ag"
 
 
-@pytest.mark.parametrize(
-    "opening", ["<think>", "<think>\n", "<thinking>\n\n", "<reasoning>", "[THINK]", "<|channel|>analysis<|message|>"]
-)
+@pytest.mark.parametrize("opening", ["<think>\n", "<thinking>\n\n", *(opening for opening, _ in DEFAULT_THOUGHTS)])
 def test_a_thought_that_the_prompt_opens_counts_only_when_it_ends(opening):
     prompt = f"<|user|>2+2?<|assistant|>{opening}"
     assert is_equivalent(answer="4", response=CUT_OFF, prompt=prompt).reason == "unfinished_thought"
@@ -102,9 +101,13 @@ def test_other_markers_of_thoughts_can_be_named():
 
 
 class Scorer:
+    unusual: ClassVar = {"nan": float("nan"), "inf": float("inf"), "none": None, "text": "half"}
+
     def score_answer(self, answer, entry):
         if entry["metadata"].get("broken"):
             raise KeyError("solution")
+        if answer in self.unusual:
+            return self.unusual[answer]
         return float(int(answer) == int(entry["answer"]))
 
 
@@ -122,8 +125,15 @@ def gym(response, **metadata):
 def test_a_malformed_answer_is_wrong_and_counted(task):
     assert [gym("4"), gym("5")] == [1.0, 0.0]
     assert tally.drain().counts == {}
-    assert [gym("four"), gym("9" * 5000), gym("[[")] == [0.0] * 3
-    assert tally.drain().counts == {"grading/malformed": 3}
+    answers = ["four", "9" * 5000, "[[", *Scorer.unusual]
+    assert [gym(answer) for answer in answers] == [0.0] * len(answers)
+    assert tally.drain().counts == {"grading/malformed": len(answers)}
+
+
+def test_a_scorer_without_a_finite_score_of_the_gold_answer_is_broken(task, monkeypatch):
+    monkeypatch.setattr(Scorer, "unusual", {"4": float("nan")})
+    with pytest.raises(ValueError, match="the scorer returned nan"):
+        gym("4")
 
 
 def test_a_scorer_that_raises_on_the_gold_answer_is_broken(task):
