@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch import LightningModule
 
+from rl_lightning.errors import UserError
 from rl_lightning.options import inherited
 from rl_lightning.options.yaml_files import read_text
 from rl_lightning.shipped import configuration
@@ -65,12 +66,22 @@ def replacements_first(arguments: Sequence[str]) -> list[str]:
         value = value if given else arguments[place + 1] if place + 1 < len(arguments) else ""
         if name == f"--{_LOGGER}" and value.split(".")[-1] != "TensorBoardLogger":
             result.append(f"--{_LOGGER}=null")
-        if own is not None and name in ("--model", "--model.class_path") and _model(value) is not None:
-            result.insert(own, f"--config={json.dumps({'model': {'class_path': value}})}")
+        named = _class_named(value) if name in ("--model", "--model.class_path") else None
+        if own is not None and _model(named) is not None:
+            result.insert(own, f"--config={json.dumps({'model': {'class_path': named}})}")
         result.append(argument)
         if name in ("--config", "-c"):
             own = len(result) + (not given)
     return result
+
+
+def _class_named(value: str) -> object:
+    """Return the class path in a value of `--model`: the value itself, or what it says as YAML, or as the name of a YAML file."""
+    try:
+        said = yaml.safe_load(read_text(value) if value.endswith((".yaml", ".yml")) else value)
+    except (yaml.YAMLError, UserError):  # the parser will say it
+        return None
+    return said.get("class_path") if isinstance(said, Mapping) else said
 
 
 def _said_of(text: Any, section: str, option: str) -> Any:

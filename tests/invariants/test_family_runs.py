@@ -52,7 +52,7 @@ def run(name, policy, teacher, directory, microbatch=None, weight=1.0, **options
         data = RewardDataModule(group_size=4, batch_size=8, cache_dir=str(directory / "cache"), **shared)
     else:
         data = RolloutDataModule(prompts_per_rollout=8, group_size=4, minibatch_size=16, **shared)
-    given = given | ({"teacher": teacher} if kind is Distillation else {})
+    given = given | ({"teacher": teacher} if issubclass(kind, Distillation) else {})
     load, optimizer = LoadOptions(dtype="float64"), OptimizerOptions(lr=1e-2)
     module = kind(policy=policy, load=load, optimizer=optimizer, **given)
     callbacks = [] if normalize is None else [normalize]

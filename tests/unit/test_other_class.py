@@ -86,6 +86,14 @@ def test_named_by_an_overlay(capsys, caplog, tmp_path):
     assert "not clip_low, clip_high, reduction" in caplog.text
 
 
+def test_named_by_a_file_of_the_section_or_as_yaml(capsys, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("class_path: rl_lightning.GSPO\ninit_args: {clip_high: 0.5}\n")
+    for value, high in ((str(file), 0.5), ("{class_path: rl_lightning.GSPO}", 4e-4)):
+        name, found = options(capsys, "--config=grpo", f"--model={value}")
+        assert name == "GSPO" and found["clip_low"] == 3e-4 and found["clip_high"] == high
+
+
 def test_the_same_class_again_keeps_everything_in_silence(capsys, caplog):
     _, found = options(capsys, "--config=grpo", "--model.clip_low=0.1", "--model=rl_lightning.GRPO")
     assert found["clip_low"] == 0.1 and found["kl_coef"] == 0.04
