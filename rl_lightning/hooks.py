@@ -19,7 +19,7 @@ from rl_lightning.types import Rollout
 
 @dataclass
 class Watch:
-    """How callbacks watch a DataModule at work, and end a run in good order. They put themselves here.
+    """Hooks by which callbacks watch a DataModule at work and end a run cleanly; the callbacks set them.
 
     Args:
         on_progress: hook `f(done, total)`, called while responses are sampled. `RolloutProgressBar` sets it.

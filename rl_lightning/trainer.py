@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 
 from rl_lightning.audit import Audits
 from rl_lightning.callbacks import RunLock
@@ -75,10 +76,10 @@ class Trainer(Audits, metaclass=Checked):
     def fit(
         self,
         model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: TRAIN_DATALOADERS | LightningDataModule | None = None,
+        val_dataloaders: EVAL_DATALOADERS | None = None,
         datamodule: LightningDataModule | None = None,
-        ckpt_path: Any = None,
+        ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
     ) -> None:
         """Train; see `lightning.pytorch.Trainer.fit`.
@@ -104,8 +105,8 @@ class Trainer(Audits, metaclass=Checked):
     def validate(
         self,
         model: LightningModule | None = None,
-        dataloaders: Any = None,
-        ckpt_path: Any = None,
+        dataloaders: EVAL_DATALOADERS | LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
@@ -117,8 +118,8 @@ class Trainer(Audits, metaclass=Checked):
     def test(
         self,
         model: LightningModule | None = None,
-        dataloaders: Any = None,
-        ckpt_path: Any = None,
+        dataloaders: EVAL_DATALOADERS | LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
@@ -149,19 +150,20 @@ def check_fit(model: object, data: object) -> None:
     )
 
 
-def _listed(callbacks: Any) -> list[Callback]:
+def _listed(callbacks: object) -> list[Callback]:
     """Return callbacks as a list.
 
     Raises:
         UserError: for what is no callback, such as the class in place of an object of it.
     """
-    listed = [] if callbacks is None else list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
-    for one in listed:
+    found: list[Callback] = []
+    for one in [] if callbacks is None else callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
         if isinstance(one, type) and issubclass(one, Callback):
             raise UserError(f"Trainer: callbacks: {one.__name__} is a class: make an object of it, {one.__name__}()")
         if not isinstance(one, Callback):
             raise UserError(f"Trainer: callbacks: expected Callback, not an object of class {type(one).__name__}")
-    return listed
+        found.append(one)
+    return found
 
 
 def take_locks(trainer: pl.Trainer) -> None:
@@ -175,7 +177,7 @@ def take_locks(trainer: pl.Trainer) -> None:
             lock.acquire(trainer)
 
 
-def prepare(trainer: pl.Trainer, path: Any, goes_on: bool, option: str = "ckpt_path") -> None:
+def prepare(trainer: pl.Trainer, path: str | Path | None, goes_on: bool, option: str = "ckpt_path") -> None:
     """Do what comes before anything is written: check the checkpoint, take the locks of a fit, and let loggers keep what they have.
 
     Args:
@@ -190,7 +192,7 @@ def prepare(trainer: pl.Trainer, path: Any, goes_on: bool, option: str = "ckpt_p
     continue_logs(trainer, anew=goes_on and path is None)
 
 
-def check_checkpoint(trainer: pl.Trainer, path: Any, goes_on: bool, option: str = "ckpt_path") -> None:
+def check_checkpoint(trainer: pl.Trainer, path: str | Path | None, goes_on: bool, option: str = "ckpt_path") -> None:
     """Check the path of a checkpoint. For a missing `last`, Lightning would only warn and start from the beginning.
 
     Args:
@@ -204,7 +206,7 @@ def check_checkpoint(trainer: pl.Trainer, path: Any, goes_on: bool, option: str 
     """
     if path == "hpc" and not list(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")):
         raise UserError(f"{option} hpc: there is no hpc_ckpt_*.ckpt in {trainer.default_root_dir}")
-    if path in (None, "hpc", "best") or str(path).startswith("registry") or "://" in str(path):
+    if path is None or path in ("hpc", "best") or str(path).startswith("registry") or "://" in str(path):
         return
     if path == "last":
         path = _last_checkpoint(trainer, option)

@@ -126,7 +126,7 @@ class Rollout(Rows):
     rewards: Tensor
     correct: Tensor
     reward_components: dict[str, Tensor] = field(default_factory=dict)
-    notes: list[dict[str, Any]] | None = None
+    notes: list[dict[str, dict[str, object]]] | None = None
     caps: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None

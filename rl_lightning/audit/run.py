@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import lightning.pytorch as pl
 import torch
@@ -15,6 +15,7 @@ from rl_lightning.audit.verdicts import TRAINED, Answers, Verdict, judge
 from rl_lightning.callbacks import PredictionWriter
 from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.data.sampling import SamplingDataModule
+from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import RolloutCallback, Stages
 from rl_lightning.strategies import from_every_rank
@@ -67,7 +68,8 @@ class Audits(pl.Trainer):
             raise UserError("audit: the data have no rewards to judge: list them under data.init_args.rewards")
         weights = {reward.name: reward.weight for reward in datamodule.rewarder.rewards}
         verifier = _verifier(verifier, weights)
-        split = next((name for name in ("test", "val") if datamodule.source.has(name)), None)
+        held_out: tuple[Split, ...] = ("test", "val")
+        split = next((name for name in held_out if datamodule.source.has(name)), None)
         if split is None:
             raise UserError("audit: the data have neither test nor validation prompts: `val: 0.02` holds a share out")
         if answers < 2 * max(best_of):
@@ -109,7 +111,13 @@ class _Scored(Callback):
                 callback.check_settings(trainer)
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: LightningModule, outputs: Any, batch: Rollout, batch_idx: int, *_: object
+        self,
+        trainer: pl.Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: Rollout,
+        batch_idx: int,
+        *_: object,
     ) -> None:
         """Shape the rewards of a batch as in training, and keep its scores."""
         Stages(trainer).rewards(batch)

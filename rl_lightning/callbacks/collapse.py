@@ -45,7 +45,7 @@ class CollapseWarning(RolloutCallback):
         self._warned: list[str] = []
         self._entropy: float | None = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the values of the first rollouts, and the metrics that have been warned of."""
         return {"seen": self._seen, "warned": self._warned}
 
@@ -53,7 +53,7 @@ class CollapseWarning(RolloutCallback):
         """Compare with the same first rollouts as before the checkpoint."""
         self._seen, self._warned = state_dict["seen"], state_dict["warned"]
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the entropy of the latest step: a run may go on between the last step of an epoch and the epoch's end."""
         entropy = _entropy(trainer)
         if entropy is not None:

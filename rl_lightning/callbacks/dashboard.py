@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from rl_lightning.callbacks.loggers import loggers, write_settings
+from rl_lightning.learner import Learner
 from rl_lightning.options import plain_options
 
 #: Panel → chart → names of metrics, as regular expressions, for TensorBoard's tab Custom Scalars.
@@ -48,7 +49,7 @@ _ONLINE_ONLY = (
 )  # fmt: skip
 
 
-def layout(online: bool) -> dict[str, dict[str, list[Any]]]:
+def layout(online: bool) -> dict[str, dict[str, list[str | list[str]]]]:
     """Return TensorBoard's layout of the panels.
 
     Args:
@@ -70,19 +71,19 @@ class Dashboard(Callback):
         settings: the configuration; the options of module and DataModule if None. The command line gives its own.
     """
 
-    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
         self.settings = settings
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write configuration and layout, on rank 0."""
         settings = self.settings or _options(trainer, pl_module)
         for logger in loggers(trainer):
-            write_settings(logger, settings, compared(pl_module))
+            write_settings(logger, settings, compared(cast(Learner, pl_module)))
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(layout(pl_module.learns_from == "rollouts"))
 
 
-def compared(module: Any) -> list[str]:
+def compared(module: Learner) -> list[str]:
     """Return the names of the metrics by which runs of a module are compared."""
     if module.learns_from == "rollouts":
         return ["val/pass@1", "val/reward_mean", "val/length_mean", "rollout/reward_mean", "policy/entropy", "kl/k3"]
@@ -91,10 +92,11 @@ def compared(module: Any) -> list[str]:
     return ["val/accuracy", "val/loss", "train/loss"]
 
 
-def _options(trainer: Trainer, module: Any) -> dict[str, Any]:
+def _options(trainer: Trainer, module: LightningModule) -> dict[str, object]:
     """Return the options of a run that was set up in Python, as a YAML file would hold them."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    return {
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    parts: dict[str, object] = {
         name: {"class_path": f"{type(part).__module__}.{type(part).__qualname__}", "init_args": plain_options(part)}
         for name, part in (("model", module), ("data", data))
-    } | {"trainer": {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}}
+    }
+    return parts | {"trainer": {"max_epochs": trainer.max_epochs, "precision": str(trainer.precision)}}

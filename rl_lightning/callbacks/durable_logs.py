@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +12,13 @@ from rl_lightning.callbacks.loggers import flush, loggers
 
 #: Keys of a checkpoint for the metrics of its own step, and for `trainer.callback_metrics`.
 _KEY, _SEEN = "metrics_of_this_step", "metrics_of_callbacks"
+
+
+class _Step(TypedDict):
+    """Metrics that Lightning is about to log, and the step that they are of."""
+
+    step: int
+    metrics: dict[str, float]
 
 
 class DurableLogs(Callback):
@@ -27,10 +34,10 @@ class DurableLogs(Callback):
 
     def __init__(self) -> None:
         self._goes_on = False
-        self._missing: dict[str, Any] | None = None
+        self._missing: _Step | None = None
         self._seen: dict[str, float] = {}
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         """Flush the loggers, and store the metrics that Lightning is about to log."""
         for logger in loggers(trainer):
             flush(logger)
@@ -60,7 +67,7 @@ class DurableLogs(Callback):
                 logger.log_metrics(self._missing["metrics"], step=self._missing["step"])
         self._missing = None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Log a step under the number of optimizer steps before it.
 
         Lightning's own counter is one too high after a run was stopped while it sampled and then resumed.

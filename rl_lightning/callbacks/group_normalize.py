@@ -76,4 +76,4 @@ class GroupNormalize(RolloutCallback):
         )
         rollout.advantages = torch.where(mask, advantages.unsqueeze(1), 0)
         if self.whiten:
-            rollout.advantages = masked_whiten(rollout.advantages, mask, module.total)  # type: ignore[operator]
+            rollout.advantages = masked_whiten(rollout.advantages, mask, module.total)  # type: ignore[arg-type]

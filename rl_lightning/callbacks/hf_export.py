@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.errors import UserError
-from rl_lightning.models import is_adapted, merged_weights, save_adapter
+from rl_lightning.learner import Learner
+from rl_lightning.models import LoraOptions, is_adapted, merged_weights, save_adapter
 from rl_lightning.strategies import full_state_dict
 
 #: Name of the directory of exported models, in `default_root_dir`.
 DIRECTORY = "hf"
+
+
+class Exported(Learner, Protocol):
+    """What the export asks of an algorithm."""
+
+    @property
+    def lora(self) -> LoraOptions | None:
+        """The adapter that is trained; None if the weights are."""
+
+    def hf_parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Return the trained model and its tokenizer."""
 
 
 class HFExport(Callback):
@@ -41,7 +54,7 @@ class HFExport(Callback):
         Raises:
             UserError: without LoRA, and for a base model that an adapter cannot name.
         """
-        module: Any = pl_module
+        module = cast(Exported, pl_module)
         if self.merge or stage != "fit":
             return
         if module.lora is None:
@@ -55,7 +68,7 @@ class HFExport(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         target = self.target(trainer)
-        module: Any = pl_module
+        module = cast(Exported, pl_module)
         model, tokenizer = module.hf_parts()
         weights = full_state_dict(model, trainer)
         if not trainer.is_global_zero:

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, WandbLogger
@@ -105,7 +104,7 @@ class KeptRows(ExperimentWriter):
             lines = file.readlines()
         return list(csv.DictReader(line for line in lines if line.endswith("\n")))
 
-    def _replace(self, rows: Iterable[Mapping[str, Any]], names: list[str]) -> None:
+    def _replace(self, rows: Iterable[Mapping[str, object]], names: list[str]) -> None:
         part = f"{self.metrics_file_path}.part"
         with open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=names)

@@ -30,6 +30,10 @@ from torch.utils.tensorboard.summary import hparams
 
 log = logging.getLogger(__name__)
 
+#: Names of the columns of a table, and its rows, with a cell a column.
+Columns = Sequence[str]
+Rows = Sequence[Sequence[object]]
+
 _BINS = 64
 _TOLD: set[type] = set()
 
@@ -43,9 +47,7 @@ def loggers(trainer: Trainer) -> list[Logger]:
 
 
 @singledispatch
-def write_table(
-    logger: Logger, tag: str, columns: Sequence[str], rows: Sequence[Sequence[object]], markdown: str, step: int
-) -> None:
+def write_table(logger: Logger, tag: str, columns: Columns, rows: Rows, markdown: str, step: int) -> None:
     """Write a table.
 
     Args:
@@ -60,12 +62,12 @@ def write_table(
 
 
 @write_table.register
-def _(logger: TensorBoardLogger, tag: str, columns: Any, rows: Any, markdown: str, step: int) -> None:
+def _(logger: TensorBoardLogger, tag: str, columns: Columns, rows: Rows, markdown: str, step: int) -> None:
     logger.experiment.add_text(tag, markdown, step)
 
 
 @write_table.register
-def _(logger: WandbLogger, tag: str, columns: Any, rows: Any, markdown: str, step: int) -> None:
+def _(logger: WandbLogger, tag: str, columns: Columns, rows: Rows, markdown: str, step: int) -> None:
     import wandb
 
     table: Any = wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
@@ -73,12 +75,12 @@ def _(logger: WandbLogger, tag: str, columns: Any, rows: Any, markdown: str, ste
 
 
 @write_table.register
-def _(logger: MLFlowLogger, tag: str, columns: Any, rows: Any, markdown: str, step: int) -> None:
+def _(logger: MLFlowLogger, tag: str, columns: Columns, rows: Rows, markdown: str, step: int) -> None:
     logger.experiment.log_text(logger.run_id, _csv(columns, rows), f"{tag}/step-{step:06d}.csv")
 
 
 @write_table.register
-def _(logger: CSVLogger, tag: str, columns: Any, rows: Any, markdown: str, step: int) -> None:
+def _(logger: CSVLogger, tag: str, columns: Columns, rows: Rows, markdown: str, step: int) -> None:
     _write(_beside(logger, tag, step, "csv"), _csv(columns, rows))
 
 
@@ -141,7 +143,7 @@ def _binned(values: Tensor) -> tuple[list[int], list[float]]:
 
 
 @singledispatch
-def write_settings(logger: Logger, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
+def write_settings(logger: Logger, settings: Mapping[str, object], metrics: Sequence[str]) -> None:
     """Write the configuration of a run.
 
     Args:
@@ -153,7 +155,7 @@ def write_settings(logger: Logger, settings: Mapping[str, Any], metrics: Sequenc
 
 
 @write_settings.register
-def _(logger: TensorBoardLogger, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
+def _(logger: TensorBoardLogger, settings: Mapping[str, object], metrics: Sequence[str]) -> None:
     # Not `logger.log_hyperparams`, which would add a point to the curves of the metrics.
     summaries = hparams(dict(_flat(settings)), dict.fromkeys(metrics, 0.0))
     for summary in summaries:
@@ -161,7 +163,7 @@ def _(logger: TensorBoardLogger, settings: Mapping[str, Any], metrics: Sequence[
 
 
 @write_settings.register
-def _(logger: MLFlowLogger, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
+def _(logger: MLFlowLogger, settings: Mapping[str, object], metrics: Sequence[str]) -> None:
     # A parameter of a run can be set once; a run that goes on may have others.
     known = logger.experiment.get_run(logger.run_id).data.params
     new = {name: value for name, value in _flat(settings) if name not in known}
@@ -171,7 +173,7 @@ def _(logger: MLFlowLogger, settings: Mapping[str, Any], metrics: Sequence[str])
             logger.experiment.set_tag(logger.run_id, f"changed.{name}", str(value))
 
 
-def _flat(settings: Any, place: str = "") -> Iterator[tuple[str, bool | float | str]]:
+def _flat(settings: Mapping[str, object], place: str = "") -> Iterator[tuple[str, bool | float | str]]:
     """Yield the settings that say something, without the layers `class_path` and `init_args` of a YAML: `model.optimizer.lr`."""
     for key, value in settings.items():
         name = place if key in ("init_args", "class_path") and place else f"{place}.{key}" if place else str(key)
@@ -222,7 +224,7 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="")
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _csv(columns: Columns, rows: Rows) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(columns)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from tqdm.auto import tqdm
 
 from rl_lightning.hooks import Watch
@@ -34,7 +35,7 @@ _OFFLINE = {
 _HELD_OUT = ("pass@1", "val loss", "val accuracy")
 
 
-def shown_metrics(trainer: Trainer, module: Any) -> dict[str, float]:
+def shown_metrics(trainer: Trainer, module: LightningModule) -> dict[str, float]:
     """Return short name → latest value of the metrics that say how a run is doing."""
     names = _ONLINE if module.learns_from == "rollouts" else _OFFLINE
     found = trainer.callback_metrics
@@ -51,7 +52,7 @@ def interactive() -> bool:
     return sys.stdout.isatty() or "ipykernel" in sys.modules
 
 
-def _unit(module: Any) -> str:
+def _unit(module: LightningModule) -> str:
     return "rollout" if module.learns_from == "rollouts" else "epoch"
 
 
@@ -72,7 +73,7 @@ class RolloutProgressBar(TQDMProgressBar):
     def __init__(self, refresh_rate: int = 1, generation_bar: bool = True) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=False)
         self.generation_bar = generation_bar
-        self._bar: tqdm[Any] | None = None
+        self._bar: tqdm[NoReturn] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the DataModule's hook for the progress of sampling."""
@@ -92,13 +93,13 @@ class RolloutProgressBar(TQDMProgressBar):
             self._bar.close()
             self._bar = None
 
-    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *args: LightningModule) -> None:
         """Describe the bar as `Rollout 3/100`; `Epoch` for data without rollouts."""
         super().on_train_epoch_start(trainer, *args)
         unit = _unit(trainer.lightning_module).capitalize()
         self.train_progress_bar.set_description(f"{unit} {trainer.current_epoch + 1}{_last(trainer)}")
 
-    def get_metrics(self, trainer: Trainer, model: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, model: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
         """Return what stands beside the bar: short name → number."""
         return {name: short(value) for name, value in shown_metrics(trainer, model).items()}
 
@@ -150,7 +151,7 @@ class RolloutLines(ProgressBar):
             print(line, flush=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of an epoch."""
+        """Note when the epoch began, for the seconds at the end of its line; held-out numbers are old until a validation."""
         self._began = self._printed = time.monotonic()
         self._validated = False
 
@@ -162,14 +163,14 @@ class RolloutLines(ProgressBar):
             self._print("  ".join(["before training", *(f"{name} {short(value)}" for name, value in shown.items())]))
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Print a line if it is time for one."""
+        """Print a line between two optimizer steps if none was printed for `every_s` seconds."""
         if self._due() and not trainer.is_last_batch:
             self._line(trainer, f"  step {batch_idx + 1}/{trainer.num_training_batches}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the line of a rollout or an epoch."""
+        """Print the metrics as they are after the last optimizer step, and how long the epoch took."""
         self._line(trainer, "")
 
     def _line(self, trainer: Trainer, place: str) -> None:

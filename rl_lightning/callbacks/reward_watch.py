@@ -123,7 +123,7 @@ class RewardWatch(Callback):
         self.action = action
         self._state = _State()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the averages, and what has been complained of."""
         return asdict(self._state)
 

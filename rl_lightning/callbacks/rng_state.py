@@ -19,7 +19,7 @@ class RNGState(Callback):
 
     def __init__(self) -> None:
         self._loaded: dict[str, Any] | None = None
-        self._before_validation: dict[str, Any] | None = None
+        self._before_validation: dict[str, object] | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the present states: a validation that is interrupted is repeated from here."""
@@ -29,7 +29,7 @@ class RNGState(Callback):
         """Forget the states from before the validation: it is complete."""
         self._before_validation = None
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the states as tensors, numbers and lists; during a validation, those from before it."""
         return self._before_validation or _states()
 
@@ -51,7 +51,7 @@ class RNGState(Callback):
         self._loaded = None
 
 
-def _states() -> dict[str, Any]:
+def _states() -> dict[str, object]:
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {

@@ -2,11 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from rl_lightning.models.memory import held, in_units
+from rl_lightning.learner import Learner
+from rl_lightning.models import LoraOptions
+from rl_lightning.models.memory import Held, held, in_units
+
+
+class Schedule(Protocol):
+    """What the card says of an optimizer."""
+
+    lr: float
+    schedule: str
+
+
+class CardLearner(Learner, Protocol):
+    """What the card says of an algorithm."""
+
+    @property
+    def formula(self) -> str:
+        """Its objective, in a line."""
+
+    @property
+    def lora(self) -> LoraOptions | None:
+        """The adapter that is trained; None if the weights are."""
+
+    @property
+    def adapter_says(self) -> str | None:
+        """What was adapted, once it is loaded."""
+
+    @property
+    def optimizer_options(self) -> Schedule:
+        """The peak learning rate and the name of its schedule."""
+
+
+class CardData(Protocol):
+    """What the card asks of a DataModule."""
+
+    def describe(self) -> dict[str, str]:
+        """Return lines of the card, by name."""
 
 
 class RunCard(Callback):
@@ -18,19 +55,21 @@ class RunCard(Callback):
             print(run_card(trainer, pl_module))
 
 
-def run_card(trainer: Trainer, module: Any) -> str:
+def run_card(trainer: Trainer, module: LightningModule) -> str:
     """Return the card's lines: algorithm, policy, adapter, the DataModule's own lines, estimator, optimizer, memory, devices."""
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    learner, models = cast(CardLearner, module), held(module)
+    data: CardData = trainer.datamodule  # type: ignore[attr-defined]
     facts = {
-        "algorithm": f"{type(module).__name__}   {module.formula}",
-        "policy": f"{module.policy_files.policy}, {_parameters(held(module)[0].parameters)} parameters, {module.policy_files.options.dtype}",
-        "adapter": _adapter(module),
+        "algorithm": f"{type(module).__name__}   {learner.formula}",
+        "policy": f"{learner.policy_files.policy}, {_parameters(models[0].parameters)} parameters, "
+        f"{learner.policy_files.options.dtype}",
+        "adapter": _adapter(learner, models),
         **data.describe(),
         "estimator": getattr(module, "estimator", None),
-        "optimizer": f"{trainer.estimated_stepping_batches:,} steps, lr {module.optimizer_options.lr:g} "
-        f"({module.optimizer_options.schedule}), reduction {module.reduction}, "
+        "optimizer": f"{trainer.estimated_stepping_batches:,} steps, lr {learner.optimizer_options.lr:g} "
+        f"({learner.optimizer_options.schedule}), reduction {learner.reduction}, "
         f"clip {trainer.gradient_clip_val or 'off'}",
-        "memory": _memory(module),
+        "memory": _memory(models, trainer.world_size),
         "devices": f"{trainer.world_size} × {trainer.strategy.root_device.type}, precision {trainer.precision}",
         "output": str(trainer.default_root_dir),
     }
@@ -44,15 +83,14 @@ def _parameters(count: int) -> str:
     return in_units(count, "").rstrip().replace("G", "B")
 
 
-def _adapter(module: Any) -> str | None:
-    if module.lora is None:
+def _adapter(learner: CardLearner, models: Sequence[Held]) -> str | None:
+    if learner.lora is None:
         return None
-    trained = _parameters(sum(model.trained for model in held(module)))
-    return f"LoRA, {module.lora}; {trained} parameters are trained in all; {module.adapter_says}"
+    trained = _parameters(sum(model.trained for model in models))
+    return f"LoRA, {learner.lora}; {trained} parameters are trained in all; {learner.adapter_says}"
 
 
-def _memory(module: Any) -> str:
-    models = held(module)
+def _memory(models: Sequence[Held], ranks: int) -> str:
     parts = [f"{model.name} {in_units(model.total)}" for model in models]
-    each = " on each device" if module.trainer.world_size > 1 else ""
+    each = " on each device" if ranks > 1 else ""
     return f"{in_units(sum(model.total for model in models))} of weights, gradients and optimizer{each}: {', '.join(parts)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -107,6 +106,6 @@ class Speed(RolloutCallback):
 
 def _trained_models(module: LightningModule) -> list[PreTrainedModel]:
     """Return the trained models of a module, the policy first; of a critic its backbone."""
-    children: list[Any] = [child for name, child in module.named_children() if name != "reference"]
+    children = [child for name, child in module.named_children() if name != "reference"]
     models = [getattr(child, "backbone", child) for child in children]
     return [model for model in models if isinstance(model, PreTrainedModel)]

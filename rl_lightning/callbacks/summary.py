@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 from rl_lightning.callbacks.hf_export import HFExport
 from rl_lightning.callbacks.loggers import run_directory
 from rl_lightning.callbacks.progress import short
+from rl_lightning.learner import Learner
 
 #: Name in the summary → metric.
 _NUMBERS = {
@@ -40,7 +41,7 @@ class RunSummary(Callback):
         self._first: dict[str, float] = {}
         self._began = time.monotonic()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the first value of each number."""
         return {"first": dict(self._first)}
 
@@ -49,11 +50,11 @@ class RunSummary(Callback):
         self._first = dict(state_dict["first"])
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Note when the fit began, for the duration in the first line of the summary."""
         self._began = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Keep the numbers of the first step."""
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        """Keep the numbers that the first optimizer step has logged, as those before the arrow."""
         if "train/loss" not in self._first:
             self._keep(trainer)
 
@@ -70,9 +71,9 @@ class RunSummary(Callback):
         """Print the summary; by now the model is exported."""
         directory = run_directory(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            print("\n".join(self.lines(trainer, pl_module, Path(directory))), flush=True)
+            print("\n".join(self.lines(trainer, cast(Learner, pl_module), Path(directory))), flush=True)
 
-    def lines(self, trainer: Trainer, module: Any, directory: Path) -> list[str]:
+    def lines(self, trainer: Trainer, module: Learner, directory: Path) -> list[str]:
         """Return the lines of the summary.
 
         Args:
@@ -118,7 +119,7 @@ def _files(trainer: Trainer) -> dict[str, str]:
     return found
 
 
-def _commands(trainer: Trainer, module: Any, directory: Path) -> dict[str, str]:
+def _commands(trainer: Trainer, module: Learner, directory: Path) -> dict[str, str]:
     """Return what to do next: on the command line if the run came from there, else in Python."""
     model = next((str(one.target(trainer)) for one in trainer.callbacks if isinstance(one, HFExport)), None)  # type: ignore[attr-defined]
     policy = "responses" in module.evaluates_on

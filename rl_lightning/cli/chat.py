@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rl_lightning.errors import UserError
+from rl_lightning.text import Messages
 
 
 def chat(parser: argparse.ArgumentParser, args: Sequence[str]) -> None:
@@ -27,18 +27,18 @@ def chat(parser: argparse.ArgumentParser, args: Sequence[str]) -> None:
     parser.add_argument("--system", help="system message; needs a chat template")
     chosen = parser.parse_args(args)
 
+    from rl_lightning.algorithms.answering import Answering
     from rl_lightning.loading import load
     from rl_lightning.quiet import calm
 
     calm()
-    module: Any = load(chosen.run)
-    if "responses" not in module.evaluates_on:
+    module = load(chosen.run)
+    if not isinstance(module, Answering):
         raise UserError(f"{chosen.run} holds a {type(module).__name__}, which answers nothing")
-    options = {"max_new_tokens": chosen.max_new_tokens, "temperature": chosen.temperature}
-    options |= {"system_prompt": chosen.system} if chosen.system else {}
 
-    def answer(question: Any) -> str:
-        return str(module.generate(question, **options))
+    def answer(question: str | Messages) -> str:
+        said = module.generate(question, chosen.max_new_tokens, chosen.temperature, system_prompt=chosen.system or None)
+        return str(said)
 
     if chosen.prompt is not None:
         print(answer(chosen.prompt))
@@ -46,7 +46,7 @@ def chat(parser: argparse.ArgumentParser, args: Sequence[str]) -> None:
     _converse(answer, remembers=module.policy_files.tokenizer.chat_template is not None)
 
 
-def _converse(answer: Callable[[Any], str], remembers: bool) -> None:
+def _converse(answer: Callable[[str | Messages], str], remembers: bool) -> None:
     """Answer lines until an empty one or the end of the input.
 
     Args:
@@ -59,7 +59,7 @@ def _converse(answer: Callable[[Any], str], remembers: bool) -> None:
             if remembers
             else "Each line is continued, for the model has no chat template. An empty one ends."
         )
-    messages: list[dict[str, str]] = []
+    messages: Messages = []
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()

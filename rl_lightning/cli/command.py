@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from rl_lightning.audit import Audits
 from rl_lightning.callbacks import Dashboard
@@ -39,9 +39,11 @@ class CLI(LightningCLI):
         parser.add_argument("-c", "--config", action=NamedConfigFile, help="a YAML file, or a shipped one by its name")
         return parser
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments; where they name another logger or algorithm, it does not inherit what was the configuration's."""
-        self.config = parser.parse_args(replacements_first(sys.argv[1:] if args is None else args))
+        self.config = parser.parse_args(
+            replacements_first(sys.argv[1:] if args is None else cast("Sequence[str]", args))
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with what every run has: see `rl_lightning.defaults`.

@@ -6,10 +6,9 @@ import importlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch import LightningModule
 
 from rl_lightning.errors import UserError
@@ -26,7 +25,7 @@ class NamedConfigFile(ActionConfigFile):
     """Lightning's `--config`, which also takes the name of a shipped configuration."""
 
     @staticmethod
-    def apply_config(parser: Any, cfg: Any, dest: str, value: Any) -> None:
+    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
         """Read the configuration into `cfg`.
 
         Raises:
@@ -42,7 +41,7 @@ class NamedConfigFile(ActionConfigFile):
         ActionConfigFile.apply_config(parser, cfg, dest, value)
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: object) -> bool:
     """Return whether a value names a file, so that it is neither YAML text nor an address."""
     if not isinstance(value, str) or "\n" in value or "://" in value:
         return False
@@ -84,7 +83,7 @@ def _class_named(value: str) -> object:
     return said.get("class_path") if isinstance(said, Mapping) else said
 
 
-def _said_of(text: Any, section: str, option: str) -> Any:
+def _said_of(text: object, section: str, option: str) -> object:
     """Return what YAML text says of an option; None if nothing, or if it is no YAML, which the parser will say."""
     try:
         settings = yaml.safe_load(text) if isinstance(text, str) else None
@@ -110,7 +109,8 @@ def _imported(kind: type, name: str) -> type | None:
     """Return the subclass of a name among those that have been imported."""
     if kind.__name__ == name:
         return kind
-    return next(filter(None, (_imported(one, name) for one in kind.__subclasses__())), None)
+    subclasses: list[type] = kind.__subclasses__()
+    return next(filter(None, (_imported(one, name) for one in subclasses)), None)
 
 
 def _hand_on(before: object, after: type | None) -> None:
@@ -138,7 +138,7 @@ def _hand_on(before: object, after: type | None) -> None:
         )
 
 
-def _names_another_logger(new: Any, old: Any) -> bool:
+def _names_another_logger(new: object, old: object) -> bool:
     """Return whether an overlay replaces the logger of a configuration, in place of changing its options."""
     if not isinstance(new, Mapping):
         return isinstance(new, list)

@@ -64,7 +64,7 @@ class SaveFitConfig(SaveConfigCallback):
             yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
 
 
-def absolute_interpolations(node: Any, place: tuple[str, ...] = ()) -> Any:
+def absolute_interpolations(node: object, place: tuple[str, ...] = ()) -> object:
     """Return a configuration whose relative interpolations are replaced by absolute ones.
 
     Args:

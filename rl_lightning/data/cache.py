@@ -8,7 +8,7 @@ import json
 import logging
 import marshal
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -17,14 +17,14 @@ from torch import Tensor
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import Rewarder
+from rl_lightning.rewards.bound import BoundReward
 from rl_lightning.rewards.pickled import references
-from rl_lightning.rewards.signature import BoundReward
 from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
 
 log = logging.getLogger(__name__)
 
 
-def settings_key(settings: Any) -> str:
+def settings_key(settings: object) -> str:
     """Return 16 hexadecimal digits that differ when any part of some plain settings differs.
 
     Args:
@@ -43,7 +43,7 @@ def tensors_key(tensors: Sequence[Tensor]) -> str:
     return whole.hexdigest()[:16]
 
 
-def rewards_key(rewarder: Rewarder) -> list[Any]:
+def rewards_key(rewarder: Rewarder) -> list[object]:
     """Return what rewards are made of: names, weights, arguments, and the text of their functions with what that refers to.
 
     What a function of a module calls is not in it; a file or directory that an argument names is, by its size and time.
@@ -54,18 +54,18 @@ def rewards_key(rewarder: Rewarder) -> list[Any]:
     ]
 
 
-def _function_text(reward: BoundReward) -> Any:
+def _function_text(reward: BoundReward) -> object:
     """Return the text of a function; of one that was not given by a path also what it encloses, and what its module holds of it."""
     return _text(reward.here) if reward.path is not None or reward.in_process else _with_references(reward.here)
 
 
-def _with_references(thing: Any, depth: int = 4) -> Any:
+def _with_references(thing: object, depth: int = 4) -> object:
     parts = references(thing) if depth and callable(thing) else ()
     inner = {name: _with_references(part, depth - 1) for name, part in parts}
     return [_text(thing), inner] if callable(thing) else thing
 
 
-def _text(function: Any) -> str:
+def _text(function: Callable[..., object]) -> str:
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
     try:
         return name + inspect.getsource(function)
@@ -73,7 +73,7 @@ def _text(function: Any) -> str:
         return name + (marshal.dumps(function.__code__).hex() if isinstance(function, FunctionType) else "")
 
 
-def _files(reward: BoundReward) -> list[Any]:
+def _files(reward: BoundReward) -> list[object]:
     named = [value for value in reward.arguments.values() if isinstance(value, str) and value]
     paths = [Path(value) for value in named if Path(value).exists()]
     inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
@@ -111,7 +111,7 @@ class Cache:
         path = self._part(kind, key, number)
         return self._read(path) if path.exists() else None
 
-    def save_part(self, kind: str, key: str, number: int, value: dict[str, Any]) -> None:
+    def save_part(self, kind: str, key: str, number: int, value: dict[str, object]) -> None:
         """Keep a part, which this rank has made, until the whole is there."""
         atomic_save({"whole": True, "value": value}, self._part(kind, key, number))
 
@@ -130,7 +130,7 @@ class Cache:
         value: dict[str, Any] = kept["value"]
         return value
 
-    def save(self, kind: str, key: str, value: dict[str, Any]) -> None:
+    def save(self, kind: str, key: str, value: dict[str, object]) -> None:
         """Keep something, which every rank has, and remove its parts; every rank must call this."""
         if self.rank == 0:
             atomic_save({"whole": True, "value": value}, self.path(kind, key))

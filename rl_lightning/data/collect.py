@@ -76,7 +76,7 @@ class Collector:
         """Return how many forward passes each rank trains a rollout with."""
         return self.layout.passes(self.sizes)
 
-    def epoch(self, number: int, state: dict[str, Any] | None) -> RolloutEpoch:
+    def epoch(self, number: int, state: dict[str, object] | None) -> RolloutEpoch:
         """Collect rollout `number`, or restore it, and return what it is trained on."""
         rollout = self.collect(number) if state is None else Rollout.from_state_dict(state).to(self.module.device)
         longest, from_copy = self.sampling.max_new_tokens, self.sampler.generator.samples_from_copy

@@ -16,7 +16,7 @@ from rl_lightning.data.sources.base import Example
 from rl_lightning.text import Extras, Messages
 
 #: Numbers of 32 or 8 bits.
-Numbers = npt.NDArray[Any]
+Numbers = npt.NDArray[np.int32] | npt.NDArray[np.uint8]
 
 #: The conversation of an example, as the chat template is given it; None without a chat template.
 Conversation = Messages | None
@@ -200,7 +200,7 @@ class EncodedPrompts(Sequence[EncodedPrompt]):
         """
         return self.ids.lengths + self.sides[side].ids.lengths
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return tensors and plain values from which the prompts can be made again, given the examples."""
         return {
             "ids": self.ids.tensors(),

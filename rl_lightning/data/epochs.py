@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from lightning.pytorch import Trainer
 
@@ -40,8 +40,20 @@ class EpochSource(Protocol):
     def microbatches_per_epoch(self) -> int:
         """Return how many microbatches every epoch has."""
 
-    def epoch(self, number: int, state: dict[str, Any] | None) -> Epoch:
+    def epoch(self, number: int, state: dict[str, object] | None) -> Epoch:
         """Make an epoch, or restore one from its state."""
+
+
+class _Restored(TypedDict):
+    """What a checkpoint from the middle of an epoch holds of it, on one rank.
+
+    Args:
+        epoch: its state; None if a checkpoint from the end of an epoch was loaded.
+        microbatches: how many it has; None if that is not known.
+    """
+
+    epoch: dict[str, object] | None
+    microbatches: int | None
 
 
 class EpochLoader:
@@ -57,7 +69,7 @@ class EpochLoader:
         self._number = -1
         self._position = 0
         self._epoch: Epoch | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored: _Restored | None = None
 
     def __len__(self) -> int:
         return self.source.microbatches_per_epoch()
@@ -83,7 +95,7 @@ class EpochLoader:
             ended = batch.ends_step
             yield Sealed(batch)
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, object]:
         """Return the epoch's number, the position in it, and, in its middle, the epoch itself as every rank has it.
 
         The end is not given as a number of microbatches: whoever goes on from there may have another number of ranks.

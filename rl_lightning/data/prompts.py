@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def encode_prompts(
     system_prompt: str | None = None,
     chat_template: bool | None = None,
     on_bad: OnBad = "error",
-    check_answers: Callable[[list[Any]], list[str | None]] | None = None,
+    check_answers: Callable[[Sequence[object]], list[str | None]] | None = None,
     add_written: AddWritten | None = None,
     unread: Problems | None = None,
 ) -> EncodedPrompts:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.errors import UserError
 
-#: What marks a value as a hash, of which nobody wants to see the digits.
+#: Begins the values that are hashes; messages leave their digits out.
 _HASH = "sha256:"
 
 

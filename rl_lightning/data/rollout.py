@@ -149,7 +149,7 @@ class RolloutDataModule(SamplingDataModule):
         assert self.refill is not None
         return f"{self.refill.max_chunks} chunks of {self.refill.prompts_per_chunk or self.prompts_per_rollout} prompts"
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return how far training and sampling have come."""
         supply = Supply() if self.collector is None else self.collector.supply
         return super().state_dict() | {"supply": supply.state_dict()}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
 
-def _as_prompts(given: Any) -> Any:
+def _as_prompts(given: object) -> object:
     """Return what someone has at hand as a source; the class that a dict names is made by the parser."""
     return given if isinstance(given, Mapping) and "class_path" in given else as_source(given)
 
@@ -65,7 +65,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
 
     serves: ClassVar[tuple[str, ...]] = ()
     #: Options that are read by functions of their own in Python; see `Checked`.
-    accepts: ClassVar[dict[str, Callable[[Any], Any]]] = {"prompts": _as_prompts, "rewards": as_specs}
+    accepts: ClassVar[dict[str, Callable[[object], object]]] = {"prompts": _as_prompts, "rewards": as_specs}
     #: Asks for responses and rewards; there from `setup` on. `RewardDataModule`'s option of that name is a policy that it asks.
     sampler: Sampler
 

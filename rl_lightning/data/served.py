@@ -49,7 +49,7 @@ class EpochDataModule(pl.LightningDataModule):
         """Return how many forward passes an epoch has on each rank."""
         raise UserError(f"{type(self).__name__} has nothing to train on: it only evaluates")
 
-    def epoch(self, number: int, state: dict[str, Any] | None) -> Epoch:
+    def epoch(self, number: int, state: dict[str, object] | None) -> Epoch:
         """Make epoch `number`, or restore it from its state."""
         raise UserError(f"{type(self).__name__} has nothing to train on: it only evaluates")
 
@@ -108,7 +108,7 @@ class EpochDataModule(pl.LightningDataModule):
         """Return what may not change between a checkpoint and a run that goes on from it: option or thing → plain value."""
         return {"model.class_path": type(self.module).__name__, "data.class_path": type(self).__name__}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return how far training has come, and in what."""
         return self.loader.progress() | {"record": self.record()}
 

@@ -9,9 +9,10 @@ from rl_lightning.models.adapters import (
     is_adapted,
     merged_weights,
 )
-from rl_lightning.models.classifier import ClassifierFiles, Judge, Text, classifier_logits
+from rl_lightning.models.classifier import ClassifierFiles, classifier_logits
 from rl_lightning.models.critic import Critic, CriticFiles, ValueHead, head_for
 from rl_lightning.models.forward import Entropy, Reading, read_responses, response_logits
+from rl_lightning.models.judge import Judge, Text
 from rl_lightning.models.loading import EMBEDDED, LoadOptions, PolicyFiles
 
 __all__ = [

@@ -14,6 +14,8 @@ from rl_lightning.errors import UserError
 from rl_lightning.options.hints import option_hint, option_types
 from rl_lightning.options.parser import Parser
 
+#: Attribute of a made object that holds what it was made from.
+_GIVEN = "_given_options"
 #: Values that a YAML file can hold.
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -37,7 +39,7 @@ class Checked(type):
         rl_lightning.errors.UserError: Walk: steps: expected int. Got value: many
     """
 
-    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+    def __call__(cls, *arguments: object, **options: object) -> Any:
         """Return a new object.
 
         Raises:
@@ -48,7 +50,7 @@ class Checked(type):
             if given.get(name) is not None:
                 given[name] = turn(given[name])
         made = super().__call__(**_read(cls, given))
-        made._given_options = given
+        vars(made)[_GIVEN] = given
         return made
 
     @property
@@ -61,7 +63,7 @@ class Checked(type):
 KindT = TypeVar("KindT")
 
 
-def read_options(kind: type[KindT], given: Mapping[str, Any]) -> KindT:
+def read_options(kind: type[KindT], given: Mapping[str, object]) -> KindT:
     """Return an object of a class, made from options that are checked as those of a `Checked` class are.
 
     Raises:
@@ -70,12 +72,12 @@ def read_options(kind: type[KindT], given: Mapping[str, Any]) -> KindT:
     return kind(**_read(kind, given))
 
 
-def plain_options(made: Any) -> dict[str, Any]:
+def plain_options(made: object) -> dict[str, object]:
     """Return the options that an object of a `Checked` class was made with, as a YAML file would hold them.
 
     Options that no file can hold, such as functions and open models, are left out.
     """
-    written = {name: _written(value) for name, value in made._given_options.items()}
+    written = {name: _written(value) for name, value in vars(made)[_GIVEN].items()}
     return {name: value for name, value in written.items() if value is not _UNWRITABLE}
 
 
@@ -84,7 +86,7 @@ def _constructor(cls: type) -> Callable[..., None]:
     return found
 
 
-def _by_name(cls: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(cls: type, arguments: tuple[object, ...], options: Mapping[str, object]) -> dict[str, object]:
     """Return all arguments of a constructor by name."""
     if not arguments:
         return dict(options)
@@ -103,7 +105,7 @@ def _by_name(cls: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) 
     return dict(zip(takes, arguments, strict=False)) | dict(options)
 
 
-def _read(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def _read(cls: type, given: Mapping[str, object]) -> dict[str, Any]:
     """Return options as the constructor takes them."""
     described = _described(cls)
     unread = {name for name in _own_parameters(cls, described) if name in given}
@@ -168,17 +170,19 @@ def _parameters(cls: type) -> set[str]:
     return {name for one in constructors for name in list(inspect.signature(one).parameters)[1:]}
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     """Whether a YAML file can hold a value."""
     if isinstance(value, Mapping):
         return all(isinstance(name, str) and _is_plain(one) for name, one in value.items())
-    return isinstance(value, _PLAIN) or (type(value) in (list, tuple) and all(map(_is_plain, value)))
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):  # no named tuple, nor any other subclass
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
 
 
 _UNWRITABLE = object()
 
 
-def _written(value: Any) -> Any:
+def _written(value: object) -> object:
     """Return a value as a YAML file would hold it; `_UNWRITABLE` if none can."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
@@ -190,7 +194,7 @@ def _written(value: Any) -> Any:
     return value if _is_plain(value) else _UNWRITABLE
 
 
-def _fits(value: Any, expected: Any) -> bool:
+def _fits(value: object, expected: object) -> bool:
     """Whether an object is of a class that an annotation names; what is no class is not looked into."""
     origin = typing.get_origin(expected)
     if origin in (typing.Union, types.UnionType):
@@ -199,14 +203,16 @@ def _fits(value: Any, expected: Any) -> bool:
         return origin is not typing.Literal
     if origin in (list, tuple, dict):
         inner = [one for one in typing.get_args(expected) if one is not Ellipsis]
+        if not isinstance(value, list | tuple | dict) or not isinstance(value, origin):
+            return False
         members = value.values() if isinstance(value, dict) else value
-        return isinstance(value, origin) and all(any(_fits(one, kind) for kind in inner) for one in members)
+        return all(any(_fits(one, kind) for kind in inner) for one in members)
     if expected is float:
         return isinstance(value, int | float)
     return not isinstance(expected, type) or isinstance(value, expected)
 
 
-def _said(expected: Any) -> str:
+def _said(expected: object) -> str:
     """Return an annotation in words."""
     if typing.get_origin(expected) in (typing.Union, types.UnionType):
         return " or ".join(_said(one) for one in typing.get_args(expected) if one is not type(None))

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
@@ -170,7 +170,9 @@ class Options(Protocol):
     def options(self, section: str = "") -> list[str]:
         """Return the names that are accepted at the top, or in a section."""
 
-    def add_class_arguments(self, theclass: Any, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
+    def add_class_arguments(
+        self, theclass: type, nested_key: str | None = None, *, fail_untyped: bool = True
+    ) -> object:
         """Let the parser read the options of a class."""
 
 
@@ -218,7 +220,7 @@ def _nested(name: str, paths: Iterable[str]) -> list[str]:
     return [path for path in paths if path.endswith(f".{name}")]
 
 
-def _inner(kind: Any, options: Iterable[str]) -> Iterator[str]:
+def _inner(kind: object, options: Iterable[str]) -> Iterator[str]:
     """Yield paths such as `optimizer.lr`, for the options of a class that are dataclasses of settings."""
     types = option_types(kind)
     for option in options:
@@ -227,16 +229,16 @@ def _inner(kind: Any, options: Iterable[str]) -> Iterator[str]:
                 yield from (f"{option}.{field.name}" for field in dataclasses.fields(inner) if field.init)
 
 
-def option_types(kind: Any) -> dict[str, Any]:
+def option_types(kind: object) -> dict[str, object]:
     """Return option → type for the constructors of a class and of its ancestors."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for ancestor in reversed(kind.__mro__ if isinstance(kind, type) else ()):
         if "__init__" in vars(ancestor):
             found |= typing.get_type_hints(vars(ancestor)["__init__"])
     return found
 
 
-def _classes(annotation: Any) -> Iterator[type]:
+def _classes(annotation: object) -> Iterator[type]:
     """Yield every class inside a type, such as A and B of `list[A] | B`."""
     if isinstance(annotation, type):
         yield annotation
@@ -295,7 +297,7 @@ def settings_taken(parser: Options, option: str) -> type | None:
     return classes[0] if len(classes) == 1 and dataclasses.is_dataclass(classes[0]) else None
 
 
-def _types(parser: Options) -> dict[str, Any]:
+def _types(parser: Options) -> dict[str, object]:
     """Return option → type for the class that a parser reads, or for a command."""
     if parser.described is not None:
         return option_types(parser.described)

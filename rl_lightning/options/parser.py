@@ -62,7 +62,7 @@ class Parser(LightningArgumentParser):
             name for name in dict.fromkeys(name[len(prefix) :].split(".")[0] for name in names) if name not in _FLAGS
         ]
 
-    def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Namespace:
+    def parse_object(self, obj: Namespace | dict[str, object], *args: Any, **kwargs: Any) -> Namespace:
         """Parse the options of a class, and refuse names that it does not have, also empty ones, which jsonargparse would drop."""
         if self.described is not None:
             self._refuse_unknown([name for name in _keys(obj) if not name.startswith("__")])
@@ -101,7 +101,7 @@ class Parser(LightningArgumentParser):
             self._check_sections(settings_of(content, "--config"))
         return super().parse_string(content, path, *args, **kwargs)
 
-    def _check_sections(self, settings: Mapping[str, Any]) -> None:
+    def _check_sections(self, settings: Mapping[str, object]) -> None:
         """Refuse unknown names at the top and in the options of sections such as `trainer`, and sections that are no mapping.
 
         Raises:
@@ -115,16 +115,16 @@ class Parser(LightningArgumentParser):
                 raise UserError(f"there is no section {name!r}{option_hint(name, reader)}")
             if len(options) > 1 and value is not None and not isinstance(value, Mapping):
                 raise UserError(f"{name} is a section: it takes names and values, not {value!r}")
-            for option in (value or {}) if len(options) > 1 else {}:
+            for option in value if len(options) > 1 and isinstance(value, Mapping) else ():
                 if str(option).removesuffix("+").split(".")[0] not in options:
                     raise UserError(f"{name} has no option {option!r}{option_hint(option, reader, name)}")
 
-    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+    def error(self, message: str, *args: object, **kwargs: object) -> NoReturn:
         """Raise a `UserError` with one line, where jsonargparse prints the usage of every option and exits."""
         raise UserError(explain(message, self))
 
 
-def _keys(settings: Any) -> list[str]:
+def _keys(settings: Namespace | Mapping[str, object] | None) -> list[str]:
     return list(vars(settings) if isinstance(settings, Namespace) else settings or {})
 
 

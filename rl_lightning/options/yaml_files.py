@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from rl_lightning.errors import UserError
 
 
-def settings_of(text: str, name: str) -> dict[str, Any]:
+def settings_of(text: str, name: str) -> dict[str, object]:
     """Parse the text of a YAML file.
 
     Args:
@@ -31,7 +30,7 @@ def settings_of(text: str, name: str) -> dict[str, Any]:
             kind = "a list" if isinstance(tree, yaml.SequenceNode) else "a single value"
             raise UserError(f"{name} holds {kind}: it takes sections such as model, data and trainer")
         _refuse_twice(tree, name, set())
-        settings: dict[str, Any] = yaml.safe_load(text)
+        settings: dict[str, object] = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         raise UserError(_said(error, name, text)) from error
     except yaml.YAMLError as error:  # a character that YAML does not allow

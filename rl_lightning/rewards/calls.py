@@ -8,13 +8,14 @@ import pickle
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from rl_lightning.rewards import tally
+from rl_lightning.rewards.messages import Answer, TimedCall
 from rl_lightning.rewards.resolve import resolve
 
 #: A function, or the traceback of why there is none: then every call of it fails.
-Loaded = Callable[..., Any] | str
+Loaded = Callable[..., object] | str
 #: How a call ended, its pickled value, and the traceback if it has none.
 Ended = tuple[str, bytes, str | None]
 
@@ -26,7 +27,7 @@ def load(pickled: bytes) -> Loaded:
     """Return a function from its pickle or its pickled path."""
     try:
         loaded = pickle.loads(pickled)
-        function: Callable[..., Any] = resolve(loaded) if isinstance(loaded, str) else loaded
+        function: Callable[..., object] = resolve(loaded) if isinstance(loaded, str) else loaded
         return function
     except BaseException:
         return traceback.format_exc()[-_LONGEST_ERROR:]
@@ -47,9 +48,9 @@ def call(function: Loaded, arguments: bytes) -> Ended:
 
 def call_together(
     functions: Mapping[int, Loaded],
-    calls: Sequence[tuple[int, int, bytes, float]],
+    calls: Sequence[TimedCall],
     in_flight: int,
-    send: Callable[[Any], None],
+    send: Callable[[Answer], None],
 ) -> None:
     """Make calls of coroutine functions, several at a time, and send how each went as soon as it has ended.
 
@@ -70,15 +71,15 @@ def event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def _finished(value: Awaitable[Any]) -> Any:
+async def _finished(value: Awaitable[object]) -> object:
     return await value
 
 
 async def _all(
     functions: Mapping[int, Loaded],
-    calls: Sequence[tuple[int, int, bytes, float]],
+    calls: Sequence[TimedCall],
     in_flight: int,
-    send: Callable[[Any], None],
+    send: Callable[[Answer], None],
 ) -> None:
     free = asyncio.Semaphore(in_flight)  # first come, first served
 
@@ -111,7 +112,7 @@ async def _called(function: Loaded, arguments: bytes) -> Ended:
         return _failed(error)
 
 
-def _with_value(value: Any) -> Ended:
+def _with_value(value: object) -> Ended:
     pickled = pickle.dumps(_plain(value))
     if len(pickled) > _LARGEST_VALUE:
         raise ValueError(f"it returned {len(pickled)} bytes, more than {_LARGEST_VALUE}")
@@ -123,7 +124,7 @@ def _failed(error: BaseException) -> Ended:
     return kind, b"", traceback.format_exc()[-_LONGEST_ERROR:]
 
 
-def _plain(value: Any, depth: int = 2) -> Any:
+def _plain(value: object, depth: int = 2) -> object:
     """Return numbers for what can be some: to unpickle an object of any other class would run its code in the parent.
 
     Args:

@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from rl_lightning.rewards.messages import Preparation
 from rl_lightning.rewards.pickled import dumps
 from rl_lightning.rewards.process import Worker
 
 #: What a worker calls: a dotted path, or the function itself.
-Function = str | Callable[..., Any]
+Function = str | Callable[..., object]
 
 
 @dataclass
@@ -21,12 +21,12 @@ class Crew:
 
     Args:
         size: number of workers.
-        settings: first message to each.
+        settings: of each.
         start_timeout_s: longest time in seconds for a worker to start with its setup, and for each import.
     """
 
     size: int
-    settings: dict[str, Any]
+    settings: Preparation
     start_timeout_s: float
     running: list[Worker] = field(default_factory=list)
     #: Each function and its pickle, by key. The function itself is kept so that no other object can take over its id.

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import messages
@@ -21,7 +20,7 @@ from rl_lightning.rewards.process import Worker
 from rl_lightning.rewards.spec import Kind, Outcome
 from rl_lightning.rewards.tally import Said
 
-Call = tuple[Function, Mapping[str, Any]]
+Call = tuple[Function, Mapping[str, object]]
 
 _LARGEST_CHUNK = 64
 #: Seconds between two questions whether the calls have been given up.
@@ -126,7 +125,7 @@ class Dispatch:
         first = itertools.islice(self.waiting, self.chunk)
         return list(itertools.takewhile(lambda index: index not in self.suspects, first))
 
-    def _message(self, chunk: Sequence[int]) -> tuple[Any, ...]:
+    def _message(self, chunk: Sequence[int]) -> messages.Asked:
         if self.in_flight == 1:
             return "run", [(index, self.keys[index], self.arguments[index]) for index in chunk]
         timed = [(index, self.keys[index], self.arguments[index], self.limits[index]) for index in chunk]

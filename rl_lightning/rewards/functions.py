@@ -46,7 +46,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import tally
@@ -76,7 +76,7 @@ WHY = {
 Reward = TypeVar("Reward", bound=Callable[..., float])
 
 
-def _carrying(**attributes: Any) -> Callable[[Reward], Reward]:
+def _carrying(**attributes: object) -> Callable[[Reward], Reward]:
     """Return a decorator that sets the optional attributes of a reward function."""
 
     def attach(function: Reward) -> Reward:
@@ -87,7 +87,7 @@ def _carrying(**attributes: Any) -> Callable[[Reward], Reward]:
     return attach
 
 
-def _final_golds(answer: Any) -> list[str]:
+def _final_golds(answer: object) -> list[str]:
     """Return the gold texts; a response is right if it gives any of them."""
     golds = [marked_in_gold(text).strip() for text in gold_answers(answer)]
     for gold in golds:
@@ -98,16 +98,16 @@ def _final_golds(answer: Any) -> list[str]:
     return golds
 
 
-def _check_final_answer(answer: Any) -> None:
+def _check_final_answer(answer: object) -> None:
     _final_golds(answer)
 
 
 @_carrying(check_answer=_check_final_answer)
 def final_answer(
     response: str,
-    answer: Any,
+    answer: object,
     prompt: str = "",
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, object] | None = None,
     wrong: float = 0.0,
     thoughts: Thoughts = DEFAULT_THOUGHTS,
 ) -> float:
@@ -163,7 +163,7 @@ def prepare_symbolic_grading(symbolic: bool = False, timeout_s: float = 0.5) -> 
 )
 def answer_correct(
     response: str,
-    answer: Any,
+    answer: object,
     prompt: str = "",
     wrong: float = 0.0,
     extract: Extract = DEFAULT_MARKERS,
@@ -222,18 +222,26 @@ def _check_reasoning_gym(
         raise UserError("reasoning_gym_score needs the package reasoning-gym: pip install reasoning-gym")
 
 
-def _finite(score: Any) -> float:
+def _finite(score: float) -> float:
     if not math.isfinite(number := float(score)):
         raise ValueError(f"the scorer returned {number}")
     return number
 
 
 @lru_cache(maxsize=128)
-def _reasoning_gym_task(name: str) -> Any:
+def _reasoning_gym_task(name: str) -> _Scorer:
     """Return the task's data set, for its scorer alone. It is cached, because some take long to make."""
     from reasoning_gym import create_dataset
 
-    return create_dataset(name, seed=0, size=1)
+    scorer: _Scorer = create_dataset(name, seed=0, size=1)
+    return scorer
+
+
+class _Scorer(Protocol):
+    """What is used of a task of reasoning-gym."""
+
+    def score_answer(self, answer: str | None, entry: object) -> float:
+        """Return the score of an answer to an entry."""
 
 
 def prepare_reasoning_gym() -> None:
@@ -244,7 +252,7 @@ def prepare_reasoning_gym() -> None:
 @_carrying(check_arguments=_check_reasoning_gym, prepare=f"{__name__}.prepare_reasoning_gym")
 def reasoning_gym_score(
     response: str,
-    metadata: dict[str, Any],
+    metadata: dict[str, object],
     prompt: str = "",
     extract: Extract = ("answer_tag", *DEFAULT_MARKERS),
     multiple: Literal["reject", "last"] = "reject",

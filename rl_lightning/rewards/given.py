@@ -11,7 +11,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.rewards.spec import BatchReward, RewardSpec
 
 if TYPE_CHECKING:
-    RewardLike = RewardSpec | BatchReward | Mapping[str, Any] | str | Callable[..., Any]
+    RewardLike = RewardSpec | BatchReward | Mapping[str, object] | str | Callable[..., object]
     #: One reward as it may be given, or several.
     Rewards = RewardLike | Sequence[RewardLike]
 else:  # what YAML can say of them, for the command line
@@ -66,7 +66,7 @@ def _one(reward: object, place: str) -> RewardSpec | BatchReward:
     return RewardSpec(reward)
 
 
-def _from_mapping(reward: Mapping[Any, Any], place: str) -> RewardSpec:
+def _from_mapping(reward: Mapping[str, Any], place: str) -> RewardSpec:
     unknown = [name for name in reward if name not in _FIELDS]
     if unknown:
         near = difflib.get_close_matches(str(unknown[0]), _FIELDS, 1)

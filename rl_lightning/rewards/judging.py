@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
-from rl_lightning.rewards.signature import BoundReward
+from rl_lightning.rewards.bound import BoundReward
 from rl_lightning.rewards.spec import Outcome, Scores
 from rl_lightning.rewards.tally import Said
 
@@ -34,7 +34,7 @@ class Judged:
     applies: bool = True
     error: str | None = None
     parts: dict[str, float] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
 
 
 def judged(outcome: Outcome, reward: BoundReward) -> Judged:
@@ -63,7 +63,7 @@ def judged(outcome: Outcome, reward: BoundReward) -> Judged:
     return Judged(math.nan, "nan", error=f"It returned {_shown(value)}, not a finite number", notes=notes)
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     """Return a value as a float; NaN for what is none."""
     try:
         return float(value) if isinstance(value, SupportsFloat) else math.nan
@@ -71,7 +71,7 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     # Python refuses to print an integer that is too large for a float.
     return "an integer too large for a float" if isinstance(value, int) else repr(str(value)[:80])
 

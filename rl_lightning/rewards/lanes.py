@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rl_lightning.rewards.ahead import Outcomes
+from rl_lightning.rewards.bound import BoundReward
 from rl_lightning.rewards.crew import Function
 from rl_lightning.rewards.pool import WorkerPool
-from rl_lightning.rewards.signature import BoundReward
 from rl_lightning.rewards.spec import Outcome, RewardSample
 
 _log = logging.getLogger(__name__)
@@ -32,10 +31,10 @@ class Lane:
         self.rewards = rewards
         self.pool = pool
         self._sent: dict[str, Function] = {}
-        self._tokenizer: Any = None
+        self._tokenizer: object = None
         self._told: set[str] = set()
 
-    def start(self, tokenizer: Any) -> None:
+    def start(self, tokenizer: object) -> None:
         """Start the workers in the background, and have them load the functions.
 
         Args:
@@ -44,13 +43,13 @@ class Lane:
         self._prepare(tokenizer)
         self.pool.start(list(self._sent.values()))
 
-    def _prepare(self, tokenizer: Any) -> None:
+    def _prepare(self, tokenizer: object) -> None:
         if not self._sent or tokenizer is not self._tokenizer:
             self._tokenizer = tokenizer
             self._sent = {reward.name: reward.sent(tokenizer) for reward in self.rewards}
 
     def outcomes(
-        self, samples: Sequence[RewardSample], tokenizer: Any, step: int, given_up: GivenUp, batched: bool
+        self, samples: Sequence[RewardSample], tokenizer: object, step: int, given_up: GivenUp, batched: bool
     ) -> Outcomes:
         """Call every function of one kind on every sample.
 
@@ -82,7 +81,7 @@ class Lane:
         return self.pool.map(calls, given_up, [len(part) for _, part in parts]) if calls else []
 
     def _tell(self, reward: BoundReward, outcome: Outcome, count: int) -> None:
-        """Say once of a function that its lists are cut: whoever is at fault among several samples, the others have a reward."""
+        """Log once a function that calls with several samples failed, and that these were made again sample by sample."""
         if reward.name not in self._told:
             self._told.add(reward.name)
             _log.warning(

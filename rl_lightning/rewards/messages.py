@@ -22,21 +22,60 @@ from __future__ import annotations
 import contextlib
 import pickle
 import struct
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import BinaryIO, Literal, TypedDict
+
+from rl_lightning.rewards.tally import Said
 
 _LENGTH = struct.Struct("<Q")
 
 
-def pack(message: Any) -> bytes:
+class Preparation(TypedDict):
+    """What a worker does before its first call.
+
+    Args:
+        memory_limit: of its address space in bytes; None for no other than the system's.
+        setup: dotted paths of functions, and their keyword arguments.
+    """
+
+    memory_limit: int | None
+    setup: list[tuple[str, Mapping[str, object]]]
+
+
+class Settings(Preparation):
+    """The first message to a worker."""
+
+    sys_path: list[str]
+
+
+#: Place of a call, key of its function, pickled arguments; and its time limit in seconds.
+Call = tuple[int, int, bytes]
+TimedCall = tuple[int, int, bytes, float]
+#: What the parent asks for after the settings.
+Asked = (
+    tuple[Literal["define"], int, bytes]
+    | tuple[Literal["run"], list[Call]]
+    | tuple[Literal["together"], list[TimedCall], int]
+)
+#: What a worker answers.
+Answer = (
+    tuple[Literal["ready"], str | None]
+    | tuple[Literal["defined"], int]
+    | tuple[Literal["clock"], bool]
+    | tuple[int, str, bytes, str | None, Said]
+)
+
+
+def pack(message: object) -> bytes:
     """Return a message as bytes: eight bytes of length, then the pickle."""
     body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
 
 
-def unpack(buffer: bytearray) -> list[Any]:
+def unpack(buffer: bytearray) -> list[Answer]:
     """Remove the complete messages from the front of a buffer and return them; a partial one stays."""
-    messages, start = [], 0
+    messages: list[Answer] = []
+    start = 0
     while len(buffer) - start >= _LENGTH.size:
         (length,) = _LENGTH.unpack_from(buffer, start)
         end = start + _LENGTH.size + length
@@ -48,7 +87,7 @@ def unpack(buffer: bytearray) -> list[Any]:
     return messages
 
 
-def read(stream: BinaryIO) -> Any:
+def read(stream: BinaryIO) -> object:
     """Wait for one message.
 
     Raises:

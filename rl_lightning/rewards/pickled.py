@@ -8,7 +8,6 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
 
 import cloudpickle
 
@@ -17,7 +16,7 @@ from rl_lightning.errors import UserError
 _DEEPEST = 6  # functions inside functions
 
 
-def dumps(thing: Any) -> bytes:
+def dumps(thing: object) -> bytes:
     """Return the pickle of something; what only this process can import is pickled by its value.
 
     The main script and a notebook are modules ``__main__`` that another process has not got.
@@ -35,7 +34,7 @@ def _by_value(thing: object) -> bytes:
         return bytes(cloudpickle.dumps(thing))
 
 
-def check_travels(name: str, function: Callable[..., Any]) -> None:
+def check_travels(name: str, function: Callable[..., object]) -> None:
     """Refuse a function that cannot be sent to another process.
 
     Raises:
@@ -51,7 +50,7 @@ def check_travels(name: str, function: Callable[..., Any]) -> None:
         ) from error
 
 
-def _culprit(thing: Any, depth: int = _DEEPEST) -> str | None:
+def _culprit(thing: object, depth: int = _DEEPEST) -> str | None:
     """Return the innermost thing that something refers to and that cannot be pickled, in words; None if there is none."""
     for name, part in references(thing):
         try:
@@ -66,21 +65,21 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def called(function: Callable[..., Any]) -> Callable[..., Any]:
+def called(function: Callable[..., object]) -> Callable[..., object]:
     """Return the function inside partials."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
 
 
-def references(thing: Any) -> Iterator[tuple[str, Any]]:
+def references(thing: object) -> Iterator[tuple[str, object]]:
     """Yield what a function or object refers to, by name: what it encloses, globals, defaults, arguments, attributes; no modules."""
     for name, part in _all_references(thing):
         if not isinstance(part, ModuleType):
             yield name, part
 
 
-def _all_references(thing: Any) -> Iterator[tuple[str, Any]]:
+def _all_references(thing: object) -> Iterator[tuple[str, object]]:
     if isinstance(thing, functools.partial):
         yield "func", thing.func
         yield from ((f"argument {place}", part) for place, part in enumerate(thing.args))

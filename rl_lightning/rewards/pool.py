@@ -15,11 +15,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.crew import Crew, Function, kill_all
 from rl_lightning.rewards.dispatch import Call, Dispatch
+from rl_lightning.rewards.messages import Preparation
 from rl_lightning.rewards.spec import Outcome
 
 
@@ -46,7 +46,7 @@ class WorkerPool:
         workers: int = 1,
         timeout_s: float = 10.0,
         memory_limit_gb: float | None = None,
-        setup: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        setup: Sequence[tuple[str, Mapping[str, object]]] = (),
         start_timeout_s: float = 300.0,
         in_flight: int = 1,
     ) -> None:
@@ -59,7 +59,7 @@ class WorkerPool:
             raise UserError(f"memory_limit_gb must be above 0 or null, not {memory_limit_gb}")
         self.timeout_s = timeout_s
         self.in_flight = in_flight
-        settings = {
+        settings: Preparation = {
             "memory_limit": None if memory_limit_gb is None else int(memory_limit_gb * 2**30),
             "setup": [(function, dict(arguments)) for function, arguments in setup],
         }
@@ -119,7 +119,7 @@ class WorkerPool:
                 kill_all(self.crew.running, os.getpid())
                 raise
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         limit = self.crew.settings["memory_limit"]
         return WorkerPool, (
             self.crew.size,

@@ -11,7 +11,6 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import messages
@@ -37,7 +36,7 @@ class Worker:
         UserError: if the system grants no process.
     """
 
-    def __init__(self, settings: dict[str, Any], start_s: float) -> None:
+    def __init__(self, settings: messages.Settings, start_s: float) -> None:
         paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
         lifeline = -1
         try:
@@ -109,7 +108,7 @@ class Worker:
             while self.outgoing:
                 del self.outgoing[: os.write(self.requests, self.outgoing[:_BLOCK])]
 
-    def receive(self) -> tuple[list[Any], bool]:
+    def receive(self) -> tuple[list[messages.Answer], bool]:
         """Return the messages that have arrived, and whether the worker is still there."""
         alive = True
         with contextlib.suppress(BlockingIOError):

@@ -9,12 +9,11 @@ import pkgutil
 import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
 
 from rl_lightning.errors import UserError
 
 
-def resolve(path: str) -> Callable[..., Any]:
+def resolve(path: str) -> Callable[..., object]:
     """Import and return the function at a dotted path such as ``my_package.rewards.is_polite``.
 
     Raises:
@@ -25,7 +24,7 @@ def resolve(path: str) -> Callable[..., Any]:
         example = "rl_lightning.rewards.functions.final_answer"
         raise UserError(f"Reward function {path!r} is not a dotted path such as {example}")
     module, rest = _import_longest(path)
-    found: Any = module
+    found: object = module
     for number, part in enumerate(rest):
         if part not in dir(found):
             place = ".".join([module.__name__, *rest[:number]])
@@ -34,7 +33,7 @@ def resolve(path: str) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found) or isinstance(found, type):
         raise UserError(f"Reward function {path!r} is a {type(found).__name__}, not a function")
-    function: Callable[..., Any] = found
+    function: Callable[..., object] = found
     return function
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.ahead import Ahead, Outcomes
+from rl_lightning.rewards.bound import BoundReward
 from rl_lightning.rewards.given import Rewards, as_rewards
 from rl_lightning.rewards.judging import FAILURES, Judged, judged, scored
 from rl_lightning.rewards.lanes import Lane, side_by_side
 from rl_lightning.rewards.pool import WorkerPool
-from rl_lightning.rewards.signature import BoundReward, bind, bind_batch
+from rl_lightning.rewards.signature import bind, bind_batch
 from rl_lightning.rewards.spec import BatchReward, RewardLimits, RewardSample, RewardSpec, Scores
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Rewarder:
         self.rewards = _bound(as_rewards(rewards))
         _check_together(self.rewards)
         self.step = 0
-        self._tokenizer: Any = None
+        self._tokenizer: object = None
         self._samples_seen = 0
         self._samples_failed = 0
         self._reported: set[str] = set()
@@ -82,15 +83,15 @@ class Rewarder:
             own if waits and own is not None else 1,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         processes = ("_lanes", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in processes}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._make_processes()
 
-    def start(self, tokenizer: Any = None) -> None:
+    def start(self, tokenizer: object = None) -> None:
         """Start the workers in the background, so that the first call of ``score`` does not wait for their imports.
 
         Args:
@@ -115,12 +116,12 @@ class Rewarder:
             names = ", ".join(reward.name for reward in self.rewards)
             raise UserError(f"All rewards ({names}) have weight 0, so nothing would be learnt: give one a weight")
 
-    def check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def check_columns(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Refuse data without a column that a function cannot do without; see `BoundReward.check_columns`."""
         for reward in self.rewards:
             reward.check_columns(rows)
 
-    def check_answers(self, answers: Sequence[Any]) -> list[str | None]:
+    def check_answers(self, answers: Sequence[object]) -> list[str | None]:
         """Return for each gold answer what the first function that objects finds wrong with it, or None; see
         `BoundReward.answer_problem`."""
         problems = ([reward.answer_problem(answer) for reward in self.rewards] for answer in answers)

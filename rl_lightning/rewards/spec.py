@@ -11,13 +11,13 @@ from rl_lightning.rewards.tally import Said
 
 if TYPE_CHECKING:
     #: What computes a reward.
-    Function = str | Callable[..., Any]
+    Function = str | Callable[..., object]
 else:  # what YAML can say of it, for the command line
     Function = str
 
 
 #: What fields of a `RewardSpec` hold that YAML would have checked.
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, type | tuple[type, ...]] = {
     "weight": (int, float),
     "arguments": Mapping,
     "batched": bool,
@@ -107,10 +107,10 @@ class RewardSample:
 
     prompt: str
     response: str
-    answer: Any
-    metadata: dict[str, Any]
+    answer: object
+    metadata: dict[str, object]
     messages: list[dict[str, str]] | None = None
-    source: str | list[dict[str, Any]] | None = None
+    source: str | list[dict[str, object]] | None = None
     prompt_ids: Sequence[int] = ()
     response_ids: Sequence[int] = ()
 
@@ -131,7 +131,7 @@ class BatchReward:
     name: str
     weight: float
     function: Callable[[Sequence[RewardSample]], Sequence[float]]
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, object] = field(default_factory=dict)
 
 
 #: How a call of a reward function ended; see `Outcome`.
@@ -151,7 +151,7 @@ class Outcome:
     """
 
     kind: Kind
-    value: Any = None
+    value: object = None
     error: str | None = None
     said: Said = field(default_factory=Said)
 
@@ -178,7 +178,7 @@ class Scores:
     failures: dict[str, int]
     judged: list[float] = field(default_factory=list)
     inapplicable: dict[str, int] = field(default_factory=dict)
-    notes: list[dict[str, dict[str, Any]]] = field(default_factory=list)
+    notes: list[dict[str, dict[str, object]]] = field(default_factory=list)
     measures: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def events(self) -> dict[str, int]:

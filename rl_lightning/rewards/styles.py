@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from rl_lightning.rewards import tally
 from rl_lightning.rewards.spec import RewardSample
@@ -13,7 +12,7 @@ from rl_lightning.rewards.spec import RewardSample
 #: Names by which functions written for other libraries ask for the gold answer, where the data have no such column.
 ANSWERS = ("answer", "answers", "solution", "solutions", "ground_truth", "target", "gold", "reference", "label")
 
-Value = Callable[[RewardSample], Any]
+Value = Callable[[RewardSample], object]
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class Style:
     values: Mapping[str, Value]
     always: tuple[str, ...]
     all_columns: bool = False
-    tools: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, object] = field(default_factory=dict)
     whole: bool = False
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _named, (self.name,)
 
 
@@ -124,7 +123,7 @@ def style_of(parameters: Sequence[inspect.Parameter], batched: bool) -> Style:
 def column(name: str) -> Value:
     """Return what reads a column of the data; None where a row has none."""
 
-    def read(sample: RewardSample) -> Any:
+    def read(sample: RewardSample) -> object:
         if name not in sample.metadata and name in ANSWERS:
             return sample.answer
         return sample.metadata.get(name)

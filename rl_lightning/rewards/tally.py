@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 
 _LONGEST_NOTE, _MOST_NOTES = 200, 16  # characters; notes of one call
 
@@ -26,7 +25,7 @@ class Said:
     """
 
     counts: dict[str, int] = field(default_factory=Counter)
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
     measures: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
@@ -47,7 +46,7 @@ def count(event: str) -> None:
     _present.get().counts[event] += 1
 
 
-def note(**values: Any) -> None:
+def note(**values: object) -> None:
     """Note something about the sample, such as ``read="42"``, for the tables of samples.
 
     Args:
@@ -59,7 +58,7 @@ def note(**values: Any) -> None:
             notes[name] = _plain(value)
 
 
-def note_each(name: str, values: Iterable[Any]) -> None:
+def note_each(name: str, values: Iterable[object]) -> None:
     """Note one value for each sample, in a function that takes several at once.
 
     Args:
@@ -104,7 +103,7 @@ def drain() -> Said:
     return others
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if value is None or type(value) in (bool, int):
         return value
     return float(value) if isinstance(value, float) else str(value)[:_LONGEST_NOTE]

@@ -25,7 +25,7 @@ import sys
 import time
 import traceback
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 from rl_lightning.rewards import calls, messages, tally
 from rl_lightning.rewards.resolve import resolve
@@ -49,7 +49,7 @@ def main(lifeline: int) -> None:
     requests, responses = _private_pipes()
     messages.connect_clock(lambda runs: _send(responses, ("clock", runs)))
     with contextlib.suppress(EOFError, BrokenPipeError):
-        error = _set_up(messages.read(requests))
+        error = _set_up(cast(messages.Settings, messages.read(requests)))
         _send(responses, ("ready", error))
         _serve(requests, responses)
     # No clean-up of what rewards imported: a thread that one of them left running must not keep the process.
@@ -193,7 +193,7 @@ def _private_pipes() -> tuple[BinaryIO, int]:
     return os.fdopen(requests, "rb"), responses
 
 
-def _set_up(settings: dict[str, Any]) -> str | None:
+def _set_up(settings: messages.Settings) -> str | None:
     """Apply the parent's settings; return the traceback of one that failed."""
     sys.path[:] = settings["sys_path"]
     try:
@@ -216,21 +216,21 @@ def _limit_memory(wanted: int) -> None:
 def _serve(requests: BinaryIO, responses: int) -> None:
     functions: dict[int, calls.Loaded] = {}
     while True:
-        kind, *content = messages.read(requests)
-        if kind == "define":
-            key, pickled = content
+        message = cast(messages.Asked, messages.read(requests))
+        if message[0] == "define":
+            _, key, pickled = message
             functions[key] = calls.load(pickled)
             tally.drain()
             _send(responses, ("defined", key))
-        elif kind == "together":
-            chunk, in_flight = content
+        elif message[0] == "together":
+            _, chunk, in_flight = message
             calls.call_together(functions, chunk, in_flight, lambda message: _send(responses, message))
         else:
-            for index, key, arguments in content[0]:
+            for index, key, arguments in message[1]:
                 _send(responses, (index, *calls.call(functions[key], arguments), tally.drain()))
 
 
-def _send(responses: int, message: Any) -> None:
+def _send(responses: int, message: messages.Answer) -> None:
     rest = memoryview(messages.pack(message))
     while rest:
         rest = rest[os.write(responses, rest) :]

@@ -213,7 +213,7 @@ class OfflineDataModule(SamplingDataModule):
         """Return the number of forward passes in an epoch on each rank."""
         return self.steps_per_epoch() * self.sizes.accumulate
 
-    def epoch(self, number: int, state: dict[str, Any] | None) -> OfflineEpoch:
+    def epoch(self, number: int, state: dict[str, object] | None) -> OfflineEpoch:
         """Return the units in the order of epoch `number`; it needs no other state."""
         return OfflineEpoch(self, number)
 
@@ -255,6 +255,9 @@ class OfflineEpoch:
             whole = table.batch(units)
             masks = [(whole.response_mask, whole.group_ids)]
             (weights,) = step_weights(masks, step_totals(masks, total), module.reduction, table.longest)
+            # An optimizer step of 3 pairs, cut into microbatches of 2 and 1; the weights are cut by rows, at 2 × unit = 4:
+            #   units            0     1     2
+            #   rows (unit = 2)  c r   c r | c r        chosen, rejected
             unit = len(whole) // len(units)
             cut = sizes.cut(whole, torch.arange(len(whole)), unit)
             rows = (table.weight_scale(module.reduction) * weights).split([size * unit for size in cut])

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import NoReturn
 
 import torch
 from lightning.pytorch import Trainer
@@ -160,7 +160,7 @@ class FrozenTables:
                     parts.append(part)
         return parts
 
-    def _chunk(self, asked: FrozenSampling, policy: SampledPolicy, chunk: list[int], bar: Any) -> Rollout:
+    def _chunk(self, asked: FrozenSampling, policy: SampledPolicy, chunk: list[int], bar: tqdm[NoReturn]) -> Rollout:
         """Return the scored responses to some prompts, on the CPU."""
         before = bar.n
 

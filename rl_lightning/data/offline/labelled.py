@@ -176,5 +176,6 @@ def reference_passes(table: PairTable, pairs: int | None, budget: int | None, un
     if budget is None:
         assert pairs is not None
         return list(rows.split(2 * pairs))
+    # Rows 2i and 2i + 1 are a pair and stay together, so that their prompt is read once.
     require_fit(budget, int(table.tokens().max()), f"the longest of the {units} has")
     return list(rows.split([2 * pairs for pairs in Stretches.of(table.rows, rows, unit=2).filled(budget)]))

@@ -38,13 +38,13 @@ class Pairs:
 
     @classmethod
     def of(cls, module: Learner) -> Pairs:
-        """Ask a module."""
+        """Return what a module asks for by `learns_from` and `evaluates_on`."""
         kinds = module.evaluates_on
         return cls(module.learns_from == "preferences", "preferences" in kinds, kinds == ("preferences",))
 
     @property
     def any(self) -> bool:
-        """Whether it wants any."""
+        """Whether pairs are learnt from or judged."""
         return self.learnt or self.judged
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.data.sources.shape import Shape
@@ -12,7 +12,7 @@ from rl_lightning.text import Messages
 
 Split = Literal["train", "val", "test"]
 #: A gold answer as data sets hold it; :func:`rl_lightning.rewards.grading.gold.gold_answers` says what it means to the grader.
-Gold = str | bool | list[Any] | dict[str, Any]
+Gold = str | bool | list[object] | dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Example:
     prompt: str | Messages | None
     answer: Gold | None = None
     response: str | Messages | None = None
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, object] = field(default_factory=dict)
     location: str = ""
     rejected: str | Messages | None = None
     margin: float | None = None
     label: float | None = None
-    template: dict[str, Any] = field(default_factory=dict)
+    template: dict[str, object] = field(default_factory=dict)
     max_new_tokens: int | None = None
     plain: str | None = None
 

@@ -8,13 +8,13 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rl_lightning.data.sources.json_files import json_rows
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 
-Row = dict[str, Any]
+Row = dict[str, object]
 Rows = Iterator[tuple[str, Row]]
 
 _PARQUET = ".parquet"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from typing import TypeGuard
 
 from rl_lightning.data.sources.values import BadValue, parsed, text, without_nulls
 from rl_lightning.text import Message, Messages, has_lone_surrogate
@@ -37,10 +36,10 @@ _MEDIA = ("image", "audio", "video")
 _TURN = re.compile(r"(?:\A|\n\n)\s*(Human|Assistant):")
 
 
-def is_conversation(value: Any) -> bool:
+def is_conversation(value: object) -> bool:
     """Whether a value is a list of messages, or one message, or a dict with ``messages``, or the JSON of such a list."""
     if isinstance(value, dict):
-        return is_conversation(value["messages"]) if "messages" in value else bool(_speaker(value))
+        return is_conversation(value["messages"]) if "messages" in value else _speaks(value)
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
             value = json.loads(value)
@@ -49,11 +48,11 @@ def is_conversation(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and _is_turn(value[0])
 
 
-def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and bool(_speaker(value) or _exchange(value))
+def _is_turn(value: object) -> bool:
+    return isinstance(value, dict) and bool(_speaks(value) or _exchange(value))
 
 
-def dialogue(value: Any, sparse: bool = False) -> Messages:
+def dialogue(value: object, sparse: bool = False) -> Messages:
     """Read a whole conversation: see `conversation`; also one of texts alone, which begins with the user and goes to and fro.
 
     Turns of the assistant that are not to be learnt keep their ``weight`` of 0.
@@ -63,7 +62,7 @@ def dialogue(value: Any, sparse: bool = False) -> Messages:
     return conversation(value, sparse, weighed=True)
 
 
-def conversation(value: Any, sparse: bool = False, weighed: bool = False) -> Messages:
+def conversation(value: object, sparse: bool = False, weighed: bool = False) -> Messages:
     """Read a list of messages, with ``role`` and ``content`` or ``from`` and ``value``, or the JSON of one.
 
     A dict of two speakers, such as ``{"input": ..., "output": ...}``, is two messages.
@@ -86,25 +85,27 @@ def conversation(value: Any, sparse: bool = False, weighed: bool = False) -> Mes
     return [_message(one, number, sparse, weighed) for number, one in enumerate(turns, start=1)]
 
 
-def _turns(message: Any) -> list[Any]:
+def _turns(message: object) -> list[object]:
     """Return the messages in a dict of two speakers; anything else alone."""
-    speakers = _exchange(message) if isinstance(message, dict) and not _speaker(message) else None
+    if not isinstance(message, dict) or _speaks(message):
+        return [message]
+    speakers = _exchange(message)
     if speakers is None:
         return [message]
     roles = zip(("user", "assistant"), speakers, strict=True)
     return [{"role": role, "content": message[speaker]} for role, speaker in roles]
 
 
-def _exchange(message: dict[str, Any]) -> tuple[str, str] | None:
+def _exchange(message: dict[str, object]) -> tuple[str, str] | None:
     """Return what the speakers of a dict of two are called; None if it is none."""
     return next((pair for pair in _EXCHANGES if all(speaker in message for speaker in pair)), None)
 
 
-def _speaker(message: dict[str, Any]) -> Any:
-    return message.get("role") or message.get("from")
+def _speaks(message: dict[str, object]) -> bool:
+    return bool(message.get("role") or message.get("from"))
 
 
-def _message(message: Any, number: int, sparse: bool, weighed: bool) -> Message:
+def _message(message: object, number: int, sparse: bool, weighed: bool) -> Message:
     """Read the message of a number, counted from 1."""
     if not isinstance(message, dict):
         raise _bad(
@@ -147,7 +148,7 @@ def _message(message: Any, number: int, sparse: bool, weighed: bool) -> Message:
     return {"role": _ROLES.get(named, named if named in _KNOWN else role), "content": content, **rest}
 
 
-def _content(content: Any, number: int, key: str) -> str:
+def _content(content: object, number: int, key: str) -> str:
     """Return the text of a message; parts are joined, and what is no text is refused by name."""
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
         content = "".join(_part(part, number) for part in content)
@@ -158,7 +159,7 @@ def _content(content: Any, number: int, key: str) -> str:
     return content
 
 
-def _part(part: dict[str, Any], number: int) -> str:
+def _part(part: dict[str, object], number: int) -> str:
     kind = str(part.get("type") or "text")
     medium = next((medium for medium in _MEDIA if medium in kind), None)
     if medium is not None:
@@ -168,12 +169,12 @@ def _part(part: dict[str, Any], number: int) -> str:
     return str(part["text"])
 
 
-def _calls(calls: Any, number: int) -> list[Any]:
+def _calls(calls: object, number: int) -> list[object]:
     """Read tool calls; arguments that are JSON text become the dict that chat templates write."""
     calls = _inner(calls, number)
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise _bad(number, "whose tool_calls are no list of calls", "tool_calls that are no list of calls")
-    found = []
+    found: list[object] = []
     for call in calls:
         function = call.get("function")
         if isinstance(function, dict):
@@ -183,19 +184,19 @@ def _calls(calls: Any, number: int) -> list[Any]:
     return found
 
 
-def _call(content: str, number: int) -> dict[str, Any]:
+def _call(content: str, number: int) -> dict[str, object]:
     call = _inner(content, number)
     if not isinstance(call, dict) or "name" not in call:
         raise _bad(number, "from 'function_call' that is no JSON with a name and arguments", "a call without a name")
     return _with_arguments(call, number)
 
 
-def _with_arguments(call: dict[str, Any], number: int) -> dict[str, Any]:
+def _with_arguments(call: dict[str, object], number: int) -> dict[str, object]:
     arguments = call.get("arguments")
     return {**call, "arguments": _inner(arguments, number)} if isinstance(arguments, str) and arguments else call
 
 
-def _inner(value: Any, number: int) -> Any:
+def _inner(value: object, number: int) -> object:
     try:
         return parsed(value)
     except BadValue as bad:
@@ -206,7 +207,7 @@ def _bad(number: int, what: str, kind: str | None = None) -> BadValue:
     return BadValue(f"has a message {number} {what}", f"has {kind}" if kind else f"has a message {what}")
 
 
-def _no_text(number: int, key: str, value: Any) -> BadValue:
+def _no_text(number: int, key: str, value: object) -> BadValue:
     what = f"whose {key} is of type {type(value).__name__}, not text"
     return BadValue(f"has a message {number} {what}", f"has a message whose {key} is no text")
 
@@ -221,12 +222,12 @@ def _surrogate(number: int, key: str) -> BadValue:
 # ---------------------------------------------------------------------------------------------------- transcripts
 
 
-def is_transcript(value: Any) -> bool:
+def is_transcript(value: object) -> TypeGuard[str]:
     """Whether a value is a conversation in one text, with ``Human:`` and ``Assistant:`` in front of the turns."""
     return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in value
 
 
-def transcript(value: Any) -> Messages:
+def transcript(value: object) -> Messages:
     """Read a conversation in one text; an empty last turn of the assistant is the beginning of the answer, and no message."""
     parts = _TURN.split(text(value))
     if parts[0].strip() or len(parts) < 3:
@@ -251,14 +252,14 @@ def opening(value: str, turns: int) -> str:
     return value[: names[turns].end()] if turns < len(names) else f"{value}\n\nAssistant:"
 
 
-def contents(value: Any) -> list[str]:
+def contents(value: object) -> list[str]:
     """Return what a value says: the text itself, or that of each message; nothing of a value that is neither."""
     if is_transcript(value):
         return [str(part).strip() for part in _TURN.split(value)[2::2] if part.strip()]
     if is_conversation(value):
         try:
-            said: Sequence[Any] = [message["content"] for message in dialogue(value)]
+            said = [str(message["content"]) for message in dialogue(value)]
         except BadValue:
             return []
-        return [str(one).strip() for one in said if one.strip()]
+        return [one.strip() for one in said if one.strip()]
     return [value.strip()] if isinstance(value, str) and value.strip() else []

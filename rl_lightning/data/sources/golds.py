@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rl_lightning.data.sources import values
 from rl_lightning.data.sources.head import Head, Row, plain
 from rl_lightning.errors import UserError
@@ -29,7 +27,7 @@ def refuse_contradiction(head: Head, first: str, second: str) -> None:
             )
 
 
-def _gold(row: Row, column: str) -> Any:
+def _gold(row: Row, column: str) -> object:
     """Return what stands there; None if it cannot be read, which is reported when it is used."""
     try:
         return values.ground_truth(row.get(column)) if plain(column) == "reward_model" else row.get(column)

@@ -50,7 +50,7 @@ class TableExamples(TableSource):
     def __init__(self, train: Any = None, val: Any = None, test: Any = None, **column_options: Any) -> None:
         share = Share.of(val)
         super().__init__(share, **column_options)
-        given: dict[Split, Any] = {"train": train, "val": None if share else val, "test": test}
+        given: dict[Split, object] = {"train": train, "val": None if share else val, "test": test}
         self.tables = {split: as_table(rows, f"the {split} rows") for split, rows in given.items() if rows is not None}
         if not self.tables:
             raise UserError("TableExamples: give at least one of train, val and test")
@@ -75,13 +75,17 @@ class ListedExamples(ExampleSource):
         return split in self.examples or (split == "test" and "val" in self.examples)
 
     def load(self, split: Split) -> list[Example]:
-        """Return the examples of a split."""
+        """Return the examples of a split; for `test` those of `val` if there are no others.
+
+        Raises:
+            UserError: if there are none.
+        """
         if not self.has(split):
             raise UserError(f"there are no {split} examples")
         return list(self.examples[split if split in self.examples else "val"])
 
 
-def as_source(value: Any, **options: Any) -> ExampleSource:
+def as_source(value: object, **options: Any) -> ExampleSource:
     """Return a source of examples for whatever someone has at hand.
 
     Args:
@@ -116,8 +120,16 @@ def as_source(value: Any, **options: Any) -> ExampleSource:
     return as_split_source({"train": value}, options)
 
 
-def as_split_source(splits: dict[Split, Any], options: dict[str, Any]) -> ExampleSource:
-    """Return a source of what is given for each split."""
+def as_split_source(splits: Mapping[Split, object], options: dict[str, Any]) -> ExampleSource:
+    """Return one source for several splits.
+
+    Args:
+        splits: what is given for each: rows, the path of a file, or examples.
+        options: of the columns; none for examples.
+
+    Raises:
+        UserError: for examples of some splits alone, and for examples with options.
+    """
     listed = {
         split: rows
         for split, rows in splits.items()
@@ -134,7 +146,7 @@ def as_split_source(splits: dict[Split, Any], options: dict[str, Any]) -> Exampl
     return TableExamples(**(given | options))
 
 
-def _is_by_split(value: Any) -> TypeGuard[Mapping[str, Any]]:
+def _is_by_split(value: object) -> TypeGuard[Mapping[str, object]]:
     """Whether a value is a dict by split, not one by column."""
     if not (isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value)):
         return False
@@ -155,7 +167,7 @@ def _named(name: str, options: dict[str, Any]) -> ExampleSource:
     if folder.is_dir():
         if is_saved(folder):
             return DatasetExamples(name, **options)
-        found: dict[str, Any] = dict.fromkeys(splits_in(folder), name)
+        found: dict[str, str] = dict.fromkeys(splits_in(folder), name)
         return FileExamples(**{**(found or {"train": name}), **options})
     if folder.exists() or not _is_hub_name(name):
         return FileExamples(train=name, **options)
@@ -181,7 +193,7 @@ def _is_hub_name(name: str) -> bool:
     )
 
 
-def _by_split(value: Mapping[str, Any], called: str | None) -> dict[Split, Any]:
+def _by_split(value: Mapping[str, object], called: str | None) -> dict[Split, object]:
     """Return what a dict holds by split.
 
     Args:
@@ -193,7 +205,7 @@ def _by_split(value: Mapping[str, Any], called: str | None) -> dict[Split, Any]:
     """
     if called is not None and called not in value:
         raise UserError(f"there is no split {called!r}; there are {', '.join(value)}")
-    found: dict[Split, Any] = {}
+    found: dict[Split, object] = {}
     for split, names in SPLIT_NAMES.items():
         name = next((name for name in names if name in value), None)
         if name is not None:
@@ -204,7 +216,7 @@ def _by_split(value: Mapping[str, Any], called: str | None) -> dict[Split, Any]:
     return found if called is None else {**found, "train": value[called]}
 
 
-def as_table(rows: Any, name: str) -> Table:
+def as_table(rows: object, name: str) -> Table:
     """Return a table of what someone handed over.
 
     Args:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from rl_lightning.data.sources.conversations import dialogue, is_transcript
 from rl_lightning.data.sources.layout import Columns
 from rl_lightning.data.sources.values import BadValue
 
-Row = dict[str, Any]
+Row = dict[str, object]
 
 #: Names of columns, by what they hold; of several that are there, the first is read and the others must say the same.
 PROMPTS = ("prompt", "problem", "question", "instruction", "query", "input", "inputs")
@@ -78,7 +77,7 @@ class Head:
         called = {plain(column): column for column in reversed(among)} | {column: column for column in among}
         return next((called[name] for name in names if name in called), None)
 
-    def values(self, column: str | None) -> list[Any]:
+    def values(self, column: str | None) -> list[object]:
         """Return what stands in a column; nothing of rows where it is empty."""
         found = [row.get(column) for row in self.rows] if column is not None else []
         return [value for value in found if value is not None and value != ""]
@@ -103,7 +102,7 @@ class Head:
         return False
 
 
-def _may_be_turns(value: Any) -> bool:
+def _may_be_turns(value: object) -> bool:
     return isinstance(value, list | dict) or (
         isinstance(value, str) and (value.lstrip()[:1] == "[" or is_transcript(value))
     )

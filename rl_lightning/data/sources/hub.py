@@ -57,7 +57,11 @@ class DatasetExamples(TableSource):
             raise UserError(f"DatasetExamples: train: {train} and split: {split} mean the same: leave one out")
         share = Share.of(val)
         super().__init__(share, **column_options)
-        self.splits: dict[Split, Any] = {"train": train or split, "val": None if share else val, "test": test}
+        self.splits: dict[Split, str | None] = {
+            "train": train or split,
+            "val": val if share is None and isinstance(val, str) else None,
+            "test": test,
+        }
         self.path = path
         self.name = name
         self._loaded: dict[str, Any] = {}

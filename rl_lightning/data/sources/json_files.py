@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO
 
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.data.sources.values import BadValue
@@ -15,7 +15,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _BOM = b"\xef\xbb\xbf"
 
 
-def json_rows(file: IO[bytes], where: str, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(file: IO[bytes], where: str, problems: Problems) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the objects of a file with the lines where they begin; note what is no object.
 
     Args:
@@ -44,7 +44,7 @@ def json_rows(file: IO[bytes], where: str, problems: Problems) -> Iterator[tuple
 
 def _lines(
     line: bytes, file: IO[bytes], number: int, where: str, problems: Problems
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the objects of JSON lines, of which the first is read already."""
     while line:
         if not line.isspace():
@@ -60,7 +60,7 @@ def _lines(
         line, number = file.readline(), number + 1
 
 
-def _array(data: bytes, line: int, where: str, problems: Problems) -> Iterator[tuple[str, dict[str, Any]]]:
+def _array(data: bytes, line: int, where: str, problems: Problems) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the objects of an array that begins at a line.
 
     Raises:
@@ -106,7 +106,7 @@ def _utf8(line: bytes) -> str:
         raise BadValue("not UTF-8 text") from error
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> object:
     """Return what a line says. (`JSONDecoder.decode` would look for white space around it with regular expressions.)"""
     value, end = _DECODER.raw_decode(text, len(text) - len(text.lstrip()))
     rest = text[end:]
@@ -115,7 +115,7 @@ def _parsed(text: str) -> Any:
     return value
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise BadValue(f"not a JSON object but of type {type(value).__name__}", "not a JSON object")
     return value

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
-from typing import Any
 
 from rl_lightning.data.sources.shape import Offer, Shape
 from rl_lightning.errors import UserError
+from rl_lightning.text import Message, Messages
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Layout:
         """Return an example of a right row, as JSON."""
         said = _SAID_TURNS if self.conversational else _SAID
         needed = {role: column for role, column in self.roles.items() if role in self.required or role in self.named}
-        row: dict[str, Any] = {}
+        row: dict[str, object] = {}
         for role, column in needed.items():
             value = said.get(role, _SAID.get(role))
             if role in ("response", "rejected") and ("prompt" not in self.roles or self.repeated):
@@ -145,8 +145,8 @@ _NOTES = {
     "new_tokens": "own caps on new tokens",
 }
 
-_ASKED = {"role": "user", "content": "1+2="}
-_SAID: dict[str, Any] = {
+_ASKED: Message = {"role": "user", "content": "1+2="}
+_SAID: dict[str, object] = {
     "prompt": "1+2=",
     "answer": "3",
     "response": "It is 3.",
@@ -159,9 +159,10 @@ _SAID: dict[str, Any] = {
     "ground_truth": {"style": "rule", "ground_truth": "3"},
     "solution": "It is \\boxed{3}.",
 }
-_SAID_TURNS: dict[str, Any] = _SAID | {
+_TURNS: dict[str, Messages] = {
     "prompt": [_ASKED],
     "response": [{"role": "assistant", "content": "It is 3."}],
     "rejected": [{"role": "assistant", "content": "It is 4."}],
 }
-_WHOLE = {role: [_ASKED, *_SAID_TURNS[role]] for role in ("response", "rejected")}
+_SAID_TURNS: dict[str, object] = {**_SAID, **_TURNS}
+_WHOLE = {role: [_ASKED, *_TURNS[role]] for role in ("response", "rejected")}

@@ -8,10 +8,11 @@ import os
 import pickle
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 from rl_lightning.data.sources import reasoning_gym_draw
-from rl_lightning.data.sources.base import Example, ExampleSource, Split
+from rl_lightning.data.sources.base import Example, ExampleSource, Gold, Split
+from rl_lightning.data.sources.reasoning_gym_draw import Entry
 from rl_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class ReasoningGym(ExampleSource):
         self.seed = seed
         self.arguments = arguments or {}
         self.prompt_suffix = prompt_suffix
-        self._entries: dict[Split, list[dict[str, Any]]] | None = None
+        self._entries: dict[Split, list[Entry]] | None = None
 
     def load(self, split: Split) -> list[Example]:
         """Return the problems of a split, in an order fixed by the seed.
@@ -81,19 +82,19 @@ class ReasoningGym(ExampleSource):
             self._entries = self._draw()
         return [self._example(split, number, entry) for number, entry in enumerate(self._entries[split], start=1)]
 
-    def _example(self, split: Split, number: int, entry: dict[str, Any]) -> Example:
+    def _example(self, split: Split, number: int, entry: Entry) -> Example:
         """Turn an entry into an example."""
-        prompt = entry["question"]
+        prompt, answer = str(entry["question"]), cast("Gold | None", entry["answer"])
         if self.prompt_suffix is not None:
             prompt = f"{prompt.rstrip()}\n{self.prompt_suffix}"
         return Example(
             prompt=prompt,
-            answer=entry["answer"],
+            answer=answer,
             metadata={"reasoning_gym": {"task": self.task, "entry": entry}},
             location=f"reasoning_gym/{self.task} {split} {number}",
         )
 
-    def _draw(self) -> dict[Split, list[dict[str, Any]]]:
+    def _draw(self) -> dict[Split, list[Entry]]:
         """Draw the entries of all splits, in a process whose hashes are fixed."""
         if importlib.util.find_spec("reasoning_gym") is None:
             raise UserError("ReasoningGym needs reasoning-gym: pip install 'rl_lightning[tasks]'")
@@ -113,7 +114,7 @@ class ReasoningGym(ExampleSource):
             trace = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
             log.debug("ReasoningGym: drawing %s failed:\n%s", self.task, trace)
             raise UserError(f"ReasoningGym: {self.task} with {self.arguments} failed: {trace.splitlines()[-1]}")
-        entries: dict[Split, list[dict[str, Any]]]
+        entries: dict[Split, list[Entry]]
         entries, problem = pickle.loads(done.stdout)
         if problem is not None:
             raise UserError(f"ReasoningGym: {problem}")

@@ -7,8 +7,10 @@ import difflib
 import pickle
 import random
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+
+#: A problem as reasoning-gym made it: `question`, `answer`, and what the task's own scoring reads.
+Entry = dict[str, object]
 
 _CHUNK = 1000
 _GIVE_UP = 1000
@@ -18,7 +20,9 @@ class DrawError(Exception):
     """The task cannot be drawn as asked; the message says why."""
 
 
-def draw_splits(task: str, sizes: dict[Any, int], seed: int, arguments: dict[str, Any]) -> dict[Any, list[Any]]:
+def draw_splits(
+    task: str, sizes: Mapping[str, int], seed: int, arguments: Mapping[str, object]
+) -> dict[str, list[Entry]]:
     """Draw the entries of each split, no question twice.
 
     Args:
@@ -38,7 +42,7 @@ def draw_splits(task: str, sizes: dict[Any, int], seed: int, arguments: dict[str
     splits = {}
     # Held-out splits choose first, so that they do not change with the size of the training split.
     for split in ("test", "val", "train"):
-        entries: list[Any] = []
+        entries: list[Entry] = []
         stale = 0
         # Below 2**32 with room to count on, for tasks that seed numpy.
         start = random.Random(f"{seed}/{split}").randrange(2**30)
@@ -47,9 +51,10 @@ def draw_splits(task: str, sizes: dict[Any, int], seed: int, arguments: dict[str
         stream = _stream(task, arguments, start)
         while len(entries) < sizes[split]:
             entry = next(stream)
-            stale = stale + 1 if entry["question"] in taken else 0
+            question = str(entry["question"])
+            stale = stale + 1 if question in taken else 0
             if not stale:
-                taken.add(entry["question"])
+                taken.add(question)
                 entries.append(entry)
             elif stale >= _GIVE_UP:
                 others = f" beside the {len(taken) - len(entries)} held out" if len(taken) > len(entries) else ""
@@ -61,7 +66,7 @@ def draw_splits(task: str, sizes: dict[Any, int], seed: int, arguments: dict[str
     return splits
 
 
-def _check(task: str, arguments: dict[str, Any]) -> None:
+def _check(task: str, arguments: Mapping[str, object]) -> None:
     """Check that there is a task, and that it takes some options."""
     from reasoning_gym.factory import DATASETS
 
@@ -82,7 +87,7 @@ def _check(task: str, arguments: dict[str, Any]) -> None:
         raise DrawError(f"{task} with {arguments}: {error or type(error).__name__}") from error
 
 
-def _stream(task: str, arguments: dict[str, Any], start: int) -> Iterator[dict[str, Any]]:
+def _stream(task: str, arguments: Mapping[str, object], start: int) -> Iterator[Entry]:
     """Yield entries for ever.
 
     Entry i of a dataset with seed s is, for almost all tasks, entry 0 of one with seed s + i. So datasets of adjacent

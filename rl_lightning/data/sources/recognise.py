@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rl_lightning.data.sources.conversations import contents, conversation, is_conversation, is_transcript
 from rl_lightning.data.sources.golds import refuse_contradiction
@@ -250,14 +249,14 @@ def _says_the_same(row: Row, column: str, used: set[str]) -> bool:
     said = contents(row.get(column))
     known = [text for other in used for text in contents(row.get(other))]
     contained = all(any(text in whole for whole in known) for text in said)
-    return contained or (plain(column) == "text" and all(text in row[column] for text in known))
+    return contained or (plain(column) == "text" and all(text in str(row[column]) for text in known))
 
 
-def _may_be_dict(value: Any) -> bool:
+def _may_be_dict(value: object) -> bool:
     return isinstance(value, dict) or (isinstance(value, str) and value.lstrip().startswith("{"))
 
 
-def _begins_with(side: Any, prompt: Any) -> bool:
+def _begins_with(side: object, prompt: object) -> bool:
     """Whether a response begins with its prompt."""
     if not is_conversation(side):
         return isinstance(side, str) and isinstance(prompt, str) and side.startswith(prompt) and side != prompt

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from rl_lightning.data.sources.conversations import is_conversation
 from rl_lightning.data.sources.head import CONTEXTS, TELLING, Head, plain
@@ -71,7 +70,7 @@ def refuse_unreadable(head: Head, roles: Mapping[str, str]) -> None:
             )
 
 
-def _is_readable(value: Any, role: str) -> bool:
+def _is_readable(value: object, role: str) -> bool:
     if isinstance(value, dict):
         return is_conversation(value)
     if isinstance(value, list) and value and not isinstance(value[0], dict | str):
@@ -82,7 +81,7 @@ def _is_readable(value: Any, role: str) -> bool:
     return True
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     if isinstance(value, dict):
         keys = ", ".join(map(str, list(value)[:4]))
         by_columns = all(str(key).isdigit() for key in value)

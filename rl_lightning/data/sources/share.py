@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from rl_lightning.data.sources.base import Example
 from rl_lightning.errors import UserError
@@ -32,7 +31,7 @@ class Share:
             )
 
     @staticmethod
-    def of(value: Any) -> Share | None:
+    def of(value: object) -> Share | None:
         """Return the share that a value of the option `val` means; None if it names data."""
         if isinstance(value, str):
             try:

@@ -6,7 +6,6 @@ import json
 from decimal import Decimal
 from math import isfinite
 from numbers import Real
-from typing import Any
 
 from rl_lightning.data.sources.base import Gold
 from rl_lightning.text import has_lone_surrogate
@@ -32,7 +31,7 @@ class BadValue(ValueError):
         self.role = role
 
 
-def text(value: Any) -> str:
+def text(value: object) -> str:
     """Check that a value is text with something in it."""
     if value is None:
         raise BadValue("is null")
@@ -45,7 +44,7 @@ def text(value: Any) -> str:
     return value
 
 
-def answer(value: Any) -> Gold:
+def answer(value: object) -> Gold:
     """Check that there is a gold answer; a number becomes the text of that number. What it says is for the rewards to read."""
     if isinstance(value, str):
         return text(value)
@@ -60,7 +59,7 @@ def answer(value: Any) -> Gold:
     return text(value)
 
 
-def ground_truth(value: Any) -> Gold | None:
+def ground_truth(value: object) -> Gold | None:
     """Return the gold answer of a ``reward_model`` dict; None where a model is to judge without one."""
     value = parsed(value)
     if not isinstance(value, dict):
@@ -71,7 +70,7 @@ def ground_truth(value: Any) -> Gold | None:
     return None if found is None else answer(found)
 
 
-def margin(value: Any) -> float:
+def margin(value: object) -> float:
     """Check how much better a response is."""
     number = _number(value)
     if number is None:
@@ -81,7 +80,7 @@ def margin(value: Any) -> float:
     return number
 
 
-def label(value: Any) -> float:
+def label(value: object) -> float:
     """Read what a response is worth: a truth value, or a number."""
     if value is None:
         raise BadValue("is null")
@@ -93,7 +92,7 @@ def label(value: Any) -> float:
     return number
 
 
-def new_tokens(value: Any) -> int | None:
+def new_tokens(value: object) -> int | None:
     """Read a cap on new tokens; None for no other than that of all prompts."""
     if value is None or value == "":
         return None
@@ -103,7 +102,7 @@ def new_tokens(value: Any) -> int | None:
     return int(number)
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def mapping(value: object) -> dict[str, object]:
     """Read a dict, or the JSON of one."""
     value = parsed(value)
     if not isinstance(value, dict):
@@ -111,7 +110,7 @@ def mapping(value: Any) -> dict[str, Any]:
     return value
 
 
-def tools(value: Any) -> list[Any]:
+def tools(value: object) -> list[object]:
     """Read a list of tools as JSON schemas, or the JSON of such a list."""
     value = parsed(value)
     value = [value] if isinstance(value, dict) else value
@@ -123,7 +122,7 @@ def tools(value: Any) -> list[Any]:
     return found
 
 
-def parsed(value: Any) -> Any:
+def parsed(value: object) -> object:
     """Return what JSON text says; any other value as it is."""
     if not isinstance(value, str):
         return value
@@ -134,7 +133,7 @@ def parsed(value: Any) -> Any:
         raise BadValue(what, "is text, and no JSON") from error
 
 
-def without_nulls(value: Any) -> Any:
+def without_nulls(value: object) -> object:
     """Return a value without the keys that Arrow adds: it gives every dict of a column every key that any of them has."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
@@ -143,7 +142,7 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """Return a finite number, also one that is written as text, as in CSV files; None if there is none."""
     if isinstance(value, bool) or not isinstance(value, Real | Decimal | str):
         return None

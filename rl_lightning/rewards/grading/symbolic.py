@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.grading.expression import read_expression
@@ -93,8 +93,7 @@ def compare(kind: str, gold: tuple[str, ...], response: tuple[str, ...], timeout
         raise ProcessDied(f"The process for symbolic grading ended during a comparison: {outcome.error}")
     if outcome.kind != "ok":
         raise RuntimeError(f"Symbolic grading failed:\n{outcome.error}")
-    result: Result = outcome.value
-    return result
+    return cast(Result, outcome.value)
 
 
 def start(timeout_s: float) -> None:
