@@ -12,7 +12,7 @@ from examples.house.path import Run
 from examples.house.report import measure_text, table
 from examples.house.sources import House, Source, says_nothing
 from examples.house.traced import Trace, fit
-from tests.checks import holds_only_for
+from tests.checks import cases, holds_only_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,7 +108,7 @@ def test_a_path_has_the_rooms_of_a_rollout_and_no_libraries():
     assert run.everything == sorted(files)
 
 
-@pytest.mark.parametrize("algorithm", ["GRPO", "PPO"])
+@pytest.mark.parametrize("algorithm", cases(["GRPO", "PPO"], soon=lambda algorithm: algorithm == "GRPO"))
 def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
     trace = Trace()
     fit(algorithm, trace)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from functools import lru_cache
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.grading.expression import read_expression
 from rl_lightning.rewards.grading.forms import is_worked_out
 from rl_lightning.rewards.grading.normalize import tighten
-from rl_lightning.rewards.pool import WorkerPool
+
+if TYPE_CHECKING:
+    from rl_lightning.rewards.pool import WorkerPool
 
 Result = Literal["equal", "different", "timeout", "refused"]
 
@@ -105,4 +107,6 @@ def start(timeout_s: float) -> None:
 @lru_cache(maxsize=4)
 def _pool(timeout_s: float) -> WorkerPool:
     require_backend()
+    from rl_lightning.rewards.pool import WorkerPool  # not for those who only compare numbers
+
     return WorkerPool(workers=1, timeout_s=_PATIENCE * timeout_s, setup=[(f"{_BACKEND}.prepare", {})])

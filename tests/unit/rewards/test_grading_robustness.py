@@ -171,8 +171,8 @@ def test_random_text_neither_raises_nor_is_correct():
         "#",
         "=",
     ]
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(2000):
         text = "".join(rng.choice(pieces) for _ in range(rng.randint(0, 30)))
         assert not is_equivalent(answer="54321", response=text), text
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10

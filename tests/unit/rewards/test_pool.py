@@ -335,8 +335,10 @@ def test_a_pickled_pool_is_a_new_pool_with_the_same_settings(pool):
     )
 
 
+#: A job in a shell's background ignores SIGINT, and so would its children.
 PARENT = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {path!r}
 from rl_lightning.rewards import WorkerPool
 pool = WorkerPool(timeout_s=1000)
@@ -355,12 +357,13 @@ def test_no_worker_outlives_its_parent(number, what):
     worker = int(parent.stdout.readline())
     time.sleep(0.2)  # let it get into the call that hangs
     assert not gone(worker, within_s=0.05)
-    parent.send_signal(number)
-    parent.wait(5)
-    parent.stdout.close()
     try:
+        parent.send_signal(number)
+        parent.wait(60)
         assert gone(worker)
     finally:
+        parent.kill()
+        parent.stdout.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
 
@@ -402,6 +405,17 @@ def test_workers_import_neither_torch_nor_lightning():
     code = (
         "import sys, rl_lightning.rewards, rl_lightning.rewards.functions, rl_lightning.rewards.worker;"
         "bad = {'torch', 'lightning', 'transformers', 'sympy', 'numpy', 'reasoning_gym'} & set(sys.modules);"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_a_worker_imports_what_it_makes_calls_with_and_no_more():
+    """It is started for every run, once a core."""
+    code = (
+        "import sys, rl_lightning.rewards.worker;"
+        "bad = {'asyncio', 'cloudpickle', 'rl_lightning.rewards.rewarder', 'rl_lightning.rewards.pool'} & set(sys.modules);"
         "sys.exit(f'imported {bad}' if bad else 0)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

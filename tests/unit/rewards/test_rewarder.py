@@ -134,11 +134,11 @@ def test_what_is_given_ahead_is_scored_in_the_background(rewarder):
     started = time.perf_counter()
     for number, sample in enumerate(samples("", "")):
         ahead.add(number, sample)
-    assert time.perf_counter() - started < 0.2
+    assert time.perf_counter() - started < 0.6
     time.sleep(0.9)
     started = time.perf_counter()
     assert one.score(samples("", ""), ahead).total == [0.3, 0.3]
-    assert time.perf_counter() - started < 0.25
+    assert time.perf_counter() - started < 0.3
 
 
 @pytest.mark.parametrize("order", [[], [3, 0], [4, 2, 0, 1, 3]])
