@@ -1,6 +1,7 @@
 """Set-up shared by all tests."""
 
 import os
+import sys
 
 # Waiting threads that spin would starve each other on a machine with few cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -8,12 +9,39 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-import torch
+
+from tests import budget
+
+pytest_runtest_makereport = budget.pytest_runtest_makereport
+pytest_terminal_summary = budget.pytest_terminal_summary
 
 
 @pytest.fixture(autouse=True)
 def _same_seed():
+    import torch  # not in the process that hands out tests, which needs none
+
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parsers_made_once():
+    """Keep the parsers of the commands: to make those of all commands anew takes a third of the time of a short `run`."""
+    command = sys.modules.get("rl_lightning.cli.command")
+    if command is None:
+        yield
+        return
+    real, made = command.CLI._prepare_subcommand_parser, {}
+
+    def prepared(cli, trainer, name, **options):
+        if (trainer, name) not in made:
+            made[trainer, name] = real(cli, trainer, name, **options), cli._subcommand_method_arguments[name]
+        parser, cli._subcommand_method_arguments[name] = made[trainer, name]
+        parser.written = None
+        return parser
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command.CLI, "_prepare_subcommand_parser", prepared)
+        yield
 
 
 @pytest.fixture(scope="session")

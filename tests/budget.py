@@ -1,0 +1,55 @@
+"""What tests cost: the ten that use most of a processor, all together, and those that use too much of it.
+
+Wall time says little on a machine that does something else too. Counted are this process and the children that it has waited
+for; ranks and warm processes that stay are in what is said of the whole run alone, once they have ended.
+"""
+
+import os
+
+import pytest
+
+#: Processor seconds that a test may use; one that needs more is `slow`. A busy machine makes up to a half more of them.
+MOST_S = 8.0
+
+_last = [0.0]
+
+
+def _used() -> float:
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Note the processor seconds since the report before; a report from another process brings them along."""
+    report = yield
+    now = _used()
+    report.cpu_s, _last[0] = (now - _last[0] if _last[0] else 0.0), now
+    return report
+
+
+def costs(reports):
+    """Return test → processor seconds, of its set-up, call and tear-down, and the tests that are marked `slow`."""
+    spent, slow = {}, set()
+    for report in reports:
+        spent[report.nodeid] = spent.get(report.nodeid, 0.0) + report.cpu_s
+        slow |= {report.nodeid} if "slow" in report.keywords else set()
+    return spent, slow
+
+
+def lines(spent, slow):
+    """Return what is said of the costs: the sum, the ten largest, and each test that ought to be marked `slow`."""
+    largest = sorted(spent, key=spent.__getitem__, reverse=True)
+    said = [f"{sum(spent.values()):.0f} s in {len(spent)} tests"]
+    said += [f"{spent[name]:.1f} s {name}" for name in largest[:10]]
+    over = [name for name in largest if spent[name] > MOST_S and name not in slow]
+    return said + [f"over {MOST_S:g} s, so to be cut or marked slow (docs/inside/tests.md): {name}" for name in over]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say it where the slowest tests are asked for (--durations)."""
+    if not config.option.durations:
+        return
+    reports = [one for kind in terminalreporter.stats.values() for one in kind if hasattr(one, "cpu_s")]
+    terminalreporter.section("processor seconds")
+    for line in lines(*costs(reports)):
+        terminalreporter.write_line(line)

@@ -1,0 +1,51 @@
+"""What tests cost is counted in processor seconds, and too much is said."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from tests import budget
+
+ROOT = Path(__file__).parents[2]
+
+
+def report(name, seconds, *keywords):
+    return SimpleNamespace(nodeid=name, cpu_s=seconds, keywords=dict.fromkeys(keywords, 1))
+
+
+def test_what_is_dear_and_not_slow_is_named():
+    reports = [report("a", 1.0), report("a", budget.MOST_S), report("b", 2.0), report("c", 99.0, "slow")]
+    reports += [report(f"d{number}", 0.1) for number in range(12)]
+    said = budget.lines(*budget.costs(reports))
+    assert said[0] == "111 s in 15 tests"
+    assert said[1:4] == ["99.0 s c", "9.0 s a", "2.0 s b"] and len(said) == 12
+    assert said[-1].startswith("over 8 s") and said[-1].endswith(": a")
+
+
+def test_seconds_come_from_the_workers_and_not_from_the_clock(tmp_path):
+    """One test uses the processor for 0.3 s, and another sleeps for as long."""
+    (tmp_path / "conftest.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom tests.budget import *\n"
+    )
+    (tmp_path / "test_two.py").write_text(
+        "import time\n"
+        "def test_first(): pass\n"
+        "def test_sleeps(): time.sleep(0.3)\n"
+        "def test_works():\n    until = time.process_time() + 0.3\n    while time.process_time() < until: pass\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n1",
+        "--durations=1",
+        "-c",
+        "/dev/null",
+        "--rootdir",
+        str(tmp_path),
+    ]
+    done = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    spent = {line.split("::")[1]: float(line.split()[0]) for line in done.stdout.splitlines() if " s test_two" in line}
+    assert spent["test_works"] >= 0.3 > 0.2 > spent["test_sleeps"], done.stdout + done.stderr
