@@ -89,7 +89,7 @@ class Silent(RolloutCallback):
         return None
 
 
-@pytest.mark.parametrize("dropping", [KeepAll, Silent])
+@pytest.mark.parametrize("dropping", cases([KeepAll, Silent], soon=lambda dropping: dropping is KeepAll))
 def test_where_nothing_is_dropped_the_run_is_the_same_to_the_last_bit(dropping, tiny_policy, tmp_path):
     plain, kept = run(tiny_policy, tmp_path), run(tiny_policy, tmp_path, dropping())
     assert plain.steps == kept.steps and same(plain.after[-1], kept.after[-1])
@@ -160,8 +160,10 @@ class MomentumMoves(DAPO):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("then", ["smaller", "skip"])
-@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize(
+    ("then", "clip"),
+    cases(["smaller", "skip"], [None, 1.0], soon=lambda then, clip: (then == "smaller") == (clip is None)),
+)
 def test_a_rollout_without_groups_moves_nothing(then, clip, tiny_policy, tmp_path, caplog):
     """Adam has momentum from the first rollout, and weights decay; two microbatches a step."""
     settings = {"max_chunks": 3, "on_exhaustion": then}
@@ -221,7 +223,13 @@ def test_prompts_all_solved_or_all_failed_are_reported(threshold, right, wrong, 
 # ------------------------------------------------------------------------------------------------------------ resume, ranks
 
 
-def test_resumed_is_uninterrupted(tiny_policy, tmp_path):
+PLACES = [("epochs", 4), ("steps", 1), ("steps", 5), ("epochs", 2), ("steps", 2)]
+
+
+@pytest.mark.parametrize(
+    "places", [PLACES[:3], pytest.param(PLACES[3:], marks=pytest.mark.slow)], ids=["some", "others"]
+)
+def test_resumed_is_uninterrupted(places, tiny_policy, tmp_path):
     """From the end and the middle of rollouts, with groups waiting and the cursor where no rollout number says."""
     every = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
     keep = [
@@ -231,7 +239,7 @@ def test_resumed_is_uninterrupted(tiny_policy, tmp_path):
     whole = run(tiny_policy, tmp_path, DynamicSampling(prompts_per_chunk=12), callbacks=keep, **options)
     assert all(rollout.metrics["rollout/surplus"] for rollout in whole.rollouts[:2])
     assert sum(rollout.metrics["rollout/chunks"] for rollout in whole.rollouts) != 4
-    for by, stop in [("epochs", 2), ("epochs", 4), ("steps", 1), ("steps", 2), ("steps", 5)]:
+    for by, stop in places:
         torch.manual_seed(12345)
         resumed = run(
             tiny_policy,

@@ -15,6 +15,7 @@ from examples.drill.__main__ import SIGNALS, draw_kills
 from examples.drill.results import curves, differences, first_difference, last_checkpoint
 from rl_lightning.callbacks import CollapseWarning, DurableLogs, GracefulStop, StepCheckpoint
 from rl_lightning.strategies import atomic_save
+from tests.checks import cases
 from tests.invariants.spread import Tell, fit
 
 
@@ -26,12 +27,13 @@ def run(policy, directory, *callbacks, **settings):
     return curves(directory)
 
 
-def test_curves_have_no_holes_where_a_run_was_killed(tiny_policy, tmp_path):
+@pytest.mark.parametrize("stops", [(1, 2, 5), pytest.param((3, 4, 6), marks=pytest.mark.slow)], ids=["some", "others"])
+def test_curves_have_no_holes_where_a_run_was_killed(stops, tiny_policy, tmp_path):
     """Of the attempt that was killed only what is in its checkpoint is left here, as if its loggers had written nothing since."""
     keep = StepCheckpoint(dirpath=tmp_path / "kept", save_top_k=-1, filename="{step}")
     whole = run(tiny_policy, tmp_path / "whole", DurableLogs(), keep)
     assert sorted(path.name for path in (tmp_path / "kept").glob("step=*")) == [f"step={n}.ckpt" for n in range(1, 7)]
-    for stop in range(1, 7):
+    for stop in stops:
         rest = run(
             tiny_policy, tmp_path / f"from-{stop}", DurableLogs(), ModelCheckpoint(tmp_path / "other"),
             ckpt_path=tmp_path / "kept" / f"step={stop}.ckpt",
@@ -55,7 +57,9 @@ def test_without_care_points_are_lost(tiny_policy, tmp_path):
     assert 1 in whole["val/pass@1"] and 1 not in end["val/pass@1"]
 
 
-@pytest.mark.parametrize("moment", ["sampling", "backward", "validation"])
+@pytest.mark.parametrize(
+    "moment", cases(["sampling", "backward", "validation"], soon=lambda moment: moment != "backward")
+)
 def test_a_run_that_was_stopped_goes_on_under_the_same_steps(moment, tiny_policy, tmp_path):
     """What callbacks have seen is the same too, also of a step that lies before the signal and is compared behind it."""
 
@@ -75,7 +79,7 @@ def test_a_run_that_was_stopped_goes_on_under_the_same_steps(moment, tiny_policy
     assert actual[2].best_model_score == expected[2].best_model_score is not None
 
 
-@pytest.mark.parametrize("moment", ["sampling", "validation"])
+@pytest.mark.parametrize("moment", cases(["sampling", "validation"], soon=lambda moment: moment == "validation"))
 def test_a_collapse_is_looked_for_without_durable_logs_too(moment, tiny_policy, tmp_path):
     """Between the last step of an epoch and its end nothing else knows the entropy of that step."""
     expected, actual = CollapseWarning(), CollapseWarning()

@@ -11,6 +11,7 @@ from rl_lightning.data import ChainSum, DemonstrationDataModule, RewardDataModul
 from rl_lightning.generation import Sampling
 from rl_lightning.models import LoraOptions
 from rl_lightning.rewards import RewardSpec
+from tests.checks import cases
 from tests.support import trainer
 
 LENGTH = [RewardSpec("rl_lightning.rewards.functions.response_length")]
@@ -87,16 +88,33 @@ def fit(make, policy, directory, callbacks=(), ckpt_path=None, lora=None):
     return module, record.steps
 
 
-@pytest.mark.parametrize("make", [dpo, grpo, ppo, reward_model, rft, sft])
-def test_resumed_is_uninterrupted(make, tiny_policy, tmp_path):
+#: Where runs are stopped, by the steps or the epochs after which a checkpoint is kept. The first two are an end and a middle.
+PLACES = [("epochs", 4), ("steps", 6), ("steps", 1), ("epochs", 8)]
+WITHIN = [("steps", 4), ("steps", 9)]
+
+
+def stops(make, every):
+    """Return the parameters of a run and the places where it is stopped: every one, which is slow but for GRPO, or two."""
+    places = PLACES + (WITHIN if make in (grpo, ppo) else [])
+    return pytest.param(
+        make, places if every else places[:2], marks=pytest.mark.slow if every and make is not grpo else ()
+    )
+
+
+MAKERS = [dpo, ppo, reward_model, rft, sft]
+
+
+@pytest.mark.parametrize(
+    ("make", "places"), [stops(grpo, True), *(stops(make, every) for every in (False, True) for make in MAKERS)]
+)
+def test_resumed_is_uninterrupted(make, places, tiny_policy, tmp_path):
     """Four updates of two microbatches an epoch: from its end and its middle, between epochs over one rollout and within one."""
     cadences = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
     keep = [
         ModelCheckpoint(tmp_path / by, save_top_k=-1, filename="{step}", **cadence) for by, cadence in cadences.items()
     ]
     whole, expected = fit(make, tiny_policy, tmp_path, keep)
-    within = (4, 6, 9) if make in (grpo, ppo) else (6,)
-    for by, stop in [("steps", 1), ("epochs", 4), ("epochs", 8), *(("steps", stop) for stop in within)]:
+    for by, stop in places:
         torch.manual_seed(12345)  # a process that starts anew has another state
         checkpoint = tmp_path / by / f"step={stop}.ckpt"
         module, steps = fit(make, tiny_policy, tmp_path, ckpt_path=checkpoint)
@@ -105,7 +123,7 @@ def test_resumed_is_uninterrupted(make, tiny_policy, tmp_path):
             assert torch.equal(module.state_dict()[name], value), (name, stop)
 
 
-@pytest.mark.parametrize("make", [dpo, grpo, ppo, rft, sft])
+@pytest.mark.parametrize("make", cases([dpo, grpo, ppo, rft, sft], soon=lambda make: make in (ppo, sft)))
 def test_resumed_is_uninterrupted_with_an_adapter(make, tiny_policy, tmp_path):
     """The frozen weights come from their files and the adapter's from the checkpoint, whatever the seed is by then."""
     keep = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", every_n_train_steps=1)

@@ -97,7 +97,15 @@ def whole(tiny_policy, tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize(("make", "moment", "when"), MOMENTS, ids=lambda value: getattr(value, "__name__", str(value)))
+#: Each moment once; the other numbers of it are slow.
+LATER = [MOMENTS[place] for place in (2, 4, 6, 10, 13)]
+
+
+@pytest.mark.parametrize(
+    ("make", "moment", "when"),
+    [pytest.param(*case, marks=pytest.mark.slow if case in LATER else ()) for case in MOMENTS],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_stopped_and_resumed_is_uninterrupted(make, moment, when, whole, tiny_policy, tmp_path):
     uninterrupted, expected = whole(make)
     tell = (Tell if make is grpo else SmallTell)(moment, when)

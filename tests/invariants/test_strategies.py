@@ -15,9 +15,9 @@ from tests.invariants.spread import RUNS, STRATEGIES, VARIANTS, Tell, fit, kept,
 TOLERANCES = {"ddp": (1e-12, 1e-12), "fsdp2": (1e-12, 1e-12), "fsdp1": (1e-6, 1e-3)}
 #: Strategy → the algorithms that `make test` runs under it: each kind of models that can be sharded. All others are slow.
 SOON = {
-    "ddp": tuple(RUNS),
-    "fsdp2": ("sft", "dpo", "reward model", "ppo", "ppo, shared critic", "grpo"),
-    "fsdp1": ("reward model", "ppo", "grpo"),
+    "ddp": ("sft", "dpo", "ppo", "grpo", "dapo"),
+    "fsdp2": ("reward model", "ppo", "ppo, shared critic", "dpo"),
+    "fsdp1": ("ppo",),
 }
 #: Name of the run → optimizer steps after which it is stopped: within an epoch, between epochs over one rollout, at an end.
 STOPS = {"ppo": (3, 6), "dapo": (4,), "dpo": (1,)}
@@ -144,7 +144,11 @@ def test_a_sharded_run_in_other_precisions(ranks, tiny_policy, tmp_path):
 
 @pytest.mark.parametrize(
     ("strategy", "name"),
-    cases(["ddp", "fsdp2"], SIGNALS, soon=lambda strategy, name: strategy == "ddp" or name in ("grpo", "ppo")),
+    cases(
+        ["ddp", "fsdp2"],
+        SIGNALS,
+        soon=lambda strategy, name: strategy == "ddp" if name in ("grpo", "sft") else name == "ppo",
+    ),
 )
 def test_a_signal_to_one_rank_stops_all_and_costs_nothing(strategy, name, whole, ranks, tiny_policy, tmp_path):
     """They agree on the end at the next boundary; none of them waits for the others forever."""

@@ -32,5 +32,7 @@ def spins(work: Work) -> None:
     threading.Thread(target=spin, daemon=True).start()
     for _ in range(work.steps):
         turns().wait()
-        time.sleep(0.1)
+        until = time.process_time() + 0.1
+        while time.process_time() < until:
+            time.sleep(0.01)
     turns().wait()

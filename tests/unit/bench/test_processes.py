@@ -57,6 +57,7 @@ def test_workers_take_turns(tmp_path):
     assert "not a line of the protocol" in (tmp_path / "tests.unit.bench.sides.counts.log").read_text()
 
 
+@pytest.mark.slow
 def test_who_waits_for_its_turn_takes_no_core(tmp_path):
     one = worker("tests.unit.bench.sides:spins", written(tmp_path), 1)
     try:
@@ -77,6 +78,7 @@ def test_a_worker_that_dies_says_why(tmp_path):
     one.close()
 
 
+@pytest.mark.slow
 def test_a_missing_peer_leaves_our_own_seconds(tmp_path, tiny_policy, capfd):
     alone = Duel(
         Work("prompts", prompts=2, prompt_tokens=80, new_tokens=4),

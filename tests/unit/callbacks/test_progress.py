@@ -116,9 +116,14 @@ def test_the_bar_shows_what_moves_and_no_loss_of_an_online_run(tiny_policy):
     assert list(shown) == ["reward", "pass@1", "kl", "entropy", "len"]
 
 
-def test_a_run_through_a_pipe_prints_nothing_to_standard_error(tmp_path):
+def test_a_run_through_a_pipe_prints_nothing_to_standard_error(tiny_policy, tmp_path):
     # An interpreter of its own: under pytest, warnings are recorded instead of shown.
-    arguments = [*ONLINE, "--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path}"]
+    arguments = [
+        *ONLINE,
+        f"--model.policy={tiny_policy}",
+        "--trainer.max_epochs=1",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "rl_lightning", "fit", *arguments], capture_output=True, text=True, cwd=ROOT, check=True
     )

@@ -25,10 +25,11 @@ def grpo(policy, directory, ckpt_path=None, prompts=None, temperature=1.0, algor
     return run
 
 
-@pytest.fixture
-def checkpoint(tiny_policy, tmp_path):
-    grpo(tiny_policy, tmp_path).save_checkpoint(tmp_path / "one.ckpt")
-    return tmp_path / "one.ckpt"
+@pytest.fixture(scope="module")
+def checkpoint(tiny_policy, tmp_path_factory):
+    place = tmp_path_factory.mktemp("one")
+    grpo(tiny_policy, place).save_checkpoint(place / "one.ckpt")
+    return place / "one.ckpt"
 
 
 class OtherGRPO(GRPO):

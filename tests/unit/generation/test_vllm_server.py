@@ -397,8 +397,8 @@ def test_grpo_learns_from_a_server_that_follows_the_policy(kind, served, tmp_pat
     with FakeVLLM(served) as fake:
         generator = kind(fake.url, directory=str(tmp_path / "weights"))
         data = RolloutDataModule(
-            prompts=ChainSum(train_size=16, val_size=4), sampling=Sampling(max_new_tokens=24), seed=1, generator=generator,
-            prompts_per_rollout=4, group_size=4, epochs_per_rollout=2,
+            prompts=ChainSum(train_size=8, val_size=4), sampling=Sampling(max_new_tokens=12), seed=1, generator=generator,
+            prompts_per_rollout=2, group_size=4, epochs_per_rollout=2,
             rewards=[RewardSpec("rl_lightning.rewards.functions.response_length")],
         )  # fmt: skip
         module = GRPO(kl_coef=0.0, optimizer=OptimizerOptions(lr=1e-3), sampler_correction=SamplerCorrection(cap=1.001))
@@ -417,7 +417,7 @@ def test_rejection_sampling_learns_from_samples_of_a_server(served, tmp_path):
     """A frozen policy is handed over once; validation afterwards is of the policy that has learned."""
     with FakeVLLM(served) as fake:
         data = RewardDataModule(
-            prompts=ChainSum(train_size=8, val_size=2), sampling=Sampling(max_new_tokens=12), seed=1, batch_size=4,
+            prompts=ChainSum(train_size=4, val_size=2), sampling=Sampling(max_new_tokens=12), seed=1, batch_size=2,
             group_size=4, generator=VLLMServerGenerator(fake.url, directory=str(tmp_path / "weights")),
             rewards=[RewardSpec("rl_lightning.rewards.functions.response_length")], correct_threshold=4.0,
             evaluation=Evaluation(samples_per_prompt=2),
@@ -428,4 +428,4 @@ def test_rejection_sampling_learns_from_samples_of_a_server(served, tmp_path):
         assert fit.global_step > 0 and "val/reward_mean" in fit.callback_metrics
         answered = [path for path, body in fake.asked if path == "/v1/completions" and "seed" in body]
         reloads = [path for path, _ in fake.asked].count("/collective_rpc")
-    assert len(answered) == 8 * 4 + 2 * (2 * 2) and reloads == 3
+    assert len(answered) == 4 * 4 + 2 * (2 * 2) and reloads == 3

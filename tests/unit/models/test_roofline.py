@@ -159,10 +159,10 @@ def test_limits_are_measured_once_and_leave_random_numbers_alone():
 
 
 def test_limits_of_short_numbers_take_no_long_time():
-    started = time.perf_counter()
+    started = time.process_time()
     measured_limits.__wrapped__(torch.device("cpu"), torch.bfloat16)
     # Plain products took nine seconds where there are no instructions for them.
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_the_slower_of_the_two_decides():
