@@ -17,7 +17,7 @@ def here():
     if (folder / "there").exists():
         return
     (folder / "there").touch()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 300
     while not (folder / "go").exists() and time.monotonic() < until:
         time.sleep(0.01)
 

@@ -481,7 +481,7 @@ def test_second_signal(number, tiny_policy, tmp_path):
         time.sleep(0.5)  # two signals at once are one
         assert paused.process.poll() is None
         paused.process.send_signal(number)
-        assert paused.process.wait(40) in (1, 128 + number), paused.printed()  # what waits would wait for 60 s
+        assert paused.process.wait(40) in (1, 128 + number), paused.printed()  # what waits would wait for 300 s
     finally:
         paused.end()
 
