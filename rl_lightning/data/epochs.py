@@ -45,12 +45,7 @@ class EpochSource(Protocol):
 
 
 class _Restored(TypedDict):
-    """What a checkpoint from the middle of an epoch holds of it, on one rank.
-
-    Args:
-        epoch: its state; None if a checkpoint from the end of an epoch was loaded.
-        microbatches: how many it has; None if that is not known.
-    """
+    """What a checkpoint holds of this rank's epoch: its state, and its number of microbatches; None each if it had ended."""
 
     epoch: dict[str, object] | None
     microbatches: int | None
@@ -115,8 +110,7 @@ class EpochLoader:
         Raises:
             UserError: for the middle of an epoch on another number of ranks.
         """
-        states = progress["ranks"]
-        if states and len(states) != ranks:
+        if (states := progress["ranks"]) and len(states) != ranks:
             raise UserError(
                 f"the checkpoint is from the middle of an epoch on {len(states)} rank(s) and cannot go on with {ranks}: use as "
                 "many devices as then, or a checkpoint from the end of an epoch"
