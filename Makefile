@@ -18,7 +18,7 @@ NAME ?=
 ARGS ?=
 MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 
-.PHONY: demo test lint check check-all tensorboard embedded drill bench versions resolve clean
+.PHONY: demo test lint check check-all tensorboard embedded drill bench docs versions resolve clean
 
 demo: $(VENV)/core  ## GRPO on the embedded policy, and the evaluation before and after
 	$(BIN)/python examples/demo.py --seeds $(SEEDS) --rollouts $(ROLLOUTS) --directory $(DIRECTORY)
@@ -53,6 +53,9 @@ drill: $(VENV)/core  ## kill N runs at random moments, go on with them, compare:
 bench: $(VENV)/bench  ## this library beside TRL on the same work; all benchmarks, or those in NAME
 	$(BIN)/python -m examples.bench $(NAME) --model $(MODEL)
 
+docs: $(VENV)/dev  ## build the documentation into site/, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 versions: $(VENV)/dev  ## the suite on the oldest and the newest releases that pyproject.toml admits; ARGS="--only oldest -- tests/unit"
 	$(BIN)/python -m examples.versions suite --directory $(VENV)/versions $(ARGS)
 
@@ -76,4 +79,4 @@ $(VENV)/dev: $(VENV)/core
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

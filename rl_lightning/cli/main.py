@@ -9,17 +9,19 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NoReturn
 
 from rl_lightning import __version__
 from rl_lightning.errors import UserError
+from rl_lightning.manual import asked, contents
 from rl_lightning.shipped import copy, summary
 
 #: Exit status after a `UserError`.
 USAGE_ERROR = 2
 
 #: In the order of their use.
-COMMANDS = ("init", "fit", "validate", "test", "predict", "audit", "chat", "tensorboard")
+COMMANDS = ("init", "fit", "validate", "test", "predict", "audit", "chat", "tensorboard", "docs")
 
 _OVERVIEW = """\
   rl-lightning fit --config grpo                  train; nothing is downloaded
@@ -33,6 +35,7 @@ _OVERVIEW = """\
   rl-lightning chat runs/grpo                     talk to what was trained
   rl-lightning init grpo [FILE]                   copy a configuration with its comments, to edit
   rl-lightning fit --config grpo --print_config   show all options and their values
+  rl-lightning docs [PAGE or WORDS]               read the documentation
   rl-lightning --version"""
 
 
@@ -60,6 +63,8 @@ def main(args: Sequence[str] | None = None) -> None:
             from rl_lightning.cli.board import board
 
             board(_Arguments(prog="rl-lightning tensorboard", description="Look at the curves of runs."), given[1:])
+        elif given[0] == "docs":
+            print(asked(" ".join(given[1:])) if given[1:] else "\n".join(["rl-lightning docs PAGE", *contents()]))
         elif given[0].isidentifier() and given[0] not in COMMANDS:
             close = difflib.get_close_matches(given[0], COMMANDS, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
@@ -67,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
         else:
             _train(args)
     except UserError as error:
-        _end(str(error))
+        _end(error)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
@@ -79,6 +84,10 @@ def _train(args: Sequence[str] | None) -> None:
     from rl_lightning.quiet import calm
 
     calm()
+    if (
+        str(Path.cwd()) not in sys.path
+    ):  # as `python -m` has it: rewards and classes of the user's own lie in this folder
+        sys.path.insert(0, str(Path.cwd()))
     try:
         run(args)
     except Exception as error:
@@ -88,8 +97,8 @@ def _train(args: Sequence[str] | None) -> None:
         _end(mistake)
 
 
-def _end(mistake: str) -> NoReturn:
-    print(f"rl_lightning: error: {mistake}", file=sys.stderr)
+def _end(mistake: UserError) -> NoReturn:
+    print(f"rl_lightning: error: {mistake} (more: {mistake.more})", file=sys.stderr)
     sys.exit(USAGE_ERROR)
 
 

@@ -20,24 +20,24 @@ _OUT_OF_REACH = (
 )  # fmt: skip
 
 
-def mistake_behind(error: BaseException | None) -> str | None:
-    """Return the message of the user's mistake that caused an error; None if it was no mistake of the user.
+def mistake_behind(error: BaseException | None) -> UserError | None:
+    """Return the user's mistake that caused an error; None if it was no mistake of the user.
 
     The chain of causes is searched, since jsonargparse wraps the errors of constructors in its own.
     """
     while error is not None:
         if isinstance(error, UserError):
-            return str(error)
+            return error
         if isinstance(error, OmegaConfBaseException):
-            return of_an_interpolation(error)
+            return UserError(of_an_interpolation(error), page="reference/command-line")
         if isinstance(error, MisconfigurationException):
-            return " ".join(str(error).split())
+            return UserError(" ".join(str(error).split()), page="reference/command-line")
         if isinstance(error, CheckpointException):
             error = next(iter(error.failures.values()))[0]
             continue
         place = of_the_disk(error)
         if place is not None:
-            return place
+            return UserError(place)
         error = error.__cause__ or error.__context__
     return None
 

@@ -92,7 +92,7 @@ def check_fit(algorithm: str, given: str, source: ExampleSource, shape: Shape) -
     held = next(one for one in ("labels", "pairs", "texts", "prompts") if one in offers)
     columns = ", ".join(shape.columns)
     general = f"it needs {_WANTED[needed]}" if not unwanted else "good and bad ones alike"
-    advice = _ADVICE.get((given, held), f"{general}: see docs/reference/data.md")
+    advice = _ADVICE.get((given, held), general)
     raise UserError(f"{algorithm} {does}, and {type(source).__name__} holds {shape} (columns: {columns}): {advice}")
 
 

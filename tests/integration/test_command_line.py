@@ -399,5 +399,5 @@ def test_as_a_process_a_mistake_prints_no_traceback():
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "rl_lightning: error: unrecognized arguments: --trainer.max_epohcs=3; did you mean 'max_epochs'?"
+        "rl_lightning: error: unrecognized arguments: --trainer.max_epohcs=3; did you mean 'max_epochs'? (more: rl-lightning docs reference/options)"
     ]

@@ -575,7 +575,9 @@ def test_two_runs_in_one_directory(paused, tiny_policy, tmp_path, capsys):
         assert line.startswith(
             f"{directory} is in use by process {first.process.pid} on {os.uname().nodename}, since 20"
         )
-        assert line.endswith("or give this one a directory of its own with --trainer.default_root_dir")
+        assert line.endswith(
+            "or give this one a directory of its own with --trainer.default_root_dir (more: rl-lightning docs inside/faults)"
+        )
     assert contents(directory) == before
     assert run(fit(tiny_policy, tmp_path, "--trainer.max_epochs=1")).trainer.global_step == 1
 

@@ -57,6 +57,7 @@ def test_a_wheel_trains_by_name_and_from_a_copy(installed, folder):
         [installed / "python", "-c", "import rl_lightning as r; print(r.__file__)"], folder
     )
     assert output([command], folder) == output([installed / "python", "-m", "rl_lightning"], folder)
+    assert output([command, "docs", "own-data"], folder) == (ROOT / "docs" / "start" / "own-data.md").read_text() + "\n"
     output([command, "fit", "--config", "grpo", "--config=trainer/cpu", *FEW], folder)
     assert (folder / "runs" / "grpo" / "hf" / "config.json").exists()
 

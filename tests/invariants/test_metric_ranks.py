@@ -5,6 +5,7 @@ import math
 import pytest
 
 from tests.checks import cases
+from tests.glossary import unexplained
 from tests.invariants.metric_runs import RUNS, logged
 
 #: What depends on the machine and on how the work is dealt out: times, decoding steps, and what is read again in each of them.
@@ -54,6 +55,7 @@ def test_all_that_is_logged_is_the_same_on_two_ranks(name, ranks, tiny_policy, t
     names = {metric for step in one for metric in step}
     assert names >= set(EXPECTED.get(name, ())), set(EXPECTED[name]) - names
     assert "train/loss" in names and len(names) > 10
+    assert unexplained(name for name in names if not name.startswith("own/")) == set()
     if name == "grpo":  # the comparison can fail: this is what dividing a sum by the ranks would look like
         halved = [step | {"reward_failures/raised": step.get("reward_failures/raised", 0) / 2} for step in two]
         assert same(halved, two) == {"reward_failures/raised"}

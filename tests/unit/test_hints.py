@@ -133,7 +133,7 @@ def test_an_interpolation_that_leads_nowhere_is_named_with_its_place(written, pa
     path.write_text(f"model: {{init_args: {{policy: '{written}'}}}}\n")
     with pytest.raises(OmegaConfBaseException) as raised:
         parser.parse_args(["fit", "--config=configs/grpo.yaml", f"--config={path}"])
-    said = mistake_behind(raised.value)
+    said = str(mistake_behind(raised.value))
     assert said.startswith("model.init_args.policy: ") and said.endswith(INTERPOLATIONS[written])
 
 

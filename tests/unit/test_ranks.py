@@ -79,5 +79,5 @@ def test_the_command_line_in_one_is_the_command_line(tmp_path):
     process = Warm(command_line, "fit", "--config=configs/grpo.yaml", "--trainer.max_epohcs=3", output=tmp_path / "log")
     assert process.wait(100) == 2
     assert (tmp_path / "log").read_text().strip() == (
-        "rl_lightning: error: unrecognized arguments: --trainer.max_epohcs=3; did you mean 'max_epochs'?"
+        "rl_lightning: error: unrecognized arguments: --trainer.max_epohcs=3; did you mean 'max_epochs'? (more: rl-lightning docs reference/options)"
     )

@@ -1,0 +1,1 @@
+"""Runs that are made sick on purpose, to show what each sickness looks like."""
