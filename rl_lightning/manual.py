@@ -21,7 +21,7 @@ def pages() -> dict[str, Path]:
 
 def contents() -> list[str]:
     """Return a line for each page: its name and its title."""
-    return [f"  {name:<28}{_text(path).splitlines()[0].lstrip('# ')}" for name, path in pages().items()]
+    return [f"  {name:<34}{_text(path).splitlines()[0].lstrip('# ')}" for name, path in pages().items()]
 
 
 def asked(question: str) -> str:
