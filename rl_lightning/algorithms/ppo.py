@@ -118,7 +118,8 @@ class PPO(CriticModule):
         if self.bootstrap_truncated:
             assert rollout.bootstrap_values is not None
             after = torch.where(rollout.truncated, rollout.bootstrap_values, 0)
-        rewards, own = self.token_rewards(rollout).to(values), self.gae_lambda
+        rewards = self.token_rewards(rollout).to(values)
+        own: float | Tensor = self.gae_lambda
         if self.length_adaptive_lambda is not None:
             own = (1 - 1 / (self.length_adaptive_lambda * mask.sum(1).to(values))).clamp(min=0)
         advantages, returns = gae(rewards, values, mask, self.gamma, own, after)
