@@ -14,6 +14,7 @@ from torch import Tensor
 from rl_lightning.errors import UserError
 from rl_lightning.learner import Learner
 from rl_lightning.shapes import require
+from rl_lightning.typed import Typed
 from rl_lightning.types import Rollout
 
 
@@ -58,14 +59,14 @@ class Refill:
     on_exhaustion: Literal["smaller", "skip", "stop"] = "smaller"
 
 
-class StopCallback(Callback):
+class StopCallback(Callback, metaclass=Typed):
     """A callback that may end a run in good order, where the data say that this is possible."""
 
     def listen(self, trainer: Trainer) -> None:
         """Put the callback into `trainer.datamodule.watch`. The DataModule calls this in set-up, before it samples."""
 
 
-class RolloutCallback(Callback):
+class RolloutCallback(Callback, metaclass=Typed):
     """A Lightning callback that also sees every rollout before it is trained on.
 
     The stages come in this order, each for all callbacks, so the order of callbacks in a YAML does not matter between

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rl_lightning.errors import UserError
 from rl_lightning.functional import RatioLevel, bounded_ratio, kl_k3, known_or, sampler_ratio
+from rl_lightning.typed import Typed
 
 
 @dataclass
-class SamplerCorrection:
+class SamplerCorrection(metaclass=Typed):
     """Weigh what another sampler than the trainer drew by π/μ, the policy's probability over the sampler's, up to a cap.
 
     A generator with a copy of the policy has other kernels, and perhaps another precision: its tokens come from a μ that is

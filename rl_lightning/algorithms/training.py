@@ -22,6 +22,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
 from rl_lightning.options import Checked, plain_options
 from rl_lightning.strategies import clip_gradients, gradient_norm, place
+from rl_lightning.typed import Typed
 from rl_lightning.types import Rows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class OptimizerOptions:
+class OptimizerOptions(metaclass=Typed):
     """AdamW and its learning rate over time.
 
     Args:

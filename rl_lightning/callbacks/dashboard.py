@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rl_lightning.callbacks.loggers import loggers, write_settings
 from rl_lightning.learner import Learner
 from rl_lightning.options import plain_options
+from rl_lightning.typed import Typed
 
 #: Panel → chart → names of metrics, as regular expressions, for TensorBoard's tab Custom Scalars.
 PANELS: dict[str, dict[str, list[str]]] = {
@@ -62,7 +63,7 @@ def layout(online: bool) -> dict[str, dict[str, list[str | list[str]]]]:
     }
 
 
-class Dashboard(Callback):
+class Dashboard(Callback, metaclass=Typed):
     """Give every logger the configuration of a run, and TensorBoard a layout of its tab Custom Scalars.
 
     TensorBoard shows the configuration in its tab HPARAMS, beside the metrics by which runs are compared.

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rl_lightning.callbacks.logged_before import forget_after, remember_runs
 from rl_lightning.callbacks.loggers import flush, loggers
+from rl_lightning.typed import Typed
 
 #: Keys of a checkpoint for the metrics of its own step, and for `trainer.callback_metrics`.
 _KEY, _SEEN = "metrics_of_this_step", "metrics_of_callbacks"
@@ -21,7 +22,7 @@ class _Step(TypedDict):
     metrics: dict[str, float]
 
 
-class DurableLogs(Callback):
+class DurableLogs(Callback, metaclass=Typed):
     """Make sure that everything logged before a checkpoint is on disk with it.
 
     Loggers keep points in memory for a while, so every checkpoint flushes them. A checkpoint at the end of a step is written

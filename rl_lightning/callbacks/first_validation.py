@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rl_lightning.typed import Typed
 
-class FirstValidation(Callback):
+
+class FirstValidation(Callback, metaclass=Typed):
     """Run the whole validation before the first optimizer step of a run, and log it as step 0.
 
     Lightning's own `num_sanity_val_steps` runs it too, but logs nothing. A run that goes on from a checkpoint has its beginning

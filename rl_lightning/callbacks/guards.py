@@ -15,6 +15,7 @@ from rl_lightning import types
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
 from rl_lightning.strategies.sharding import whole
+from rl_lightning.typed import Typed
 from rl_lightning.types import Microbatch, Rows
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class _Guarded(Protocol):
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> object: ...
 
 
-class NonFiniteGuard(Callback):
+class NonFiniteGuard(Callback, metaclass=Typed):
     """Count optimizer steps with a loss or gradient that is not finite, and stop the run after several in a row.
 
     The module skips such a step: the weights stay as they are. The first skipped step is written to a file, with the weights and

@@ -12,6 +12,7 @@ from rl_lightning.functional import kl_k3
 from rl_lightning.learner import PolicyLearner
 from rl_lightning.models import PolicyFiles, read_responses
 from rl_lightning.strategies import sum_over_ranks
+from rl_lightning.typed import Typed
 from rl_lightning.types import Rollout, Rows
 
 
@@ -22,7 +23,7 @@ class _Measured(PolicyLearner, Protocol):
         """Return a loaded model, spread over the ranks where the strategy shards."""
 
 
-class HeldOutDivergence(Callback):
+class HeldOutDivergence(Callback, metaclass=Typed):
     """Measure the divergence from the starting policy, and the entropy, on the responses sampled in validation.
 
     The divergence of a response is Σ_t k3 over its tokens, an unbiased estimate of KL(π‖π_ref) summed over the prefixes that the

@@ -12,6 +12,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.learner import Learner
 from rl_lightning.models import LoraOptions, is_adapted, merged_weights, save_adapter
 from rl_lightning.strategies import full_state_dict
+from rl_lightning.typed import Typed
 
 #: Name of the directory of exported models, in `default_root_dir`.
 DIRECTORY = "hf"
@@ -28,7 +29,7 @@ class Exported(Learner, Protocol):
         """Return the trained model and its tokenizer."""
 
 
-class HFExport(Callback):
+class HFExport(Callback, metaclass=Typed):
     """Save the trained model and its tokenizer at the end of `fit`.
 
     Load a policy with `AutoModelForCausalLM.from_pretrained`, a reward model with `AutoModelForSequenceClassification`, and an

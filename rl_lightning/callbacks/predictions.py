@@ -9,10 +9,11 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rl_lightning.errors import UserError
+from rl_lightning.typed import Typed
 from rl_lightning.types import Rollout
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(Callback, metaclass=Typed):
     """Write the responses that `predict` samples to a JSON Lines file, one object per response; a failed reward is null.
 
     Args:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from tqdm.auto import tqdm
 
 from rl_lightning.hooks import Watch
+from rl_lightning.typed import Typed
 
 #: Metric → short name, in the order in which they are shown. The loss of an on-policy objective is 0 by construction.
 _ONLINE = {
@@ -60,7 +61,7 @@ def _last(trainer: Trainer) -> str:
     return f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
 
 
-class RolloutProgressBar(TQDMProgressBar):
+class RolloutProgressBar(TQDMProgressBar, metaclass=Typed):
     """Lightning's progress bar, with "Rollout" in place of "Epoch", and a second bar while responses are sampled.
 
     Beside it stands what moves: reward, pass@1, divergence, entropy and length of online runs, loss and accuracy of others.
@@ -104,7 +105,7 @@ class RolloutProgressBar(TQDMProgressBar):
         return {name: short(value) for name, value in shown_metrics(trainer, model).items()}
 
 
-class RolloutLines(ProgressBar):
+class RolloutLines(ProgressBar, metaclass=Typed):
     """Print a line a rollout, in place of a bar: for output that goes to a file or a pipe.
 
         rollout 12/100  reward 0.430  kl 0.003  entropy 0.620  len 23.1  8.1 s

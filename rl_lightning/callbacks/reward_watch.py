@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rl_lightning.callbacks.held_out_divergence import HeldOutDivergence
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import checkpoint_steps
+from rl_lightning.typed import Typed
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class _State:
     said: list[str] = field(default_factory=list)
 
 
-class RewardWatch(Callback):
+class RewardWatch(Callback, metaclass=Typed):
     """Warn, or stop, when the trained reward rises while a verifier that training does not use falls.
 
     It looks at every validation, whose prompts are the same each time, and complains, once each, of

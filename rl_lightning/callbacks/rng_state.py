@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from rl_lightning.typed import Typed
 
-class RNGState(Callback):
+
+class RNGState(Callback, metaclass=Typed):
     """Save the states of the global random number generators of Python, NumPy and torch in checkpoints, and restore them.
 
     The package itself does not use them: prompt order, sampling and minibatches are functions of the seed and of their own

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rl_lightning.learner import Learner
 from rl_lightning.models import LoraOptions
 from rl_lightning.models.memory import Held, held, in_units
+from rl_lightning.typed import Typed
 
 
 class Schedule(Protocol):
@@ -46,7 +47,7 @@ class CardData(Protocol):
         """Return lines of the card, by name."""
 
 
-class RunCard(Callback):
+class RunCard(Callback, metaclass=Typed):
     """Print the run card at the start of `fit`, on rank 0."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

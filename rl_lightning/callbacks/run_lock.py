@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from rl_lightning.callbacks.guards import NonFiniteGuard
 from rl_lightning.callbacks.hf_export import HFExport
 from rl_lightning.errors import UserError
+from rl_lightning.typed import Typed
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 LOCK_FILE = ".run_lock"
 
 
-class RunLock(Callback):
+class RunLock(Callback, metaclass=Typed):
     """Refuse a `fit` into a directory that another run is writing to, and warn of one that begins anew where an earlier run was.
 
     Two runs with the same `default_root_dir`, or the same directory of checkpoints, logs or exports, would overwrite each other's

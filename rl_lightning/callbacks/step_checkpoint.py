@@ -8,8 +8,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from rl_lightning.typed import Typed
 
-class StepCheckpoint(ModelCheckpoint):
+
+class StepCheckpoint(ModelCheckpoint, metaclass=Typed):
     """Save a checkpoint every n optimizer steps. A run that is killed at any moment resumes from it with the same curves.
 
     The checkpoint of an epoch's last step is written after the epoch's validation. Lightning would not repeat a validation that a

@@ -15,6 +15,7 @@ from rl_lightning.callbacks.hf_export import HFExport
 from rl_lightning.callbacks.loggers import run_directory
 from rl_lightning.callbacks.progress import short
 from rl_lightning.learner import Learner
+from rl_lightning.typed import Typed
 
 #: Name in the summary → metric.
 _NUMBERS = {
@@ -34,7 +35,7 @@ _NUMBERS = {
 _OFFLINE_ONLY = ("train/loss",)
 
 
-class RunSummary(Callback):
+class RunSummary(Callback, metaclass=Typed):
     """Print a summary at the end of `fit`, on rank 0: numbers first → last, files, and commands to go on with."""
 
     def __init__(self) -> None:

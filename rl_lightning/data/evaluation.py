@@ -15,11 +15,12 @@ from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.learner import SampledPolicy
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+from rl_lightning.typed import Typed
 from rl_lightning.types import Sealed
 
 
 @dataclass
-class Evaluation:
+class Evaluation(metaclass=Typed):
     """How held-out prompts are answered in `validate`, `test` and `predict`; responses end as in training.
 
     Args:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from rl_lightning.data.sources.paths import near_misses
 from rl_lightning.errors import UserError
 from rl_lightning.text import completed
+from rl_lightning.typed import Typed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
-class PromptOptions:
+class PromptOptions(metaclass=Typed):
     """How examples become token ids.
 
     The chat template, with the values and the prefix below, becomes the policy's own: it is exported with it, so that whoever

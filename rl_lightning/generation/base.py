@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +13,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import Ends, StopStrings
 from rl_lightning.text import TextFormat
+from rl_lightning.typed import Typed
 
 #: The name of one response's random numbers: (seed, number of the response in the run). The same stream gives the same numbers
 #: whatever else is in the batch, on any rank, before and after a restart.
@@ -26,7 +27,7 @@ Finished = Callable[[int, list[int]], None]
 
 
 @dataclass
-class Sampling:
+class Sampling(metaclass=Typed):
     """How responses are sampled.
 
     Args:
@@ -189,14 +190,14 @@ class Responses:
     truncated: Tensor
 
 
-class Generator(ABC):
+class Generator(metaclass=Typed):
     """Samples responses to prompts. To write one, implement `generate`."""
 
     #: Whether it samples a copy of the policy, or the policy in another precision. Its log-probabilities then differ from
     #: those that the trainer computes, and online algorithms correct for the difference.
     samples_from_copy: bool = False
 
-    def update(self, model: nn.Module, files: PolicyFiles, version: Hashable) -> None:  # noqa: B027
+    def update(self, model: nn.Module, files: PolicyFiles, version: Hashable) -> None:
         """Take over the weights of the policy. A generator that samples the model itself has nothing to do here.
 
         All ranks call this together, before `generate`, with the parameters gathered.
@@ -212,7 +213,7 @@ class Generator(ABC):
         combined over ranks."""
         return {}
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Free what `update` has built, such as an engine. A later `update` builds it again."""
 
     @abstractmethod

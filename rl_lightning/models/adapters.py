@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapter_targets import experts, heads_of, targets, unlike_linear
 from rl_lightning.models.seeding import seeded
+from rl_lightning.typed import Typed
 
 if TYPE_CHECKING:
     from peft.tuners.lora import Linear as LoraLinear
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class LoraOptions:
+class LoraOptions(metaclass=Typed):
     """Replace y = W x by y = W x + s B A x with W frozen; A is (r, in), B is (out, r), s = α/r.
 
     A starts random, as a function of the run's seed alone. B starts at 0, so the model starts as it was loaded. Adapters of a

@@ -32,6 +32,7 @@ from rl_lightning.models.packed_attention import enable_packing
 from rl_lightning.models.reading import near_misses, reading
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
+from rl_lightning.typed import Typed
 
 #: Files that are not part of a policy's fingerprint: state of training, and texts for people.
 _NO_PART_OF_IT = ("*.md", "*.pt", "*.ckpt", "training_args*", "optimizer*", "trainer_state*", ".*")
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class LoadOptions:
+class LoadOptions(metaclass=Typed):
     """How a model is loaded.
 
     Args:

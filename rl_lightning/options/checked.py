@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import types
-import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from rl_lightning.errors import UserError
 from rl_lightning.options.hints import option_hint, option_types
 from rl_lightning.options.parser import Parser
+from rl_lightning.typed import by_name, constructor, described, fits, said
 
 #: Attribute of a made object that holds what it was made from.
 _GIVEN = "_given_options"
@@ -45,7 +44,7 @@ class Checked(type):
         Raises:
             UserError: in one line, for a name that the class does not have, or a value that the option does not take.
         """
-        given = _by_name(cls, arguments, options)
+        given = by_name(cls, arguments, options)
         for name, turn in getattr(cls, "accepts", {}).items():
             if given.get(name) is not None:
                 given[name] = turn(given[name])
@@ -56,7 +55,7 @@ class Checked(type):
     @property
     def __signature__(cls) -> inspect.Signature:
         """What `help` and notebooks show: the parameters of the constructor."""
-        whole = inspect.signature(_constructor(cls))
+        whole = inspect.signature(constructor(cls))
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
 
@@ -81,48 +80,21 @@ def plain_options(made: object) -> dict[str, object]:
     return {name: value for name, value in written.items() if value is not _UNWRITABLE}
 
 
-def _constructor(cls: type) -> Callable[..., None]:
-    found: Callable[..., None] = next(vars(one)["__init__"] for one in cls.__mro__ if "__init__" in vars(one))
-    return found
-
-
-def _by_name(cls: type, arguments: tuple[object, ...], options: Mapping[str, object]) -> dict[str, object]:
-    """Return all arguments of a constructor by name."""
-    if not arguments:
-        return dict(options)
-    takes = [
-        one.name
-        for one in list(inspect.signature(_constructor(cls)).parameters.values())[1:]
-        if one.kind == one.POSITIONAL_OR_KEYWORD
-    ]
-    if len(arguments) > len(takes):
-        raise UserError(
-            f"{cls.__name__} takes {len(takes)} options without their names, not {len(arguments)}: name them, as in name=value"
-        )
-    twice = next((name for name in takes[: len(arguments)] if name in options), None)
-    if twice is not None:
-        raise UserError(f"{cls.__name__}: {twice} is given twice, once without its name")
-    return dict(zip(takes, arguments, strict=False)) | dict(options)
-
-
 def _read(cls: type, given: Mapping[str, object]) -> dict[str, Any]:
     """Return options as the constructor takes them."""
-    described = _described(cls)
-    unread = {name for name in _own_parameters(cls, described) if name in given}
+    readable = _readable(cls)
+    unread = {name for name in _own_parameters(cls, readable) if name in given}
     plain = {name: value for name, value in given.items() if name not in unread and _is_plain(value)}
     objects = {name: value for name, value in given.items() if name not in plain}
-    parser = _parser(cls, described, frozenset(objects) - unread)
+    parser = _parser(cls, readable, frozenset(objects) - unread)
     expected = option_types(cls)
     for name, value in given.items():
         if name in plain and value is not None:
             continue  # the parser checks it; None it would take for an option that is not given
         if value is not None and name not in unread and name not in _parameters(cls):
             raise UserError(f"{cls.__name__} has no option {name!r}{option_hint(name, parser)}")
-        if not _fits(value, expected.get(name, Any)):
-            raise UserError(
-                f"{cls.__name__}: {name}: expected {_said(expected[name])}, not "
-                + ("None" if value is None else f"an object of class {type(value).__name__}")
-            )
+        if not fits(value, expected.get(name, Any)):
+            raise UserError(f"{cls.__name__}: {name}: expected {said(expected[name])}, not {described(value)}")
     try:
         read = parser.parse_object(plain, defaults=False)
         made = vars(parser.instantiate(read))
@@ -133,16 +105,16 @@ def _read(cls: type, given: Mapping[str, object]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _parser(cls: type, described: type, objects: frozenset[str]) -> Parser:
+def _parser(cls: type, readable: type, objects: frozenset[str]) -> Parser:
     """Return what reads the options of a class but for those that are given as objects; to read its source takes 0.1 s."""
     parser = Parser()
-    parser.add_class_arguments(described, skip=set(objects), fail_untyped=False)
+    parser.add_class_arguments(readable, skip=set(objects), fail_untyped=False)
     parser.described = cls
     return parser
 
 
 @functools.lru_cache(maxsize=256)
-def _described(cls: type) -> type:
+def _readable(cls: type) -> type:
     """Return the class, or the nearest ancestor, whose constructor's text can be found: what `**options` stands for is read there.
 
     A class that was typed into `python -c` has no text.
@@ -157,11 +129,11 @@ def _described(cls: type) -> type:
     return cls
 
 
-def _own_parameters(cls: type, described: type) -> set[str]:
-    """Return the parameters that a class adds to those of its described ancestor."""
-    if described is cls:
+def _own_parameters(cls: type, readable: type) -> set[str]:
+    """Return the parameters that a class adds to those of its readable ancestor."""
+    if readable is cls:
         return set()
-    return _parameters(cls) - _parameters(described)
+    return _parameters(cls) - _parameters(readable)
 
 
 def _parameters(cls: type) -> set[str]:
@@ -192,28 +164,3 @@ def _written(value: object) -> object:
     if isinstance(value, (list, tuple)):
         value = [_written(one) for one in value]
     return value if _is_plain(value) else _UNWRITABLE
-
-
-def _fits(value: object, expected: object) -> bool:
-    """Whether an object is of a class that an annotation names; what is no class is not looked into."""
-    origin = typing.get_origin(expected)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in typing.get_args(expected))
-    if expected is Any or origin in (Callable, typing.Literal) or expected is Callable:
-        return origin is not typing.Literal
-    if origin in (list, tuple, dict):
-        inner = [one for one in typing.get_args(expected) if one is not Ellipsis]
-        if not isinstance(value, list | tuple | dict) or not isinstance(value, origin):
-            return False
-        members = value.values() if isinstance(value, dict) else value
-        return all(any(_fits(one, kind) for kind in inner) for one in members)
-    if expected is float:
-        return isinstance(value, int | float)
-    return not isinstance(expected, type) or isinstance(value, expected)
-
-
-def _said(expected: object) -> str:
-    """Return an annotation in words."""
-    if typing.get_origin(expected) in (typing.Union, types.UnionType):
-        return " or ".join(_said(one) for one in typing.get_args(expected) if one is not type(None))
-    return expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.tally import Said
+from rl_lightning.typed import Typed
 
 if TYPE_CHECKING:
     #: What computes a reward.
@@ -69,7 +70,7 @@ class RewardSpec:
 
 
 @dataclass
-class RewardLimits:
+class RewardLimits(metaclass=Typed):
     """How much time and memory reward functions may take, and how many samples may fail.
 
     Args:
@@ -116,7 +117,7 @@ class RewardSample:
 
 
 @dataclass(frozen=True)
-class BatchReward:
+class BatchReward(metaclass=Typed):
     """A reward that takes all samples at once, in the trainer's process, such as a reward model.
 
     An exception in it ends the run, for no single sample is at fault. It returns NaN for a sample that it cannot score.

@@ -20,9 +20,10 @@ from rl_lightning.errors import UserError
 from rl_lightning.strategies.checkpoints import load_plain
 from rl_lightning.strategies.checksums import check_directory, write_checksums
 from rl_lightning.strategies.sharding import whole
+from rl_lightning.typed import Typed
 
 
-class FSDP2Strategy(ModelParallelStrategy):
+class FSDP2Strategy(ModelParallelStrategy, metaclass=Typed):
     """Every rank holds a share of each parameter, gradient and optimizer state, of policy, reference and critic alike.
 
     A layer is gathered when the forward or backward pass reaches it. For sampling the whole policy is gathered, once a rollout

@@ -15,11 +15,12 @@ from rl_lightning.data.offline.written import written_rollout
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
 from rl_lightning.stopping import Ends
+from rl_lightning.typed import Typed
 from rl_lightning.types import PreferenceBatch, Rollout
 
 
 @dataclass
-class PairOptions:
+class PairOptions(metaclass=Typed):
     """How pairs are made of the scored responses to a prompt.
 
     Args:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.data.sources.shape import Shape
 from rl_lightning.text import Messages
+from rl_lightning.typed import Typed
 
 Split = Literal["train", "val", "test"]
 #: A gold answer as data sets hold it; :func:`rl_lightning.rewards.grading.gold.gold_answers` says what it means to the grader.
@@ -49,7 +50,7 @@ class Example:
     plain: str | None = None
 
 
-class ExampleSource(ABC):
+class ExampleSource(metaclass=Typed):
     """A place that examples come from, by split.
 
     ``load`` is deterministic: the same source with the same arguments returns the same examples in the same order, so

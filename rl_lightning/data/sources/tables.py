@@ -65,6 +65,7 @@ class TableSource(ExampleSource):
     def __init__(
         self,
         share: Share | None = None,
+        /,
         prompt_column: str | None = None,
         answer_column: str | None = None,
         response_column: str | None = None,
