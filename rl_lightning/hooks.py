@@ -131,14 +131,14 @@ class Stages:
         for name, class_path in module.needs.items():
             if name not in supplied:
                 raise UserError(
-                    f"{type(module).__name__} needs {name}, which no callback supplies: add '- class_path: {class_path}' under "
-                    "trainer.callbacks"
+                    f"{type(module).__name__} needs {name}, which no callback supplies: add {class_path.rpartition('.')[2]}() to the "
+                    f"Trainer's callbacks, in a YAML '- class_path: {class_path}' under trainer.callbacks"
                 )
         for callback in self.callbacks:
             for name in set(callback.supplies) & set(module.fills):
                 raise UserError(
                     f"{type(module).__name__} computes {name} itself, and {type(callback).__name__} would overwrite them: take it "
-                    "out of trainer.callbacks"
+                    "out of the Trainer's callbacks"
                 )
             callback.check_settings(self.trainer)
 
@@ -155,7 +155,7 @@ class Stages:
         for callback in self.callbacks:
             changes = any(getattr(type(callback), stage) is not getattr(RolloutCallback, stage) for stage in stages)
             if changes and not callback.only_looks:
-                raise UserError(f"{type(callback).__name__} {reason}: take it out of trainer.callbacks")
+                raise UserError(f"{type(callback).__name__} {reason}: take it out of the Trainer's callbacks")
 
     def refill(self) -> Refill | None:
         """Return how to fill up rollouts; None if no callback can drop a group, so that nobody needs to ask.

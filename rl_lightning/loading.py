@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rl_lightning.algorithms.training import TrainedModule
 from rl_lightning.callbacks.hf_export import DIRECTORY as EXPORT
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import load_plain
+from rl_lightning.typed import described
 
 
 def load(path: str | Path, **options: Any) -> TrainedModule:
@@ -31,6 +33,8 @@ def load(path: str | Path, **options: Any) -> TrainedModule:
         >>> load("runs/grpo").generate("3+9-4=")  # doctest: +SKIP
         '12;8#8'
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"load takes the path of a model, not {described(path)}")
     place = _model_at(Path(path).expanduser())
     if place.is_dir():
         return PolicyModule(policy=str(place), **options)

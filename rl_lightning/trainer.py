@@ -75,7 +75,7 @@ class Trainer(Audits, metaclass=Checked):
 
     def fit(
         self,
-        model: LightningModule,
+        model: LightningModule | None = None,
         train_dataloaders: TRAIN_DATALOADERS | LightningDataModule | None = None,
         val_dataloaders: EVAL_DATALOADERS | None = None,
         datamodule: LightningDataModule | None = None,
@@ -95,6 +95,7 @@ class Trainer(Audits, metaclass=Checked):
             UserError: for a checkpoint that training cannot go on from, and a directory that another run is writing to.
         """
         check_fit(model, datamodule if train_dataloaders is None else train_dataloaders)
+        assert model is not None
         try:
             prepare(self, ckpt_path, goes_on=True)
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)

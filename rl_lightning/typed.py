@@ -44,7 +44,7 @@ class Typed(ABCMeta):
         for name, one in known.items():
             if one.default is one.empty and name not in given:
                 raise UserError(f"{cls.__name__} needs {name}: give it, as in {cls.__name__}({name}=...)")
-        expected = annotations(cls)
+        expected = hints(cls)
         for name, value in given.items():
             if value is not known[name].default and not fits(value, expected.get(name, Any)):
                 raise UserError(f"{cls.__name__}: {name}: expected {said(expected[name])}, not {described(value)}")
@@ -72,7 +72,7 @@ def parameters(cls: type) -> Mapping[str, inspect.Parameter]:
 
 
 @cache
-def annotations(cls: type) -> Mapping[str, Any]:
+def hints(cls: type) -> Mapping[str, Any]:
     """Return parameter → annotation for the constructors of a class and of its ancestors."""
     found: dict[str, Any] = {}
     for ancestor in reversed(cls.__mro__):

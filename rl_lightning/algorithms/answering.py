@@ -60,6 +60,8 @@ class Answering(TrainedModule):
         """
         if not isinstance(prompts, str | list | tuple):
             raise UserError(f"generate takes a text, chat messages or a list of these, not {type(prompts).__name__}")
+        if not prompts and not isinstance(prompts, str):
+            return []
         self.configure_model()
         longest = _LONGEST if max_new_tokens is None else max_new_tokens
         options = read_options(Sampling, {"max_new_tokens": longest, "temperature": temperature, **sampling})

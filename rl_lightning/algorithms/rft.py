@@ -49,6 +49,6 @@ class RFT(PolicyModule):
         """Return 𝕀 log π_θ(y_t | x, y_<t)."""
         if batch.advantages is None:
             raise UserError(
-                "RFT needs to know which responses are accepted: add RejectionSampling under trainer.callbacks"
+                "RFT needs to know which responses are accepted: add RejectionSampling to the Trainer's callbacks"
             )
         return batch.advantages.to(logprobs.dtype) * logprobs

@@ -14,6 +14,8 @@ from rl_lightning.hooks import RolloutCallback
 from rl_lightning.types import Rollout, Rows
 
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
+#: What rewards note most often, in the order of the columns.
+_NOTED = ("read", "why")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -103,7 +105,9 @@ class SampleTable(RolloutCallback):
     def _notes(self, rollout: Rollout, row: int) -> dict[str, object]:
         """Return what rewards noted of a response, each under its own name, after the reward's where several use it."""
         notes = [] if rollout.notes is None else rollout.notes
-        users = dict.fromkeys((name, what) for one in notes for name, told in one.items() for what in told)
+        told = dict.fromkeys((name, what) for one in notes for name, said in one.items() for what in said)
+        # What was read stands before why it is wrong, whichever row comes first.
+        users = sorted(told, key=lambda user: _NOTED.index(user[1]) if user[1] in _NOTED else len(_NOTED))
         twice = Counter(what for _, what in users)
         found = {
             what if twice[what] == 1 else f"{name} {what}": notes[row].get(name, {}).get(what) for name, what in users

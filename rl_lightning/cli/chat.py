@@ -53,6 +53,10 @@ def _converse(answer: Callable[[str | Messages], str], remembers: bool) -> None:
         answer: a question, or the messages of a conversation → the answer.
         remembers: whether a line goes on with the conversation; without a chat template, each line is a text of its own.
     """
+    if sys.stdin is None or sys.stdin.closed:
+        raise UserError(
+            "there is no input to read questions from: give one after the run, as in  rl-lightning chat RUN '3+4='"
+        )
     if sys.stdin.isatty():
         print(
             "An empty line ends."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import platform
 import signal
 import sys
@@ -45,6 +46,16 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: of the command line; those of this process if None.
     """
+    try:
+        _obey(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _obey(args: Sequence[str] | None) -> None:
     given = sys.argv[1:] if args is None else list(args)
     try:
         if given in ([], ["-h"], ["--help"], ["help"]):
@@ -90,6 +101,8 @@ def _train(args: Sequence[str] | None) -> None:
         sys.path.insert(0, str(Path.cwd()))
     try:
         run(args)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         mistake = mistake_behind(error)
         if mistake is None:

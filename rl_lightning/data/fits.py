@@ -67,8 +67,8 @@ def check_stop_ids(sampling: Sampling, files: PolicyFiles) -> None:
 def without_reward(source: ExampleSource) -> str:
     """Return the message that a source has no reward, and what to do."""
     return (
-        f"{type(source).__name__} has no reward of its own: list at least one under data.init_args.rewards, such as "
-        "{function: rl_lightning.rewards.functions.answer_correct}"
+        f"{type(source).__name__} has no reward of its own: give the DataModule one, such as "
+        "rewards: rl_lightning.rewards.functions.answer_correct"
     )
 
 
@@ -138,4 +138,5 @@ def say_what_was_read(split: Split, source: ExampleSource, kept: int, dropped: P
         return
     kinds = Counter(dropped.rows.values()).most_common()
     out = f", {len(dropped.rows):,} dropped: {', '.join(f'{count:,} {kind}' for kind, count in kinds)}" if kinds else ""
-    log.info("%s data: %s; %s rows%s", split, shape, f"{kept + len(dropped.rows):,}", out)
+    rows = kept + len(dropped.rows)
+    log.info("%s data: %s; %s%s", split, shape, f"{rows:,} row{'' if rows == 1 else 's'}", out)

@@ -104,7 +104,6 @@ class RolloutDataModule(SamplingDataModule):
 
     def setup(self, stage: str) -> None:
         """Check sizes and callbacks before anything is sampled, then set up prompts and rewards."""
-        assert self.trainer is not None
         if stage == "fit":
             self.sampling.check(training=True)
             rows = self.prompts_per_rollout * self.group_size
@@ -112,10 +111,10 @@ class RolloutDataModule(SamplingDataModule):
                 raise UserError(
                     f"minibatch_size={self.minibatch_size} must divide prompts_per_rollout × group_size = {rows}"
                 )
-            share_of_rank(self.minibatch_size, data_parallel_size(self.trainer), unit=self.group_size)
+            share_of_rank(self.minibatch_size, data_parallel_size(self.run), unit=self.group_size)
             if self.max_tokens_per_microbatch is None:
                 self._plan()
-            stages = Stages(self.trainer)
+            stages = Stages(self.run)
             stages.check(self.module)
             self.refill = stages.refill()
         super().setup(stage)

@@ -127,7 +127,6 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
 
     def setup(self, stage: str) -> None:
         """Check the settings, start the reward workers, and read and encode the prompts that the stage needs."""
-        assert self.trainer is not None
         files = self.module.policy_files
         if stage == "fit":
             check_serves(self.module, type(self).__name__, self.serves)
@@ -135,10 +134,10 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.prompt_options.prepare(files.tokenizer)
         if stage == "fit":
             self._check_data()
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in self.run.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StopCallback):
-                callback.listen(self.trainer)
-        profile = self.trainer.profiler.profile  # type: ignore[attr-defined]
+                callback.listen(self.run)
+        profile = self.run.profiler.profile  # type: ignore[attr-defined]
         self.sampler = Sampler(self.generator, self.rewarder, self.correct_threshold, self.seed, self.watch, profile)
         self.evaluation.sampling(self.sampling).check(training=False)
         check_stop_ids(self.sampling, files)
@@ -147,7 +146,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
                 self.rewarder.require_weight()
             self.rewarder.start(files.tokenizer)
             for reward in self._reward_models:
-                reward.prepare(self.trainer.strategy.root_device)
+                reward.prepare(self.run.strategy.root_device)
         elif self.needs_rewards(stage):
             raise UserError(without_reward(self.source))
         self._read(stage)

@@ -37,11 +37,20 @@ class EpochDataModule(pl.LightningDataModule):
         self.loader = EpochLoader(self)
 
     @property
-    def module(self) -> Learner:
-        """The algorithm that these data serve."""
+    def run(self) -> pl.Trainer:
+        """The Trainer that these data are given to.
+
+        Raises:
+            UserError: if there is none yet.
+        """
         if self.trainer is None:
             raise UserError(f"{type(self).__name__} needs a Trainer: pass it to trainer.fit(module, datamodule=...)")
-        return cast(Learner, self.trainer.lightning_module)
+        return self.trainer
+
+    @property
+    def module(self) -> Learner:
+        """The algorithm that these data serve."""
+        return cast(Learner, self.run.lightning_module)
 
     # ---------------------------------------------------------------- training
 

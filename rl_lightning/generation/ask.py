@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +15,8 @@ from rl_lightning.generation.base import Generator, Request, Sampling
 from rl_lightning.generation.native import NativeGenerator
 from rl_lightning.models import PolicyFiles
 from rl_lightning.text import Messages, TextFormat
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ def answers(
         texts = form.render([_conversation(question, system_prompt) for question in questions])
     else:
         texts = [_text(question) for question in questions]
-    asked = [Question(ids, question) for ids, question in zip(form.ids(texts), questions, strict=True)]
+    tokens = form.ids(texts)
+    _tell_lost(form, texts, tokens)
+    asked = [Question(ids, question) for ids, question in zip(tokens, questions, strict=True)]
     if fits and files.context_length is not None:
         left = files.context_length - max(len(question.input_ids) for question in asked)
         sampling = replace(sampling, max_new_tokens=max(1, min(sampling.max_new_tokens, left)))
@@ -104,6 +110,21 @@ def _text(question: str | Messages) -> str:
     if not isinstance(question, str):
         raise UserError("the policy has no chat template, so it takes no messages: ask with a text that it continues")
     return question
+
+
+def _tell_lost(form: TextFormat, texts: Sequence[str], tokens: Sequence[list[int]]) -> None:
+    """Warn of characters that the tokenizer has no token for: the policy does not see them."""
+    lost: set[str] = set()
+    for text, ids in zip(texts, tokens, strict=True):
+        lost |= set(_folded(text)) - set(_folded(str(form.tokenizer.decode(ids))))
+    if lost := {one for one in lost if not one.isspace()}:
+        shown = ", ".join(repr(one) for one in sorted(lost)[:8])
+        log.warning("the policy's tokenizer has no token for %s: the policy does not see it", shown)
+
+
+def _folded(text: str) -> str:
+    """Return a text as tokenizers normalise it at most."""
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def _check_lengths(asked: Sequence[Question], context: int | None, new: int) -> None:

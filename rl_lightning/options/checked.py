@@ -44,6 +44,10 @@ class Checked(type):
         Raises:
             UserError: in one line, for a name that the class does not have, or a value that the option does not take.
         """
+        if arguments and _is_plain(arguments[0]) and _takes_others(cls):
+            raise UserError(
+                f"{cls.__name__} takes its options by name, such as {cls.__name__}({_first(cls)}={arguments[0]!r:.40})"
+            )
         given = by_name(cls, arguments, options)
         for name, turn in getattr(cls, "accepts", {}).items():
             if given.get(name) is not None:
@@ -111,6 +115,18 @@ def _parser(cls: type, readable: type, objects: frozenset[str]) -> Parser:
     parser.add_class_arguments(readable, skip=set(objects), fail_untyped=False)
     parser.described = cls
     return parser
+
+
+@functools.lru_cache(maxsize=256)
+def _takes_others(cls: type) -> bool:
+    """Whether a class's constructor hands options on to its ancestors: then its own are no natural first ones."""
+    return any(one.kind == one.VAR_KEYWORD for one in inspect.signature(constructor(cls)).parameters.values())
+
+
+def _first(cls: type) -> str:
+    """Return the first option of a class: that of the ancestor whose constructor hands nothing on."""
+    own = [one for one in cls.__mro__ if "__init__" in vars(one) and not _takes_others(one)]
+    return list(inspect.signature(constructor(own[0])).parameters)[1]
 
 
 @functools.lru_cache(maxsize=256)

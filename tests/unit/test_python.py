@@ -239,3 +239,23 @@ def test_the_answer_in_the_documentation_is_the_one_that_is_given():
     for place in (rl.SFT.generate, rl.load):
         assert '.generate("3+9-4=")' in place.__doc__ and "'12;8#8'" in place.__doc__
     assert rl.SFT(policy="embedded").generate("3+9-4=") == "12;8#8"
+
+
+def test_what_is_asked_without_a_run_is_answered_or_refused_in_one_line(run, caplog):
+    policy = run[1]
+    assert policy.generate([]) == []
+    policy.generate("1+ü=", max_new_tokens=1)
+    assert "the policy's tokenizer has no token for 'ü': the policy does not see it" in caplog.text
+    caplog.clear()
+    policy.generate("1+1=", max_new_tokens=1)
+    assert "no token" not in caplog.text
+    for make, message in (
+        (lambda: rl.load(3), "load takes the path of a model, not 3"),
+        (lambda: rl.GRPO("embedded"), r"GRPO takes its options by name, such as GRPO\(policy='embedded'\)"),
+        (lambda: data().setup("fit"), "RolloutDataModule needs a Trainer"),
+        (lambda: rl.DemonstrationDataModule().setup("fit"), "DemonstrationDataModule needs a Trainer"),
+        (lambda: rl.RewardDataModule().setup("fit"), "RewardDataModule needs a Trainer"),
+        (lambda: rl.Trainer(logger=False, accelerator="cpu").fit(), "not nothing, nothing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make()

@@ -1,6 +1,7 @@
 """Configurations by name, and what the command line says without a run."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,10 @@ def test_overlays_of_loggers_replace_tensorboard_and_write_into_the_run(name, ca
     assert logger["class_path"].split(".")[-1].lower() == name.removeprefix("logger/") + "logger"
     assert logger["init_args"]["name" if "name" in logger["init_args"] else "experiment_name"] != "tensorboard"
     assert logger["init_args"]["save_dir"] in ("here", "./mlruns")  # MLflow writes to its tracking_uri instead
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = [sys.executable, "-m", "rl_lightning", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (128 + signal.SIGPIPE, b"")

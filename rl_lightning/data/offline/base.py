@@ -184,11 +184,10 @@ class OfflineDataModule(SamplingDataModule):
 
     def setup(self, stage: str) -> None:
         """Check sizes, then set up prompts and rewards."""
-        assert self.trainer is not None
         if stage == "fit":
-            share = share_of_rank(self.batch_size, data_parallel_size(self.trainer))
+            share = share_of_rank(self.batch_size, data_parallel_size(self.run))
             if self.max_tokens_per_microbatch is None:
-                self.sizes = accumulate(self.trainer, equal_cuts(share, self.microbatch_size))
+                self.sizes = accumulate(self.run, equal_cuts(share, self.microbatch_size))
         super().setup(stage)
 
     def check_size(self) -> None:

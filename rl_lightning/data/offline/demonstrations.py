@@ -109,10 +109,9 @@ class DemonstrationDataModule(OfflineDataModule):
 
     def setup(self, stage: str) -> None:
         """Check settings, then read and encode the demonstrations."""
-        assert self.trainer is not None
         if stage == "fit":
             stages = ("on_rollout_rewards", "keep_groups", "on_rollout_advantages")
-            Stages(self.trainer).refuse(stages, "acts on rollouts, and demonstrations are none")
+            Stages(self.run).refuse(stages, "acts on rollouts, and demonstrations are none")
         super().setup(stage)
         if stage == "fit":
             self._table = DemonstrationTable(self.encoded["train"], self.module.policy_files.tokenizer.pad_token_id)

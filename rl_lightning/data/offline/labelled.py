@@ -145,7 +145,7 @@ class LabelledTables:
             )
             raise UserError(
                 f"origin: files without rewards learns from the labels of the source, and {what}: set the source's label_column, or "
-                "list a reward under data.init_args.rewards"
+                "give the DataModule a reward"
             )
         values = torch.tensor([float(label or 0.0) for label in labels])
         return replace(

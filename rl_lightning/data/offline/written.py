@@ -224,6 +224,24 @@ def stack(
     )
 
 
+def last_turn(ids: Sequence[int], learnt: Sequence[bool] | None) -> Sequence[int]:
+    """Return the tokens of the assistant's last turn, which is what rewards judge: an earlier turn, or what others say, is no answer.
+
+    Args:
+        ids: tokens of one turn or several.
+        learnt: for each, whether the assistant says it; None if it says all of them.
+
+    Example:
+        >>> last_turn([5, 6, 7, 8, 9], [True, True, False, True, True])
+        [8, 9]
+    """
+    if learnt is None or True not in learnt:
+        return ids
+    end = len(learnt) - list(reversed(learnt)).index(True)
+    start = next((place + 1 for place in reversed(range(end)) if not learnt[place]), 0)
+    return ids[start:end]
+
+
 def written_rollout(prompts: Sequence[EncodedPrompt], sides: Sequence[int], ends: Ends) -> Rollout:
     """Return written responses as a rollout without rewards; the log-probabilities of whoever wrote them are unknown: NaN.
 
@@ -247,7 +265,7 @@ def written_rollout(prompts: Sequence[EncodedPrompt], sides: Sequence[int], ends
         truncated=torch.zeros(len(rows), dtype=torch.bool),
         rollout_logprobs=torch.full(rows.response_mask.shape, torch.nan),
         prompts=[prompt.text for prompt in prompts],
-        responses=[ends.text(response) for response in responses],
+        responses=[ends.text(last_turn(ids, said)) for ids, said in zip(responses, learnt, strict=True)],
         answers=[prompt.example.answer for prompt in prompts],
         raw_rewards=unscored,
         rewards=unscored.clone(),

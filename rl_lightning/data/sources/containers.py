@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -41,6 +42,9 @@ def file_rows(path: Path, where: str, problems: Problems) -> Rows:
         return
     try:
         with _open(path) as file:
+            start = file.peek(4)[:4]
+            if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)) or b"\0" in start:
+                raise UserError(f"{where} is UTF-16 or UTF-32 text, or no text at all: save it as UTF-8")
             yield from _TEXT[kind](file, where, problems)
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise UserError(f"{where} cannot be read: {error}") from error
@@ -60,9 +64,9 @@ def is_sparse(path: Path) -> bool:
     return kind_of(path) == _PARQUET
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> io.BufferedReader:
     """Open a file that may be compressed, as bytes."""
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return io.BufferedReader(gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _csv_rows(file: IO[bytes], where: str, problems: Problems) -> Rows:

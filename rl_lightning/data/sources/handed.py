@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 from rl_lightning.data.sources.base import Example, ExampleSource, Split
 from rl_lightning.data.sources.containers import kind_of
@@ -46,6 +46,8 @@ class TableExamples(TableSource):
         >>> [example.answer for example in source.load("train")]
         ['2', '4']
     """
+
+    advice: ClassVar[str] = 'hand over rows by split, such as {{"train": [...], "{}": [...]}}'
 
     def __init__(self, train: Any = None, val: Any = None, test: Any = None, **column_options: Any) -> None:
         share = Share.of(val)
@@ -136,6 +138,9 @@ def as_split_source(splits: Mapping[Split, object], options: dict[str, Any]) -> 
         if isinstance(rows, list | tuple) and rows and isinstance(rows[0], Example)
     }
     if listed:
+        other = next((one for rows in listed.values() for one in rows if not isinstance(one, Example)), None)
+        if other is not None:
+            raise UserError(f"Examples and a {type(other).__name__} are in one list: hand over one kind")
         if options or len(listed) < len(splits):
             raise UserError("Examples are made already: give them for every split, and no options for columns")
         return ListedExamples(listed)

@@ -52,7 +52,9 @@ def _lines(
             try:
                 yield location, _object(_parsed(_utf8(line)))
             except json.JSONDecodeError as error:
-                problems.add(location, f"invalid JSON: {error.msg} at column {error.colno}", "invalid JSON")
+                problems.add(
+                    location, f"invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}", "invalid JSON"
+                )
             except BadValue as bad:
                 problems.add(location, str(bad), bad.kind)
             except RecursionError:
@@ -91,7 +93,7 @@ def _array(data: bytes, line: int, where: str, problems: Problems) -> Iterator[t
     except json.JSONDecodeError as error:
         at = f"{where}:{line + text.count(chr(10), counted, error.pos)}"
         raise UserError(
-            f"{at}: invalid JSON: {error.msg} at column {error.colno}; the array cannot be read from there on"
+            f"{at}: invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}; the array cannot be read from there on"
         ) from error
     except RecursionError as error:
         raise UserError(f"{where}:{line}: JSON that is nested too deeply") from error

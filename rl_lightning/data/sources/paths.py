@@ -118,8 +118,16 @@ def near_misses(path: Path) -> str:
         return f": there is no folder {path.parent}"
     if not os.access(path.parent, os.R_OK):
         return f", or it cannot be seen: there is no permission to list the folder {path.parent}"
-    close = difflib.get_close_matches(path.name, sorted(entry.name for entry in path.parent.iterdir()), cutoff=0.5)
+    there = sorted(entry.name for entry in path.parent.iterdir())
+    close = [
+        name for name in difflib.get_close_matches(path.name, there, cutoff=0.5) if _alike(path.stem, Path(name).stem)
+    ]
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two names without their endings are alike: equal endings alone say little."""
+    return difflib.SequenceMatcher(None, one, other).ratio() >= 0.7
 
 
 def splits_in(folder: Path) -> Iterator[Split]:

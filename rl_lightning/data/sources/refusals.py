@@ -15,6 +15,7 @@ STRUCTURE = ("prompt", "messages", "text", "response", "rejected")
 #: What the question means nothing without, and no rule says how to write it.
 _CHOICES = ("choices", "options")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_PANDAS = "this is a table of pandas in one object: write df.to_json(path, orient='records', lines=True)"
 #: Columns beside `text` that may say what is to be written to it.
 _COUNTERPARTS = ("code", "summary", "answer")
 _EXPECTED = (
@@ -45,6 +46,8 @@ def no_shape(head: Head) -> UserError:
         return UserError(
             f"{head.name}: it holds one object whose {inner!r} is a list of rows: write that list alone, or one row a line"
         )
+    if all(column.isdigit() for column in head.all) or {"columns", "index", "data"} == set(head.all):
+        near += f" {_PANDAS};"
     return UserError(
         f"{head.name}: no shape of data is recognised:{near} expected {_EXPECTED}; rename columns or set options such as "
         'prompt_column, or write rows such as {"prompt": "1+2=", "answer": "3"}'
@@ -85,11 +88,7 @@ def _described(value: object) -> str:
     if isinstance(value, dict):
         keys = ", ".join(map(str, list(value)[:4]))
         by_columns = all(str(key).isdigit() for key in value)
-        hint = (
-            " (a table written by columns: with pandas, df.to_json(path, orient='records', lines=True))"
-            if by_columns
-            else ""
-        )
+        hint = f" ({_PANDAS})" if by_columns else ""
         return f"a dict with the keys {keys}{hint}"
     return f"a list of {type(value[0]).__name__}" if isinstance(value, list) else f"a {type(value).__name__}"
 

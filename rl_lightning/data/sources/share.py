@@ -57,7 +57,8 @@ class Share:
             held_out.update(places[key])
         if len(held_out) == len(examples):
             raise UserError(
-                f"val: {self.size:g} of {len(examples)} rows with {len(places)} different prompts leaves none to train on"
+                f"val: {self.size:g} of {len(examples)} row{'s' * (len(examples) > 1)} with {len(places)} different "
+                f"prompt{'s' * (len(places) > 1)} leaves none to train on"
             )
         kept = [example for place, example in enumerate(examples) if place not in held_out]
         return kept, [examples[place] for place in sorted(held_out)]

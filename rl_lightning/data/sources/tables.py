@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import ClassVar
 
 from rl_lightning.data.sources.base import Example, ExampleSource, Split
 from rl_lightning.data.sources.head import Row
@@ -58,9 +59,14 @@ class TableSource(ExampleSource):
         max_new_tokens_column: holds for each prompt the longest answer in tokens; that of `sampling` where it is null.
         limit: read only this many rows of each split.
 
+    Attributes:
+        advice: how a split is set, for messages.
+
     Raises:
         UserError: if ``limit`` is not positive, or columns are named that contradict each other.
     """
+
+    advice: ClassVar[str] = "set it"
 
     def __init__(
         self,
@@ -189,7 +195,9 @@ class TableSource(ExampleSource):
             log.warning("%s: no test data are given; testing on the validation data", owner)
             return self._read_as("val")
         without = "; a share of the training data will do, such as val: 0.02" if split == "val" else ""
-        raise UserError(f"{owner}: the {split} split is asked for, but `{split}` is not set: set it{without}")
+        raise UserError(
+            f"{owner}: the {split} split is asked for, but `{split}` is not set: {self.advice.format(split)}{without}"
+        )
 
     def _table(self, split: Split) -> Table:
         table = self.table(split)

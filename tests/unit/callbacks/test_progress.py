@@ -163,6 +163,12 @@ def test_without_a_template_each_line_is_a_text_of_its_own(monkeypatch, capsys):
     assert capsys.readouterr().out == "=1+1\n=2+2\n"
 
 
+def test_a_chat_without_an_input_is_one_line(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="there is no input to read questions from"):
+        _converse(lambda text: text, remembers=False)
+
+
 def test_there_is_nothing_to_chat_with(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["chat", str(tmp_path)])

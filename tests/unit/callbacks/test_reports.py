@@ -154,6 +154,17 @@ def test_what_rewards_noted_has_columns_of_its_own():
     assert "read" not in SampleTable().samples(rollout).columns
 
 
+def test_what_was_read_stands_before_why_it_is_wrong():
+    rollout = random_rollout(groups=1, group_size=2)
+    for notes in (
+        [{"a": {"why": "x"}}, {"a": {"read": "4", "other": "y"}}],
+        [{"a": {"other": "y", "read": "4"}}, {"a": {"why": "x"}}],
+    ):
+        rollout.notes = notes
+        columns = SampleTable().samples(rollout).columns
+        assert columns[columns.index("response") + 1 :][:3] == ["read", "why", "other"]
+
+
 def test_a_cell_may_be_anything():
     table = SampleRows(["a", "b"], [[None, True], [False, 3], [0.125, "x|y"]])
     assert shown(markdown(table)) == [["a", "b"], ["", "yes"], ["", "3"], ["0.12", "x|y"]]

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 
 import pytest
 
@@ -244,3 +245,79 @@ def test_keys_that_arrow_adds_are_no_part_of_tools_and_calls(tmp_path):
     examples = FileExamples(str(tmp_path / "a.parquet")).load("train")
     called = [one.response[0]["tool_calls"][0]["function"]["arguments"] for one in (examples[0], examples[2])]
     assert called == [{"a": "1+2"}, {"b": "5"}]
+
+
+def test_splits_by_other_names_are_named_and_chosen(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pairs = datasets.Dataset.from_list([SHAPES["UltraFeedback"]] * 3)
+    chats = datasets.Dataset.from_list([SHAPES["messages"]] * 4)
+    whole = datasets.DatasetDict({"train_prefs": pairs, "train_sft": chats, "test_prefs": pairs})
+    whole.save_to_disk(tmp_path / "saved")
+    shards = tmp_path / "hub" / "data"
+    shards.mkdir(parents=True)
+    for name, rows in whole.items():
+        rows.to_parquet(shards / f"{name}-00000-of-00001.parquet")
+    for given in (whole, str(tmp_path / "saved"), str(tmp_path / "hub")):
+        with pytest.raises(UserError, match=r"train_prefs, train_sft.*: choose the one .*split: train_prefs"):
+            as_source(given).load("train")
+        assert len(as_source(given, split="train_prefs").load("train")) == 3
+        assert len(as_source(given, split="train_sft").load("train")) == 4
+        with pytest.raises(UserError, match=r"no .*split 'train_dpo'"):
+            as_source(given, split="train_dpo").load("train")
+    assert len(DatasetExamples(str(tmp_path / "saved"), split="train_prefs[:2]").load("train")) == 2
+    with pytest.raises(UserError, match="mean the same"):
+        DatasetExamples("x", train="a", split="b")
+    assert len(as_source({"default": [{"prompt": "1="}]}).load("train")) == 1
+    assert len(as_source({"test": [{"prompt": "1="}]}, split="test").load("train")) == 1
+    with pytest.raises(UserError, match="has no splits"):
+        as_source(pairs, split="train_prefs")
+
+
+@pytest.mark.parametrize(
+    ("orient", "said"),
+    [
+        (
+            "columns",
+            "holds a dict with the keys 0, 1 (this is a table of pandas in one object: write df.to_json(path, orient=",
+        ),
+        ("index", "this is a table of pandas in one object"),
+        ("split", "this is a table of pandas in one object"),
+        ("table", "it holds one object whose 'data' is a list of rows: write that list alone"),
+    ],
+)
+def test_a_table_that_pandas_wrote_otherwise_than_by_rows_is_told(tmp_path, orient, said):
+    pandas = pytest.importorskip("pandas")
+    path = tmp_path / "a.json"
+    pandas.DataFrame([{"prompt": "1=", "answer": "1"}, {"prompt": "2=", "answer": "2"}]).to_json(path, orient=orient)
+    with pytest.raises(UserError, match=re.escape(said)):
+        FileExamples(str(path)).load("train")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.jsonl.gz"])
+def test_text_in_another_encoding_is_one_line(tmp_path, name, encoding):
+    text = "prompt,answer\n1=,1\n" if name == "a.csv" else json.dumps(ROWS[0])
+    data = text.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    with pytest.raises(UserError, match="is UTF-16 or UTF-32 text, or no text at all: save it as UTF-8") as caught:
+        FileExamples(str(tmp_path / name)).load("train")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_ending_alone_is_no_likeness(tmp_path):
+    (tmp_path / "61.csv").write_text("prompt\n1=\n")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "1="}\n')
+    with pytest.raises(UserError) as caught:
+        FileExamples(str(tmp_path / "1.csv")).load("train")
+    assert "did you mean" not in str(caught.value)
+    with pytest.raises(UserError, match=r"did you mean train\.jsonl\?"):
+        FileExamples(str(tmp_path / "trian.jsonl")).load("train")
+
+
+def test_rows_that_python_hands_over_and_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="keys are no names of columns"):
+        as_source([{1: "a"}]).load("train")
+    with pytest.raises(UserError, match="Examples and a dict are in one list"):
+        as_source([Example("1="), {"prompt": "2="}])
+    with pytest.raises(UserError, match="columns of different lengths: prompt 2, answer 1"):
+        as_source({"prompt": ["1=", "2="], "answer": ["1"]})

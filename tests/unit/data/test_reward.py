@@ -11,6 +11,7 @@ import torch
 from rl_lightning.algorithms import DPO, RFT, OptimizerOptions, RewardModel
 from rl_lightning.callbacks import GroupNormalize, OverlongShaping, RejectionSampling
 from rl_lightning.data import ChainSum, FileExamples, PairOptions, PromptOptions, RewardDataModule
+from rl_lightning.data.offline.written import last_turn
 from rl_lightning.errors import UserError
 from rl_lightning.generation import NativeGenerator, Sampling
 from rl_lightning.hooks import RolloutCallback
@@ -485,3 +486,17 @@ def test_demonstrations_that_are_not_there(tiny_policy, tmp_path):
     data = reward_data(prompts=FileExamples(train=str(path), answer_column=None), mix_demonstrations=True, batch_size=1)
     with pytest.raises(UserError, match="mix_demonstrations: the source has no demonstrations"):
         fit(data, RFT(policy=tiny_policy), tmp_path, RejectionSampling(threshold=1.0))
+
+
+@pytest.mark.parametrize(
+    ("learnt", "turn"),
+    [
+        (None, [1, 2, 3, 4, 5]),
+        ([True] * 5, [1, 2, 3, 4, 5]),
+        ([True, False, False, True, True], [4, 5]),
+        ([True, False, True, True, False], [3, 4]),
+        ([False] * 5, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_rewards_judge_the_last_turn_of_a_written_conversation(learnt, turn):
+    assert last_turn([1, 2, 3, 4, 5], learnt) == turn
