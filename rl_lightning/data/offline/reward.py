@@ -93,13 +93,12 @@ class RewardDataModule(OfflineDataModule):
 
     def setup(self, stage: str) -> None:
         """Check the settings, then make the tables that the stage needs, before the model to be trained is loaded."""
-        assert self.trainer is not None
         wanted, split = Pairs.of(self.module), _SPLITS.get(stage, "test")
         shape = self.source.shape(split) if self.source.has(split) else None
         self._origin = self._origin.settled(wanted, shape, wanted.alone and self.rewarder is not None)
         if wanted.alone and not self._origin.samples:
             self.rewarder, self._reward_models = None, []
-        stages = Stages(self.trainer)
+        stages = Stages(self.run)
         if stage == "fit" or wanted.alone:
             limited = self.max_length is not None or self.truncation != "drop"
             self._origin.check(self.module, self.sampling, limited, self.cache_dir is not None)

@@ -193,7 +193,8 @@ def test_rows_without_a_held_out_split(tmp_path):
     source = as_source(ROWS)
     assert source.has("train") and not source.has("val") and not source.has("test")
     with pytest.raises(
-        UserError, match=r"`val` is not set: set it; a share of the training data will do, such as val: 0.02"
+        UserError,
+        match=r"`val` is not set: hand over rows by split, .*; a share of the training data will do, such as val: 0.02",
     ):
         source.load("val")
 

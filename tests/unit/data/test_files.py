@@ -163,7 +163,7 @@ def test_every_bad_row_is_reported_at_once(tmp_path):
     # Lines that are no rows come first, since a column that no row has can be told only when all are read.
     assert sorted(line.strip().removeprefix(f"{path}:") for line in lines) == sorted(
         [
-            "2: invalid JSON: Invalid control character at at column 14",
+            "2: invalid JSON: Invalid control character at column 14",
             "3: not a JSON object but of type list",
             "4: column 'prompt' is missing",
             "5: column 'prompt' is null",
