@@ -130,10 +130,8 @@ class Stages:
         supplied = {name for callback in self.callbacks for name in callback.supplies}
         for name, class_path in module.needs.items():
             if name not in supplied:
-                raise UserError(
-                    f"{type(module).__name__} needs {name}, which no callback supplies: add {class_path.rpartition('.')[2]}() to the "
-                    f"Trainer's callbacks, in a YAML '- class_path: {class_path}' under trainer.callbacks"
-                )
+                add = f"{class_path.rpartition('.')[2]}() to the Trainer's callbacks, in a YAML '- class_path: {class_path}'"
+                raise UserError(f"{type(module).__name__} needs {name}, which no callback supplies: add {add}")
         for callback in self.callbacks:
             for name in set(callback.supplies) & set(module.fills):
                 raise UserError(

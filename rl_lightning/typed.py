@@ -29,7 +29,7 @@ class Typed(ABCMeta):
         rl_lightning.errors.UserError: Walk has no option 'stops'; did you mean 'steps'?
     """
 
-    def __call__(cls, *arguments: Any, **options: Any) -> Any:
+    def __call__(cls, *arguments: object, **options: object) -> Any:
         """Return a new object.
 
         Raises:
@@ -72,9 +72,9 @@ def parameters(cls: type) -> Mapping[str, inspect.Parameter]:
 
 
 @cache
-def hints(cls: type) -> Mapping[str, Any]:
+def hints(cls: type) -> Mapping[str, object]:
     """Return parameter → annotation for the constructors of a class and of its ancestors."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for ancestor in reversed(cls.__mro__):
         if "__init__" in vars(ancestor):
             try:
@@ -84,7 +84,7 @@ def hints(cls: type) -> Mapping[str, Any]:
     return found
 
 
-def by_name(cls: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(cls: type, arguments: tuple[object, ...], options: Mapping[str, object]) -> dict[str, object]:
     """Return all arguments of a constructor by name.
 
     Raises:
@@ -103,7 +103,7 @@ def by_name(cls: type, arguments: tuple[Any, ...], options: Mapping[str, Any]) -
     return dict(zip(takes, arguments, strict=False)) | dict(options)
 
 
-def fits(value: Any, expected: Any) -> bool:
+def fits(value: object, expected: object) -> bool:
     """Whether a value is of a class that an annotation names; what is no class is not looked into."""
     if expected is Any:
         return True
@@ -124,7 +124,7 @@ def fits(value: Any, expected: Any) -> bool:
     return (expected is None and value is None) or not isinstance(expected, type) or isinstance(value, expected)
 
 
-def said(expected: Any) -> str:
+def said(expected: object) -> str:
     """Return an annotation in words."""
     if typing.get_origin(expected) in (typing.Union, types.UnionType):
         return " or ".join(said(one) for one in typing.get_args(expected) if one is not type(None))
@@ -133,7 +133,7 @@ def said(expected: Any) -> str:
     return str(expected).replace("typing.", "").replace("collections.abc.", "")
 
 
-def described(value: Any) -> str:
+def described(value: object) -> str:
     """Return a value in words, as it is found where another is expected."""
     if value is None or isinstance(value, str | bytes | bool | int | float | list | tuple | dict | set):
         text = repr(value)

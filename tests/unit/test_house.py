@@ -131,7 +131,7 @@ def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
 ANY = {
     "data": 36,
     "algorithms": 31,
-    "options": 20,
+    "options": 19,
     "callbacks": 12,
     "strategies": 12,
     "models": 11,
@@ -141,6 +141,7 @@ ANY = {
     "rewards": 5,
     "defaults.py": 3,
     "trainer.py": 3,
+    "typed.py": 3,
     "padding.py": 2,
     "types.py": 2,
     "__init__.py": 1,
