@@ -30,8 +30,7 @@ _OVERVIEW = """\
   rl-lightning fit --config grpo --ckpt_path last continue a run that was stopped
   rl-lightning test --config grpo --model.policy=runs/grpo/hf
                                                   evaluate; validate and predict take the same options
-  rl-lightning audit --config grpo --verifier=NAME
-                                                  judge the rewards on the policy's answers, before training
+  rl-lightning audit --config grpo                judge the rewards on the policy's answers, before training
   rl-lightning tensorboard runs                   look at the curves
   rl-lightning chat runs/grpo                     talk to what was trained
   rl-lightning init grpo [FILE]                   copy a configuration with its comments, to edit

@@ -67,7 +67,7 @@ def test_a_file_of_the_user_wins_over_a_shipped_one_and_a_folder_does_not(tmp_pa
 @pytest.mark.parametrize(
     ("given", "meant"),
     [
-        ("gpro", "grpo"), ("grpo.yaml", "grpo"), ("configs/grpo.yaml", "grpo"), ("configs/trainer/gpu.yml", "trainer/gpu"),
+        ("grp", "grpo"), ("grpo.yaml", "grpo"), ("configs/grpo.yaml", "grpo"), ("configs/trainer/gpu.yml", "trainer/gpu"),
         ("gpu", "trainer/gpu"), ("lora", "model/lora"), ("trainer/fsp2", "trainer/fsdp2"), ("GRPO", "grpo"),
     ],
 )  # fmt: skip
@@ -106,7 +106,7 @@ def test_init_takes_a_file_or_a_folder_of_any_name(tmp_path, capsys):
 def test_init_says_what_there_is_and_refuses_the_rest(capsys):
     main(["init"])
     assert "reward_model" in capsys.readouterr().out
-    assert "did you mean 'dapo'" in refusal(capsys, "init", "dappo")
+    assert "did you mean 'dapo'" in refusal(capsys, "init", "dapoo")
     assert "cannot write" in refusal(capsys, "init", "grpo", "/proc/nothing/grpo.yaml")
     assert "--forse" in refusal(capsys, "init", "grpo", "--forse")
 

@@ -105,9 +105,9 @@ def test_parts_of_what_was_saved(saved):
 
 
 def test_no_such_dataset_is_one_line(datasets, saved):
-    with pytest.raises(UserError, match=r"^DatasetExamples: nobody/nothing cannot be loaded: [^\n]+$"):
+    with pytest.raises(UserError, match=r"^DatasetExamples: nobody/nothing cannot be loaded: [^\n]+(\nmore: .+)?$"):
         DatasetExamples("nobody/nothing", **COLUMNS).load("train")
-    with pytest.raises(UserError, match=r"there is no directory .*savd; did you mean saved\?$"):
+    with pytest.raises(UserError, match=r"there is no directory .*savd; did you mean saved\?(\nmore: .+)?$"):
         DatasetExamples(saved.replace("saved", "savd"), **COLUMNS).load("train")
 
 
