@@ -134,11 +134,15 @@ def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:
             masked_variance(rollout.rewards, scored, total) * count / (count - 1).clamp(min=1)
         ).sqrt(),
         "rollout/correct_fraction": masked_mean(rollout.correct.float(), scored, total),
-        "rollout/length_mean": masked_mean(rollout.lengths.float(), everything, total),
+        "rollout/length_mean": masked_mean(rollout.policy_lengths.float(), everything, total),
         "rollout/truncated_fraction": masked_mean(rollout.truncated.float(), everything, total),
         "rollout/all_right_fraction": masked_mean((correct == votes).float(), votes > 0, total),
         "rollout/all_wrong_fraction": masked_mean((correct == 0).float(), votes > 0, total),
     }
+    if rollout.turns is not None:
+        heard = (rollout.lengths - rollout.policy_lengths).float()
+        values["rollout/turns_mean"] = masked_mean(rollout.turns.amax(1).float(), everything, total)
+        values["rollout/reply_tokens_mean"] = masked_mean(heard, everything, total)
     values |= {
         f"reward/{name}": masked_mean(component, ~component.isnan(), total)
         for name, component in rollout.reward_components.items()

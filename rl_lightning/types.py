@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rl_lightning.functional import less_divergence
+from rl_lightning.text import transcript
 
 RowsT = TypeVar("RowsT", bound="Rows")
 
@@ -106,6 +107,10 @@ class Rollout(Rows):
         old_logprobs: (B, R); of the policy at rollout time, as the trainer computes them. Absent when the rollout
             serves a single update: there they equal the current ones.
         ref_logprobs: (B, R); of the frozen reference, if the algorithm has one.
+        turns: (B, R) long, of responses of several turns: k on the tokens of the policy's k-th turn, from 1; 0 on what an environment
+            said to it, and on padding.
+        turn_rewards: (B, R); the part of `rewards` that an environment gave, times its weight, each at the last token of its turn.
+        transcripts: B, where there are turns: all of them and what was said between them, as messages; a response is the last turn.
         token_rewards: (B, R); r(x, y≤t) where a callback gives a reward to each token. Such a reward takes the place of
             `rewards` in algorithms that credit single tokens.
         kl_penalties: (B, R); β times the estimated divergence of each token, where it acts in the reward.
@@ -130,6 +135,9 @@ class Rollout(Rows):
     caps: Tensor | None = None
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    turns: Tensor | None = None
+    turn_rewards: Tensor | None = None
+    transcripts: list[list[dict[str, Any]]] | None = None
     token_rewards: Tensor | None = None
     kl_penalties: Tensor | None = None
     values: Tensor | None = None
@@ -138,6 +146,20 @@ class Rollout(Rows):
     returns: Tensor | None = None
     sampled_in: Tensor | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def policy_attention(self) -> Tensor:
+        """(B, R) bool: the tokens that the policy wrote, whether they count or not."""
+        return self.response_attention if self.turns is None else self.turns > 0
+
+    @property
+    def policy_lengths(self) -> Tensor:
+        """(B,) long: tokens that the policy wrote, whether they count or not."""
+        return self.policy_attention.sum(1)
+
+    def text(self, row: int) -> str:
+        """Return a response for people to read, with all that was said where it has several turns."""
+        return self.responses[row] if self.transcripts is None else transcript(self.transcripts[row])
 
     @property
     def scored(self) -> Tensor:

@@ -24,7 +24,9 @@ from typing import Any
 from examples.drill.results import differences, last_checkpoint, result
 from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
 
-ALGORITHMS = ("sft", "rft", "rft_online", "dpo", "reward_model", "ppo", "grpo", "dapo")
+ALGORITHMS = ("sft", "rft", "rft_online", "dpo", "reward_model", "ppo", "grpo", "dapo", "episodes")
+#: Runs whose configuration has another name.
+CONFIGS = {"episodes": "grpo"}
 #: Signal → its share of the kills.
 SIGNALS = {signal.SIGKILL: 6, signal.SIGTERM: 3, signal.SIGINT: 1}
 #: A run that ends before its signal is repeated this often. A run may take this many times as long as the uninterrupted one.
@@ -51,7 +53,8 @@ class Kill:
 def start(algorithm: str, directory: Path, resume: bool) -> subprocess.Popen[bytes]:
     """Start or resume a run in its own process, with its output in a file."""
     here = Path(__file__).parent
-    configs = (here.parents[1] / "configs" / f"{algorithm}.yaml", here / "common.yaml", here / f"{algorithm}.yaml")
+    base = CONFIGS.get(algorithm, algorithm)
+    configs = (here.parents[1] / "configs" / f"{base}.yaml", here / "common.yaml", here / f"{algorithm}.yaml")
     command = [sys.executable, "-m", "rl_lightning", "fit", *(f"--config={path}" for path in configs)]
     command += [f"--trainer.default_root_dir={directory}"] + (["--ckpt_path=last"] if resume else [])
     directory.mkdir(parents=True, exist_ok=True)

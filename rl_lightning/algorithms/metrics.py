@@ -103,7 +103,7 @@ def sampling_metrics(samples: int, rewards: Sequence[str], prefix: str) -> Metri
     metrics["reward_mean"] = RolloutMean(lambda rollout: rollout.rewards)
     if len(rewards) > 1:
         metrics |= {f"reward/{name}": RolloutMean(partial(_component, name)) for name in rewards}
-    metrics["length_mean"] = RolloutMean(lambda rollout: rollout.lengths)
+    metrics["length_mean"] = RolloutMean(lambda rollout: rollout.policy_lengths)
     metrics["failed_fraction"] = RolloutMean(lambda rollout: ~rollout.scored)
     metrics["truncated_fraction"] = RolloutMean(lambda rollout: rollout.truncated)
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)

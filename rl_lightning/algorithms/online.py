@@ -144,12 +144,19 @@ class OnlineModule(PolicyModule):
             rollout.metrics[name] = float(masked_mean(values, rollout.response_mask, self.total))
 
     def token_rewards(self, rollout: Rollout) -> Tensor:
-        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response, of a rollout that `on_rollout_scored` has seen."""
+        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response, of a rollout that `on_rollout_scored` has seen.
+
+        What an environment gave a turn is at the turn's last token, and the rest of a response's reward at its last one.
+        """
         mask, rewards = rollout.response_mask, rollout.token_rewards
         if rewards is None:
             # A failed reward is NaN; its row has no token that counts.
             last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-            rewards = torch.where(last, rollout.rewards.unsqueeze(1), 0)
+            turns, rest = rollout.turn_rewards, rollout.rewards
+            if turns is not None:
+                rest = rest - turns.sum(1).to(rest)
+            rewards = torch.where(last, rest.unsqueeze(1), 0)
+            rewards = rewards if turns is None else rewards + turns.to(rewards)
         return torch.where(mask, rollout.less_divergence(rewards), 0)
 
     def kl_penalties(self, rollout: Rollout) -> Tensor | None:

@@ -149,7 +149,7 @@ class SpreadWarning(RolloutCallback):
         self._spread = self._spread or _has_spread(rollout.raw_rewards[rows], rollout.group_ids[rows])
         row = int(rows[0])
         reward = float(rollout.raw_rewards[row])
-        self._sample = rollout.prompts[row], rollout.responses[row], rollout.answers[row], reward
+        self._sample = rollout.prompts[row], rollout.text(row), rollout.answers[row], reward
 
     def on_rollout_end(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
         """Count the rollout if its rewards had no spread on any rank, and warn after `in_a_row` of them."""

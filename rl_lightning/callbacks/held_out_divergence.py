@@ -62,7 +62,7 @@ class HeldOutDivergence(Callback, metaclass=Typed):
         assert self._model is not None
         for rows in torch.arange(len(batch)).split(self.rows):
             part = batch.microbatch(rows)
-            mask = part.response_attention
+            mask = batch.policy_attention[rows][:, : part.response_length]
             with module.rollout_mode(self._model):
                 own = read_responses(module.policy, part, entropy="value")
                 ref = read_responses(self._model, part).logprobs

@@ -27,7 +27,7 @@ class Histograms(RolloutCallback):
         """Write the histograms of rewards, lengths in tokens, and advantages of first tokens, before training on the rollout."""
         if not self._due(trainer) or not bool(rollout.scored.any()):
             return
-        shown = {"rollout/reward": rollout.rewards[rollout.scored], "rollout/length": rollout.lengths}
+        shown = {"rollout/reward": rollout.rewards[rollout.scored], "rollout/length": rollout.policy_lengths}
         if rollout.advantages is not None:
             shown["rollout/advantage"] = rollout.advantages[:, 0]
         self._write(trainer, shown)

@@ -46,7 +46,8 @@ class PredictionWriter(Callback, metaclass=Typed):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Rollout, batch: Rollout, batch_idx: int, *_: object
     ) -> None:
-        """Append the responses of a batch to the file: prompt, response, answer, reward, correctness, length in tokens."""
+        """Append the responses of a batch to the file: prompt, response, answer, reward, correctness, length in tokens; from an
+        environment also all turns, as messages."""
         # Half of a surrogate pair cannot be encoded as UTF-8; `backslashreplace` writes the escape that JSON has for it.
         with self._target(trainer).open("a", encoding="utf-8", errors="backslashreplace") as file:
             for row in range(len(outputs)):
@@ -58,9 +59,11 @@ class PredictionWriter(Callback, metaclass=Typed):
                     "answer": outputs.answers[row],
                     "reward": None if math.isnan(reward) else reward,
                     "correct": bool(outputs.correct[row]),
-                    "length": int(outputs.lengths[row]),
+                    "length": int(outputs.policy_lengths[row]),
                     "truncated": bool(outputs.truncated[row]),
                 }
+                if outputs.transcripts is not None:
+                    record["turns"] = outputs.transcripts[row]
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -102,7 +102,7 @@ class RejectionSampling(RolloutCallback):
         taken: Counter[int] = Counter()
         groups = rollout.group_ids.tolist()
         for row in passed.nonzero()[:, 0].tolist():
-            key = (groups[row], self.key(rollout.responses[row]) if self.key else row)
+            key = (groups[row], self.key(rollout.text(row)) if self.key else row)
             full = self.max_per_prompt is not None and taken[groups[row]] >= self.max_per_prompt
             if key not in seen and not full:
                 accepted[row] = True
@@ -117,7 +117,7 @@ class RejectionSampling(RolloutCallback):
         rate = none.index_add(0, member, passed.double()) / none.index_add(0, member, counted.double())
         rates = rate[member][accepted]
         key = self.key or exact_text
-        texts = {(int(member[row]), key(rollout.responses[row])) for row in passed.nonzero()[:, 0].tolist()}
+        texts = {(int(member[row]), key(rollout.text(row))) for row in passed.nonzero()[:, 0].tolist()}
         hard, medium = int((rates < _HARD).sum()), int((rates < _MEDIUM).sum())
         own = [len(rates), hard, medium - hard, len(rates) - medium, int(counted.sum()), len(texts), len(ids)]
         total, *yields, rows, distinct, prompts = (sum(column) for column in zip(*from_every_rank(own), strict=True))

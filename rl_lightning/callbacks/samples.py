@@ -72,7 +72,7 @@ class SampleTable(RolloutCallback):
     def samples(self, rollout: Rollout) -> SampleRows:
         """Return the first responses to a rollout's first prompts.
 
-        Columns: ``prompt``, ``gold``, ``response``, what rewards noted, ``length`` in tokens, ``cut`` (the cap on new tokens ended
+        Columns: ``prompt``, ``gold``, ``response`` (turn by turn, if it has several), what rewards noted, ``length`` in tokens, ``cut`` (the cap on new tokens ended
         it), ``reward``, each reward's part if there are several, and ``advantage``, that of the first token, if there is one.
         """
         chosen = [
@@ -91,9 +91,9 @@ class SampleTable(RolloutCallback):
         cells: dict[str, object] = {
             "prompt": self._short(rollout.prompts[row]) if first else None,
             "gold": self._short(str(answer)) if first and answer is not None else None,
-            "response": self._short(rollout.responses[row]),
+            "response": self._short(rollout.text(row)),
             **self._notes(rollout, row),
-            "length": int(rollout.lengths[row]),
+            "length": int(rollout.policy_lengths[row]),
             "cut": bool(rollout.truncated[row]),
             "reward": float(rollout.rewards[row]),
             **{name: float(values[row]) for name, values in parts.items()},

@@ -85,7 +85,7 @@ class Speed(RolloutCallback):
         rollout = self._rollout
         if rollout is None:
             return
-        tokens, found, ranks = int(rollout.lengths.sum()), rollout.metrics, trainer.world_size
+        tokens, found, ranks = int(rollout.policy_lengths.sum()), rollout.metrics, trainer.world_size
         pl_module.log("time/train_s", seconds)
         pl_module.log("speed/tokens_per_s", ranks * tokens / (self._trained - self._started))
         if found.get("time/generate_s"):

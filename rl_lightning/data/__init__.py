@@ -9,6 +9,7 @@ from rl_lightning.data.sampling import Evaluation, SamplingDataModule
 from rl_lightning.data.sources import (
     ChainSum,
     DatasetExamples,
+    EnvironmentExamples,
     Example,
     ExampleSource,
     FileExamples,
@@ -21,6 +22,7 @@ __all__ = [
     "ChainSum",
     "DatasetExamples",
     "DemonstrationDataModule",
+    "EnvironmentExamples",
     "Evaluation",
     "Example",
     "ExampleSource",

@@ -9,16 +9,18 @@ import logging
 import marshal
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from torch import Tensor
 
+from rl_lightning.environments.spec import BoundEnvironment
 from rl_lightning.errors import UserError
 from rl_lightning.rewards import Rewarder
 from rl_lightning.rewards.bound import BoundReward
-from rl_lightning.rewards.pickled import references
+from rl_lightning.rewards.pickled import called, references
 from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,18 @@ def rewards_key(rewarder: Rewarder) -> list[object]:
         [reward.name, reward.weight, _function_text(reward), dict(reward.arguments), _files(reward)]
         for reward in rewarder.rewards
     ]
+
+
+def environment_key(environment: BoundEnvironment) -> list[object]:
+    """Return what an environment is made of: its settings, and the text of its function and tools with what that refers to, where
+    these are not given by a path."""
+    spec = environment.spec
+    functions = [
+        _text(called(part)) if isinstance(given, str) else _with_references(part)
+        for given, part in zip([spec.function, *spec.tools], [environment.function, *environment.tools], strict=True)
+    ]
+    plain = {item.name: getattr(spec, item.name) for item in fields(spec) if item.name not in ("function", "tools")}
+    return [spec.name, plain, functions]
 
 
 def _function_text(reward: BoundReward) -> object:

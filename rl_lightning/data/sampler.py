@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,11 +17,12 @@ from rl_lightning.hooks import Watch
 from rl_lightning.learner import SampledPolicy
 from rl_lightning.measures import Mean, Seconds, Sum
 from rl_lightning.rewards import Ahead, Rewarder, RewardSample
-from rl_lightning.stopping import Ends
 from rl_lightning.types import Rollout
 
 #: The splits draw from streams of random numbers that never meet: the split shifts the seed.
 _SEED_OF: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
+
+Prompts = Sequence[EncodedPrompt]
 
 
 @dataclass
@@ -48,6 +49,10 @@ class Sampler:
         """Return the random streams of `count` responses of a split from number `first` on."""
         key = self.seed * len(_SEED_OF) + _SEED_OF[split]
         return [(key, number) for number in range(first, first + count)]
+
+    def follows_from(self) -> dict[str, object]:
+        """Return what responses follow from beside the policy, prompts and settings of sampling: name → plain value."""
+        return {}
 
     def respond(
         self,
@@ -88,42 +93,49 @@ class Sampler:
         )
         assert self.rewarder is not None
         self.rewarder.step = policy.version if isinstance(policy.version, int) else 0
-        started = time.perf_counter()
+        started, ahead = time.perf_counter(), self.rewarder.ahead()
         owners = [prompt for prompt in prompts for _ in range(group_size)]
-        ahead = self.rewarder.ahead()
-        texts: dict[int, str] = {}
-
-        def finished(row: int, ids: list[int]) -> None:
-            texts[row] = policy.ends.text(ids)
-            ahead.add(row, reward_sample(owners[row], texts[row], not policy.ends.stop(ids), ids))
-
         with ahead, self.profile("[rl_lightning]generate"), policy.mode():
             with self.watch.abandonable(True):
                 self.generator.update(policy.model, policy.files, policy.version)
-            sampled = self.generator.generate(
-                policy.model, request, progress=progress or self.watch.sampled, finished=finished
-            )
+            rollout, samples = self.sampled(policy, request, owners, ahead, progress or self.watch.sampled)
         generated = time.perf_counter()
         with ahead, self.profile("[rl_lightning]reward"):
-            rollout = unscored(sampled, prompts, request, policy.ends, texts)
-            rollout = self.reward(rollout, owners, ahead)
+            rollout = self.reward(rollout, samples, ahead)
         # Before groups are dropped: the times below are those of all.
-        rollout.metrics |= self.generator.metrics() | {"work/tokens": Sum(sampled.response_mask.sum())}
+        rollout.metrics |= self.generator.metrics() | {"work/tokens": Sum(rollout.policy_attention.sum())}
         rollout.metrics["time/generate_s"] = Seconds(generated - started)
         rollout.metrics["time/reward_s"] = Seconds(time.perf_counter() - generated)
         return rollout
 
-    def reward(self, rollout: Rollout, prompts: Sequence[EncodedPrompt], ahead: Ahead | None = None) -> Rollout:
+    def sampled(
+        self, policy: SampledPolicy, request: Request, owners: Prompts, ahead: Ahead, progress: Progress
+    ) -> tuple[Rollout, list[RewardSample]]:
+        """Return responses that have no rewards yet, and what rewards will see of each; `ahead` sees it as soon as one has ended."""
+        samples: dict[int, RewardSample] = {}
+
+        def finished(row: int, ids: list[int]) -> None:
+            samples[row] = reward_sample(owners[row], policy.ends.text(ids), not policy.ends.stop(ids), ids)
+            ahead.add(row, samples[row])
+
+        said = self.generator.generate(policy.model, request, progress=progress, finished=finished)
+        for row, (ids, length) in enumerate(
+            zip(said.response_ids.tolist(), said.response_mask.sum(1).tolist(), strict=True)
+        ):
+            if row not in samples:
+                finished(row, ids[:length])
+        ordered = [samples[row] for row in range(len(owners))]
+        return unscored(said, owners, request, ordered), ordered
+
+    def reward(self, rollout: Rollout, samples: Sequence[RewardSample], ahead: Ahead | None = None) -> Rollout:
         """Return responses with their rewards; a stop does not wait for them.
 
         Args:
             rollout: whatever rewards it has are replaced.
-            prompts: one a row.
-            ahead: was given some of the responses already.
+            samples: what rewards see, one a row.
+            ahead: was given some of them already.
         """
         assert self.rewarder is not None
-        rows = zip(prompts, rollout.responses, rollout.truncated.tolist(), rollout.unpadded_ids(), strict=True)
-        samples = [reward_sample(*row) for row in rows]
         with self.watch.abandonable(False):
             scores = self.rewarder.score(samples, ahead, lambda: self.watch.on_boundary(False))
         device = rollout.input_ids.device
@@ -144,7 +156,7 @@ class Sampler:
             correct=torch.tensor(scores.judged, dtype=torch.float32, device=device) >= self.correct_threshold,
             reward_components=components,
             notes=scores.notes,
-            metrics=metrics,
+            metrics=rollout.metrics | metrics,
         )
 
 
@@ -155,45 +167,8 @@ def reward_sample(prompt: EncodedPrompt, response: str, truncated: bool, ids: Se
     return RewardSample(prompt.text, response, one.answer, metadata, prompt.messages, one.prompt, prompt.input_ids, ids)
 
 
-def unscored(
-    sampled: Responses,
-    prompts: Sequence[EncodedPrompt],
-    request: Request,
-    ends: Ends,
-    texts: Mapping[int, str],
-) -> Rollout:
-    """Return sampled responses as a rollout whose rewards are NaN.
-
-    Args:
-        sampled: G responses for each prompt, side by side.
-        prompts: one a group.
-        request: what was asked for; a temperature of 0 counts as 1 in log-probabilities.
-        ends: of the responses.
-        texts: of the responses that are decoded already, by their rows.
-    """
-    # Row i × G + j answers prompt i:  0 0 0 | 1 1 1 | 2 2 2 ...
-    owner = torch.arange(len(prompts)).repeat_interleave(request.group_size)
-    device = sampled.response_ids.device
-    nothing = torch.full((len(owner),), torch.nan, dtype=torch.float32, device=device)
-    lengths = sampled.response_mask.sum(1).tolist()
-    responses = [
-        texts[row] if row in texts else ends.text(ids[:length])
-        for row, (ids, length) in enumerate(zip(sampled.response_ids.tolist(), lengths, strict=True))
-    ]
-    return Rollout(
-        input_ids=torch.cat([sampled.prompt_ids, sampled.response_ids], 1),  # (B, P + R)
-        attention_mask=torch.cat([sampled.prompt_mask, sampled.response_mask], 1),
-        response_mask=sampled.response_mask,
-        group_ids=owner.to(device),
-        temperature=request.sampling.temperature or 1.0,
-        prompt_index=torch.tensor([prompt.index for prompt in prompts])[owner].to(device),
-        truncated=sampled.truncated,
-        caps=torch.tensor(request.row_caps, device=device),
-        rollout_logprobs=sampled.logprobs,
-        prompts=[prompts[i].text for i in owner.tolist()],
-        responses=responses,
-        answers=[prompts[i].example.answer for i in owner.tolist()],
-        raw_rewards=nothing,
-        rewards=nothing,
-        correct=nothing.isfinite(),
-    )
+def unscored(said: Responses, owners: Prompts, request: Request, samples: Sequence[RewardSample]) -> Rollout:
+    """Return sampled responses as a rollout whose rewards are NaN, given the prompt of each and what rewards see of it."""
+    texts, responses = [prompt.text for prompt in owners], [sample.response for sample in samples]
+    answers = [prompt.example.answer for prompt in owners]
+    return said.rollout(request, [prompt.index for prompt in owners], texts, responses, answers)

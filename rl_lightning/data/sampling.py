@@ -12,6 +12,7 @@ from typing import ClassVar
 from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.fits import check_fit, check_serves, check_stop_ids, without_reward
+from rl_lightning.data.playing import Playing, all_rewards, as_environment, own_prompts, record
 from rl_lightning.data.prompt_options import PromptOptions
 from rl_lightning.data.prompts import text_format
 from rl_lightning.data.record import prompt_digests
@@ -21,6 +22,7 @@ from rl_lightning.data.served import EpochDataModule
 from rl_lightning.data.sources import ChainSum, ExampleSource, as_source
 from rl_lightning.data.sources.base import Split
 from rl_lightning.data.splits import SplitReader, Use
+from rl_lightning.environments import EnvironmentSpec
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling
 from rl_lightning.hooks import StopCallback
@@ -51,7 +53,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             from one of them.
 
     Args:
-        prompts: where problems come from.
+        prompts: where problems come from; if null, what the environment says first, or the embedded task.
         prompt_options: lengths, chat template, bad rows.
         sampling: how the policy is sampled in training.
         evaluation: how it is sampled on held-out prompts.
@@ -59,13 +61,19 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         rewards: what responses are scored by, added up by weight: a function, its dotted path, a `RewardSpec` or a dict of its
             fields, or a list of these; the source's own reward if null. The first one listed says which responses are correct.
         reward_limits: time, workers and the share of failures that stops the run.
+        environment: answers the policy's turns, and says what an episode is worth, the first of the rewards: a function, its dotted
+            path, an `EnvironmentSpec` or a dict of its fields. A response is a single turn if null.
         correct_threshold: a response is correct if the first reward reaches this.
         seed: of prompt order and sampling; the run's `seed_everything` if null.
     """
 
     serves: ClassVar[tuple[str, ...]] = ()
     #: Options that are read by functions of their own in Python; see `Checked`.
-    accepts: ClassVar[dict[str, Callable[[object], object]]] = {"prompts": _as_prompts, "rewards": as_specs}
+    accepts: ClassVar[dict[str, Callable[[object], object]]] = {
+        "prompts": _as_prompts,
+        "rewards": as_specs,
+        "environment": as_environment,
+    }
     #: Asks for responses and rewards; there from `setup` on. `RewardDataModule`'s option of that name is a policy that it asks.
     sampler: Sampler
 
@@ -78,18 +86,20 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         generator: Generator | None = None,
         rewards: Rewards | None = None,
         reward_limits: RewardLimits | None = None,
+        environment: EnvironmentSpec | None = None,
         correct_threshold: float = 0.5,
         seed: int | None = None,
     ) -> None:
-        super().__init__(prompts or ChainSum())
+        super().__init__(prompts or own_prompts(environment) or ChainSum())
         self.prompt_options = prompt_options or PromptOptions()
         self.sampling = sampling or Sampling()
         self.evaluation = evaluation or Evaluation()
         self.generator = generator or NativeGenerator()
-        default = self.source.default_reward
-        specs = as_rewards(rewards) or as_rewards(default)
+        limits = reward_limits or RewardLimits()
+        self.playing = None if environment is None else Playing(environment, limits)
+        specs = all_rewards(self.playing, as_rewards(rewards), as_rewards(self.source.default_reward))
         scorers, self._reward_models = with_models(specs)
-        self.rewarder = Rewarder(scorers, reward_limits or RewardLimits()) if specs else None
+        self.rewarder = Rewarder(scorers, limits) if specs else None
         self.correct_threshold = correct_threshold
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         if self.seed < 0:
@@ -110,6 +120,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         return {
             "prompts": f"{type(self.source).__name__}: {sizes}",
             "rewards": rewards,
+            **(self.playing.describe(self.sampling) if self.playing is not None else {}),
             "responses": f"{self.text_format}; sampling stops at {self.ends}",
         }
 
@@ -117,7 +128,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         """Return what may not change between a checkpoint and a run that goes on from it: option or thing → plain value."""
         if self._digests is None:
             self._digests = self.digests()
-        return super().record() | {"data.init_args.seed": self.seed, **self._digests}
+        played = record(self.playing, self.sampling)
+        return super().record() | {"data.init_args.seed": self.seed, **self._digests, **played}
 
     def digests(self) -> dict[str, str]:
         """Return what training learns from, in words → its hash."""
@@ -139,6 +151,11 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
                 callback.listen(self.run)
         profile = self.run.profiler.profile  # type: ignore[attr-defined]
         self.sampler = Sampler(self.generator, self.rewarder, self.correct_threshold, self.seed, self.watch, profile)
+        if self.playing is not None:
+            self.sampling = self.playing.stopped(self.sampling, self.text_format)
+            self.sampler = self.playing.start(self.sampler, self.text_format)
+        else:
+            self.sampling.check_single()
         self.evaluation.sampling(self.sampling).check(training=False)
         check_stop_ids(self.sampling, files)
         if self.rewarder is not None:
@@ -167,7 +184,13 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         assert self.trainer is not None
         folder, ranks = self.cache_folder, data_parallel_size(self.trainer)
         reader = SplitReader(
-            self.trainer, self.source, self.prompt_options, self.module.policy_files, self.rewarder, folder
+            self.trainer,
+            self.source,
+            self.prompt_options,
+            self.module.policy_files,
+            self.rewarder,
+            folder,
+            [] if self.playing is None else self.playing.schemas,
         )
         # Training evaluates if there is something to do it on.
         evaluates = stage != "fit" or (self.trainer.limit_val_batches and self.source.has("val"))
@@ -175,6 +198,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             if split in self.encoded or (split != "train" and not evaluates):
                 continue
             self.encoded[split] = reader.read(split, self.use)
+            if self.playing is not None:
+                self.playing.check(self.encoded[split], self.sampler, self.sampling)
             if split != "train" and len(self.encoded[split]) < ranks:
                 raise UserError(f"there are fewer {split} prompts than the {ranks} ranks that answer them")
 
@@ -221,6 +246,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
     def teardown(self, stage: str) -> None:
         """Stop the reward workers, and let go of reward models and of what the generator holds."""
         self.generator.close()
+        if self.playing is not None:
+            self.playing.close()
         if self.rewarder is not None:
             self.rewarder.close()
         for reward in self._reward_models:

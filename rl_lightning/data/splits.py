@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -54,6 +55,7 @@ class SplitReader:
         files: of the policy, whose tokenizer has the chat template of `options` by now.
         rewarder: scores responses; None if nothing does.
         folder: of the file that ranks on one machine share.
+        tools: that prompts show the policy, as JSON schemas; none if empty.
     """
 
     trainer: Trainer
@@ -62,6 +64,7 @@ class SplitReader:
     files: PolicyFiles
     rewarder: Rewarder | None
     folder: Path
+    tools: Sequence[Mapping[str, Any]] = ()
 
     def read(self, split: Split, use: Callable[[Split, frozenset[str]], Use]) -> EncodedPrompts:
         """Return the prompts of a split as token ids; every rank must call this.
@@ -82,6 +85,8 @@ class SplitReader:
         examples = examples if asked.first is None else examples[: asked.first]
         if asked.last_turn or asked.written is None:
             examples = [at_last_turn(example) for example in examples]
+        if self.tools:
+            examples = [replace(one, template={**one.template, "tools": list(self.tools)}) for one in examples]
         prompts = self._encoded(split, examples, unread, asked)
         say_what_was_read(split, self.source, len(prompts), unread)
         return prompts

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from rl_lightning.errors import UserError
@@ -14,10 +15,12 @@ from rl_lightning.models import PolicyFiles
 from rl_lightning.stopping import Ends, StopStrings
 from rl_lightning.text import TextFormat
 from rl_lightning.typed import Typed
+from rl_lightning.types import Rollout
 
-#: The name of one response's random numbers: (seed, number of the response in the run). The same stream gives the same numbers
-#: whatever else is in the batch, on any rank, before and after a restart.
-Stream = tuple[int, int]
+#: The name of one response's random numbers: (seed, number of the response in the run), and where it does not begin with the first
+#: of them, how many come before: a later turn of a response goes on in its stream. The same stream gives the same numbers whatever
+#: else is in the batch, on any rank, before and after a restart.
+Stream = tuple[int, int] | tuple[int, int, int]
 
 #: Called with (responses finished, responses in all) while a generator samples.
 Progress = Callable[[int, int], None]
@@ -31,7 +34,8 @@ class Sampling(metaclass=Typed):
     """How responses are sampled.
 
     Args:
-        max_new_tokens: cap on a response's length in tokens, the stop token included.
+        max_new_tokens: cap on a response's length in tokens, the stop token included. In an environment it is the room for a whole
+            episode: the policy's turns and what it hears between them.
         temperature: τ ≥ 0; 0 takes the most probable token (in evaluation only).
         top_k: sample among the k most probable tokens; 0 is off.
         top_p: sample among the fewest tokens whose probability reaches p; 1 is off.
@@ -39,6 +43,8 @@ class Sampling(metaclass=Typed):
         stop: texts that end a response, beside the end of a turn in the chat template and every EOS. The token that completes
             one is the response's last, and its text stays in the response.
         stop_token_ids: further tokens that end a response.
+        max_turns: turns of the policy in an episode; no cap but `max_new_tokens` if null. It and the next need an environment.
+        max_turn_tokens: cap on a single turn in tokens, the stop token included; `max_new_tokens` if null.
     """
 
     max_new_tokens: int = 32
@@ -48,6 +54,8 @@ class Sampling(metaclass=Typed):
     stop: list[str] | None = None
     stop_token_ids: list[int] | None = None
     min_p: float = 0.0
+    max_turns: int | None = None
+    max_turn_tokens: int | None = None
 
     @property
     def truncates(self) -> bool:
@@ -67,6 +75,18 @@ class Sampling(metaclass=Typed):
         """
         return Ends.of(text, stop_ids, self.stop or (), self.stop_token_ids or ())
 
+    def check_single(self) -> None:
+        """Refuse caps on turns where there is no environment, and so no turns.
+
+        Raises:
+            UserError: naming the option.
+        """
+        for name, cap in (("max_turns", self.max_turns), ("max_turn_tokens", self.max_turn_tokens)):
+            if cap is not None:
+                raise UserError(
+                    f"sampling.{name} is of an environment, and there is none: set data.init_args.environment"
+                )
+
     def check(self, training: bool) -> None:
         """Refuse settings that cannot be sampled with.
 
@@ -78,6 +98,14 @@ class Sampling(metaclass=Typed):
         """
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        for name, cap in (("max_turns", self.max_turns), ("max_turn_tokens", self.max_turn_tokens)):
+            if cap is not None and cap < 1:
+                raise UserError(f"{name} must be at least 1, not {cap}")
+        if self.max_turn_tokens is not None and self.max_turn_tokens > self.max_new_tokens:
+            raise UserError(
+                f"max_turn_tokens={self.max_turn_tokens} caps a turn of a response of at most "
+                f"max_new_tokens={self.max_new_tokens} tokens: lower it, or raise max_new_tokens"
+            )
         if self.temperature < 0 or (training and self.temperature == 0):
             raise UserError(f"temperature must be above 0 in training and at least 0 elsewhere, not {self.temperature}")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -126,6 +154,8 @@ class Request:
         stop_strings: texts that end a response; its last token is the one that completes such a text. None: no text does.
         pad_id: fills the tensors where there is no token.
         caps: longest response to each prompt in tokens, at most `max_new_tokens`, which holds for all if None.
+        goes_on: the responses may go on in the next request, whose prompts then begin with these prompts and responses, and whose
+            streams are these. A generator may keep what it has computed of them.
 
     Raises:
         UserError: if there is no prompt, or not one stream a response.
@@ -139,6 +169,7 @@ class Request:
     stop_strings: StopStrings | None
     pad_id: int
     caps: Sequence[int] | None = None
+    goes_on: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompts or self.group_size < 1:
@@ -180,6 +211,9 @@ class Responses:
         logprobs: (B, R) float32, nats; of the sampled tokens at the sampling temperature over the whole vocabulary,
             0 outside the mask. NaN where an engine reports none.
         truncated: (B,) bool; the response reached its cap on new tokens without a stop token or a stop string.
+        turns: (B, R) long, for responses of several turns: k on the tokens of the policy's k-th turn, from 1; 0 on what was said to
+            it, and on padding.
+        attention: (B, R) bool; True on real tokens, of the policy or not. None where there are no others: the mask.
     """
 
     prompt_ids: Tensor
@@ -188,6 +222,47 @@ class Responses:
     response_mask: Tensor
     logprobs: Tensor
     truncated: Tensor
+    turns: Tensor | None = None
+    attention: Tensor | None = None
+
+    def rollout(
+        self,
+        request: Request,
+        index: Sequence[int],
+        prompts: list[str],
+        responses: list[str],
+        answers: list[object],
+    ) -> Rollout:
+        """Return these responses as a rollout whose rewards are NaN.
+
+        Args:
+            request: what was asked for; a temperature of 0 counts as 1 in log-probabilities.
+            index: numbers of the prompts among those of the split, one a response.
+            prompts, responses: their texts, one a response.
+            answers: gold answers, one a response.
+        """
+        device = self.response_ids.device
+        nothing = torch.full((len(index),), torch.nan, dtype=torch.float32, device=device)
+        attention = self.response_mask if self.attention is None else self.attention
+        return Rollout(
+            input_ids=torch.cat([self.prompt_ids, self.response_ids], 1),  # (B, P + R)
+            attention_mask=torch.cat([self.prompt_mask, attention], 1),
+            response_mask=self.response_mask,
+            # Row i × G + j answers prompt i:  0 0 0 | 1 1 1 | 2 2 2 ...
+            group_ids=(torch.arange(len(index)) // request.group_size).to(device),
+            temperature=request.sampling.temperature or 1.0,
+            prompt_index=torch.tensor(index).to(device),
+            truncated=self.truncated,
+            caps=torch.tensor(request.row_caps, device=device),
+            rollout_logprobs=self.logprobs,
+            prompts=prompts,
+            responses=responses,
+            answers=answers,
+            raw_rewards=nothing,
+            rewards=nothing,
+            correct=nothing.isfinite(),
+            turns=self.turns,
+        )
 
 
 class Generator(metaclass=Typed):

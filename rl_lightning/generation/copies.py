@@ -143,8 +143,10 @@ class CopyGenerator(Generator):
 def seeds(streams: Sequence[Stream]) -> list[int]:
     """Return a seed in [0, 2⁶³) for each stream, a hash (Philox) of the stream's name."""
     mask = 2**64 - 1
-    keys = [np.array([seed & mask, number & mask], dtype=np.uint64) for seed, number in streams]
-    return [int(np.random.Philox(key=key).random_raw()) >> 1 for key in keys]
+    named = [
+        (np.array([seed & mask, number & mask], dtype=np.uint64), sum(before)) for seed, number, *before in streams
+    ]
+    return [int(np.random.Philox(key=key, counter=first).random_raw()) >> 1 for key, first in named]
 
 
 def has_ended(answer: Answer, request: Request) -> bool:

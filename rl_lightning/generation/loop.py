@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, cast
 
@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rl_lightning.generation.base import Request, Responses, Sampling
 from rl_lightning.generation.decoding import decoding_step
+from rl_lightning.generation.kept import Kept, Layers, Past, closed_up, side_by_side
 from rl_lightning.generation.sampling import check_drawn, uniforms
 from rl_lightning.generation.slots import Slots
 from rl_lightning.models.families import accepts
@@ -157,6 +158,8 @@ class Decoding:
         draw: see `NativeGenerator.draw`.
         model, request: see `Generator.generate`.
         most: responses side by side.
+        before: what is kept of the responses from their turns before; None if nothing is.
+        kept: takes what is to be kept for their next turns; None if nothing is.
         work: counters; see `NativeGenerator.metrics`.
     """
 
@@ -164,6 +167,8 @@ class Decoding:
     model: PreTrainedModel
     request: Request
     most: int
+    before: Kept | None = None
+    kept: Kept | None = None
     work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "rows": 0, "prefill_rows": 0, "seen": 0})
     _next: int = 0
     _prefilled: _Prefilled | None = None
@@ -188,6 +193,10 @@ class Decoding:
                 # A response that ends with its first token takes no slot.
                 keep = torch.tensor(going, device=batch.ids.device)
                 slots.admit(part.layers, part.mask, owner[keep])
+                for (row, prompt), goes_on in zip(chosen, going, strict=True):
+                    if not goes_on and self.kept is not None:
+                        columns = part.mask[prompt].nonzero()[:, 0]
+                        self._keep(batch, row, [(k[prompt, :, columns], v[prompt, :, columns]) for k, v in part.layers])
                 tokens = torch.cat([tokens, drawn[keep]])
                 active += [row for row, goes_on in zip(rows, going, strict=True) if goes_on]
                 yield [row for row, goes_on in zip(rows, going, strict=True) if not goes_on]
@@ -201,10 +210,20 @@ class Decoding:
             tokens, going = self._draw(batch, active, logits)
             yield [row for row, goes_on in zip(active, going, strict=True) if not goes_on]
             if not all(going):
+                for place, (row, goes_on) in enumerate(zip(active, going, strict=True)):
+                    if not goes_on and self.kept is not None:
+                        self._keep(batch, row, slots.row(place))
                 # Slots move rows from the end into holes; `active` and `tokens` follow in the same order.
                 order = slots.keep(going)
                 active = [active[row] for row in order]
                 tokens = tokens[torch.tensor(order, dtype=torch.long, device=tokens.device)]
+
+    def _keep(self, batch: Batch, row: int, layers: Layers) -> None:
+        """Keep the cache of a response that has ended; its last token has not been read."""
+        assert self.kept is not None
+        prompt = self.request.prompts[row // self.request.group_size].input_ids
+        read = [*prompt, *batch.ids[row, : int(batch.lengths[row]) - 1].tolist()]
+        self.kept.put(self.request.streams[row], read, layers)
 
     @property
     def _is_waiting(self) -> bool:
@@ -228,22 +247,57 @@ class Decoding:
         if self._prefilled is not None:
             return self._prefilled
         first, width, samples = self._next, 0, self.request.group_size
-        prompts = self.request.prompts
+        prompts, pasts = self.request.prompts, [self._past(self._next)]
         while self._next < len(prompts) and (self._next - first) * samples < free:
-            width = max(width, len(prompts[self._next].input_ids))
-            if self._next > first and (self._next + 1 - first) * width > _PREFILL_TOKENS:
+            past = self._past(self._next)
+            width = max(width, len(prompts[self._next].input_ids) - (0 if past is None else len(past.ids)))
+            if self._next > first and (
+                (self._next + 1 - first) * width > _PREFILL_TOKENS or (past is None) != (pasts[0] is None)
+            ):
                 break
+            pasts[self._next - first :] = [past]
             self._next += 1
         chosen = [prompt.input_ids for prompt in prompts[first : self._next]]
-        device = next(self.model.parameters()).device
-        # (N, P) with P the longest of these prompts; `logits_to_keep` spares the head all columns but the last.
-        ids, mask = (part.to(device) for part in pad_left(chosen, self.request.pad_id))
-        keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
-        cache = DynamicCache(config=self.model.config)
-        output = self.model(**padded(self.model, ids, mask), **keep, past_key_values=cache, use_cache=True)
-        layers = [(layer.keys, layer.values) for layer in cast("list[_Filled]", cache.layers)]
-        self.work["prefill_rows"] += int(mask.sum())
+        layers, mask, logits = self._read(chosen, [past for past in pasts if past is not None])
         waiting = [
             ((first + prompt) * samples + sample, prompt) for prompt in range(len(chosen)) for sample in range(samples)
         ]
-        return _Prefilled(layers, mask, output.logits[:, -1], waiting)
+        return _Prefilled(layers, mask, logits, waiting)
+
+    def _past(self, prompt: int) -> Past | None:
+        """Return what is kept of the response that a prompt goes on with; there is one a prompt."""
+        if self.before is None or self.request.group_size != 1:
+            return None
+        return self.before.of(self.request.streams[prompt], self.request.prompts[prompt].input_ids)
+
+    def _read(self, prompts: Sequence[list[int]], pasts: Sequence[Past]) -> tuple[Layers, Tensor, Tensor]:
+        """Read prompts behind what is kept of each.
+
+        Args:
+            prompts: their tokens.
+            pasts: one a prompt, or none at all.
+
+        Returns:
+            Keys and values, (N, heads, P, D) each, layer by layer; (N, P) bool, real columns, aligned at the right; logits (N, V) after
+            the last token of each prompt.
+        """
+        new = [ids[len(past.ids) :] for ids, past in zip(prompts, pasts, strict=True)] if pasts else prompts
+        device = next(self.model.parameters()).device
+        # (N, P) with P the longest of these prompts; `logits_to_keep` spares the head all columns but the last.
+        ids, mask = (part.to(device) for part in pad_left(new, self.request.pad_id))
+        self.work["prefill_rows"] += int(mask.sum())
+        keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
+        cache = DynamicCache(config=self.model.config)
+        if pasts:
+            before, known = side_by_side(pasts)
+            for number, (keys, values) in enumerate(before):
+                cache.update(keys, values, number)
+            mask = torch.cat([known, mask], 1)
+        given = padded(self.model, ids, mask)
+        if "position_ids" in given:  # those of the new columns
+            given["position_ids"] = given["position_ids"][:, -ids.shape[1] :]
+        output = self.model(**given, **keep, past_key_values=cache, use_cache=True)
+        layers = [(layer.keys, layer.values) for layer in cast("list[_Filled]", cache.layers)]
+        if pasts:
+            layers, mask = closed_up(layers, mask)
+        return layers, mask, output.logits[:, -1]

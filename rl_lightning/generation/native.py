@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses, Sampling
 from rl_lightning.generation.blocked import blocked_weights
+from rl_lightning.generation.kept import Kept
 from rl_lightning.generation.loop import Batch, Decoding
 from rl_lightning.generation.sampling import draw
 from rl_lightning.generation.transformers import TransformersGenerator
@@ -26,7 +27,8 @@ class NativeGenerator(Generator):
     """Samples with the policy itself: no copy of the weights, no second set of kernels.
 
     The prompt of a group is read once, and its keys and values are copied for every response. A response that has ended gives
-    its slot to the next one (continuous batching). A model that is not plain causal attention in every layer is sampled by
+    its slot to the next one (continuous batching). In an environment the keys and values of a response are kept until its next turn,
+    as far as `max_tokens` has room, and only what is new is read then. A model that is not plain causal attention in every layer is sampled by
     `TransformersGenerator` instead, which is slower.
 
     Args:
@@ -47,10 +49,11 @@ class NativeGenerator(Generator):
         if bf16:
             self.samples_from_copy = True
         self._work: dict[str, float] = {}
+        self._kept: Kept | None = None
         self._told: set[type] = set()
 
     def metrics(self) -> dict[str, float]:
-        """Return what the last `generate` did: `steps` decoding steps, `rows` tokens read in them, `seen` cached columns that
+        """Return what was done since the last call: `steps` decoding steps, `rows` tokens read in them, `seen` cached columns that
         attention read in them, and `prefill_rows` prompt tokens read before them, each as `generation/NAME`."""
         work, self._work = self._work, {}
         return work
@@ -96,7 +99,11 @@ class NativeGenerator(Generator):
                 "max_tokens, or shorten one of them"
             )
         most = min(self.max_tokens // capacity, self.max_rows or rows, rows)
-        run = Decoding(self.draw, cast(PreTrainedModel, model), request, most)
+        # Where responses begin anew, nothing of earlier ones is of use: the weights may have changed since.
+        before = self._kept if any(len(stream) > 2 for stream in request.streams) else None
+        held = 0 if before is None else before.held
+        self._kept = Kept(self.max_tokens - most * capacity - held) if request.goes_on else None
+        run = Decoding(self.draw, cast(PreTrainedModel, model), request, most, before, self._kept)
         batch = Batch.empty(request, next(model.parameters()).device)
         done = 0
         with self._precision(batch.ids.device), blocked_weights(model, most):
@@ -107,7 +114,8 @@ class NativeGenerator(Generator):
                         finished(row, batch.ids[row, : int(batch.lengths[row])].tolist())
                 if progress is not None:
                     progress(done, rows)
-        self._work = {f"work/{name}": Sum(count) for name, count in run.work.items()}
+        for name, count in run.work.items():
+            self._work[f"work/{name}"] = Sum(self._work.get(f"work/{name}", 0) + count)
         return batch.responses(request)
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -23,10 +23,10 @@ def uniforms(streams: Sequence[Stream], count: int) -> Tensor:
     its key, the stream, and its position alone. So there is no state to save, and other responses change nothing.
     """
     mask = 2**64 - 1
-    rows = [
-        np.random.Generator(np.random.Philox(key=np.array([seed & mask, index & mask], dtype=np.uint64))).random(count)
-        for seed, index in streams
-    ]
+    rows = []
+    for seed, index, *before in streams:
+        key, first = np.array([seed & mask, index & mask], dtype=np.uint64), sum(before)
+        rows.append(np.random.Generator(np.random.Philox(key=key)).random(first + count)[first:])
     # The largest float64 numbers below 1 round to a float32 of 1.
     return torch.from_numpy(np.stack(rows)).float().clamp(max=1 - 2**-24)
 

@@ -90,6 +90,11 @@ class Slots:
         self._columns += [width] * len(owner)
         self.used += len(owner)
 
+    def row(self, row: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the keys and values of what a row has read, without padding: (heads, n, D) each, layer by layer."""
+        columns = (self._bias[row, 0, 0, : self._columns[row]] == 0).nonzero()[:, 0]
+        return [(layer.keys[row][:, columns], layer.values[row][:, columns]) for layer in self.layers]
+
     def keep(self, running: Sequence[bool]) -> list[int]:
         """Remove the rows that have ended.
 

@@ -150,7 +150,10 @@ class BoundReward:
         if len(values) != len(samples):
             raise ValueError(f"Reward {self.name} returned {len(values)} scores for {len(samples)} samples")
         said = [tally.drain(), *(Said() for _ in samples[1:])]
-        return [Outcome("ok", value, None, one) for value, one in zip(values, said, strict=False)]
+        return [
+            value if isinstance(value, Outcome) else Outcome("ok", value, None, one)
+            for value, one in zip(values, said, strict=False)
+        ]
 
     def answer_problem(self, answer: object) -> str | None:
         """Return what the function's ``check_answer`` finds wrong with a gold answer; None if nothing is, or if it has none."""

@@ -104,6 +104,7 @@ class RewardSample:
         messages: the prompt as chat messages, if a chat template rendered it; a reward model renders them by its own template.
         source: the prompt as the data hold it, a text or chat messages; `prompt` if None.
         prompt_ids, response_ids: tokens of both; those of the response as they were sampled, the stop token included.
+        episode: what the environment gave the response, where there is one; then the response is the policy's last turn.
     """
 
     prompt: str
@@ -114,13 +115,15 @@ class RewardSample:
     source: str | list[dict[str, object]] | None = None
     prompt_ids: Sequence[int] = ()
     response_ids: Sequence[int] = ()
+    episode: Outcome | None = None
 
 
 @dataclass(frozen=True)
 class BatchReward(metaclass=Typed):
     """A reward that takes all samples at once, in the trainer's process, such as a reward model.
 
-    An exception in it ends the run, for no single sample is at fault. It returns NaN for a sample that it cannot score.
+    An exception in it ends the run, for no single sample is at fault. It returns NaN for a sample that it cannot score, or an
+    `Outcome` that says why.
 
     Args:
         name: what its metric is called.
@@ -131,7 +134,7 @@ class BatchReward(metaclass=Typed):
 
     name: str
     weight: float
-    function: Callable[[Sequence[RewardSample]], Sequence[float]]
+    function: Callable[[Sequence[RewardSample]], Sequence[float | Outcome]]
     arguments: Mapping[str, object] = field(default_factory=dict)
 
 

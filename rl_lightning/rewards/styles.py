@@ -67,8 +67,11 @@ def _is_conversation(sample: RewardSample) -> bool:
 
 
 def _completion(sample: RewardSample) -> str | list[dict[str, str]]:
-    """Return a response as TRL gives it: a message where the prompt is a conversation."""
-    return [{"role": "assistant", "content": sample.response}] if _is_conversation(sample) else sample.response
+    """Return a response as TRL gives it: a message where the prompt is a conversation, or all that was said in an episode."""
+    if not _is_conversation(sample):
+        return sample.response
+    said: list[dict[str, str]] = sample.metadata["turns"] if sample.episode is not None else []
+    return said or [{"role": "assistant", "content": sample.response}]
 
 
 #: TRL's GRPOTrainer: lists, every column of the data by its name, and messages where prompts are conversations.

@@ -184,6 +184,22 @@ class TextFormat:
             answer = body[_same(self.template.opening, body) :].removesuffix(end).removesuffix(self.turn_end.text)
         return _continued(prompt, answer)
 
+    def kept(self, asked: str, whole: str, following: str) -> tuple[str, str] | None:
+        """Return what a turn adds to a conversation, its end included, and what others add behind it; None if the template writes the
+        turn otherwise once others follow it.
+
+        Args:
+            asked: the conversation before the turn, as the template writes it when it asks for the turn.
+            whole: with the turn.
+            following: with the turn and what others say, when it asks for the next turn.
+        """
+        if not (whole.startswith(asked) and following.startswith(whole.rstrip())):
+            return None
+        own, end = whole.removeprefix(asked), self.turn_end
+        if end.text and own.endswith(end.after):
+            own = own.removesuffix(end.after) + end.text
+        return own, following.removeprefix(asked + own)
+
     def warn_once(self, text: str) -> None:
         """Log a warning, the first time that there is reason for it."""
         if text not in self._told:

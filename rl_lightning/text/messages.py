@@ -22,6 +22,21 @@ def content_text(message: Message) -> str:
     return "" if content is None else str(content)
 
 
+def said(role: str, content: str) -> Message:
+    """Return what somebody says as a message."""
+    return {"role": role, "content": content}
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """Return a conversation for people to read, a line for each message: who speaks, and what, with calls of tools."""
+    lines = []
+    for message in messages:
+        functions = [call.get("function") or call for call in message.get("tool_calls") or ()]
+        calls = [f"{one.get('name')}({json.dumps(one.get('arguments'), ensure_ascii=False)})" for one in functions]
+        lines.append(" ".join([f"{message.get('role')}: {content_text(message)}".rstrip(), *calls]))
+    return "\n".join(lines)
+
+
 def roles(messages: Sequence[Message]) -> str:
     """Return the roles of messages, as errors name a conversation by them."""
     return ", ".join(str(message.get("role")) for message in messages)

@@ -201,7 +201,7 @@ class ChatTemplate:
             ValueError: if the template writes nothing that it is given.
         """
         silent = {name: value for name, value in turn.items() if name != "tool_calls"}
-        spoken, calling = {**silent, "content": _ANSWER}, {**silent, "content": "", "tool_calls": [_CALL]}
+        spoken, calling = {**silent, "content": _ANSWER}, {**silent, "content": "", "tool_calls": _stand_in(turn)}
         problem: Exception | None = None
         # Some templates want a call before what came of it, and others know of no calls.
         for said in (calling, spoken) if turn.get("tool_calls") else (spoken,):
@@ -217,6 +217,15 @@ class ChatTemplate:
                     end, _ = self._first_special(after) or ("", 0)
                 return after.partition(end)[2] if end else after
         raise ValueError(f"the chat template writes no turn of the assistant before others ({problem})")
+
+
+def _stand_in(turn: Message) -> list[dict[str, Any]]:
+    """Return the calls of a turn, with the stand-in among the arguments of the last one: templates may write the names once more."""
+    calls = [call for call in turn.get("tool_calls") or () if isinstance(call, dict)]
+    if not calls:
+        return [_CALL]
+    function = {**(calls[-1].get("function") or calls[-1]), "arguments": _CALL["function"]["arguments"]}
+    return [*calls[:-1], {**_CALL, **calls[-1], "function": function}]
 
 
 def completed(template: str, defaults: Mapping[str, Any], prefix: str) -> str:

@@ -162,11 +162,9 @@ def _pieces(form: TextFormat, prompt: ReadPrompt, turns: Messages) -> list[_Piec
     pieces: list[_Piece] = []
     for number, (place, asked, whole) in enumerate(zip(said, texts, wholes, strict=True)):
         following = texts[number + 1] if number + 1 < len(said) else None
-        if following is not None and whole.startswith(asked) and following.startswith(whole.rstrip()):
-            own = whole.removeprefix(asked)
-            if form.turn_end.text and own.endswith(form.turn_end.after):
-                own = own.removesuffix(form.turn_end.after) + form.turn_end.text
-            pieces += [_Piece(own, True), _Piece(following.removeprefix(asked + own), False)]
+        kept = None if following is None else form.kept(asked, whole, following)
+        if kept is not None:
+            pieces += [_Piece(kept[0], True), _Piece(kept[1], False)]
             continue
         own = form.added_text(asked, whole, turns[place]) + form.turn_end.text
         pieces.append(_Piece(own, True))

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 #: is always the same to the last bit.
 _FEWEST_AT_A_TIME, _MOST_AT_A_TIME, _CHUNKS = 32, 512, 16
 
+#: Options of `Sampling` that came later, as they were before.
+_OFF = [("min_p", 0.0), ("max_turns", None), ("max_turn_tokens", None)]
+
 
 @dataclass(frozen=True)
 class FrozenSampling:
@@ -108,9 +111,8 @@ class FrozenTables:
                 "precision": str(self.trainer.precision),
                 "generator": type(self.sampler.generator).__qualname__,
                 # What is off, or not set, is left out: options that are new find the tables that were made without them.
-                "sampling": {
-                    name: value for name, value in asdict(asked.sampling).items() if (name, value) != ("min_p", 0.0)
-                },
+                "sampling": dict(item for item in asdict(asked.sampling).items() if item not in _OFF),
+                **self.sampler.follows_from(),
                 **({"caps": caps} if any(caps) else {}),
                 "ends": str(asked.ends),
                 "prompts": [prompt.input_ids for prompt in asked.prompts],

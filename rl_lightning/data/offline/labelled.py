@@ -15,7 +15,7 @@ from rl_lightning.data.offline.frozen import FrozenSampling, FrozenTables
 from rl_lightning.data.offline.pairs import PairOptions, PairTable, written_pairs
 from rl_lightning.data.offline.samples import ResponseTable, with_demonstrations
 from rl_lightning.data.offline.written import written_rollout
-from rl_lightning.data.sampler import Sampler
+from rl_lightning.data.sampler import Sampler, reward_sample
 from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
@@ -123,9 +123,11 @@ class LabelledTables:
             rollout = self.frozen.responses(replace(self.asked, split=split, prompts=prompts))
         else:
             rollout = written_rollout(prompts, (0,), self.ends)
-            rollout = (
-                self.sampler.reward(rollout, prompts) if self.sampler.rewarder else self._labelled(rollout, prompts)
-            )
+            if self.sampler.rewarder is None:
+                rollout = self._labelled(rollout, prompts)
+            else:
+                rows = zip(prompts, rollout.responses, rollout.truncated.tolist(), rollout.unpadded_ids(), strict=True)
+                rollout = self.sampler.reward(rollout, [reward_sample(*row) for row in rows])
         self.stages.rewards(rollout)
         return self._learnt(rollout)
 

@@ -105,7 +105,7 @@ class PairTable:
         for group in rollout.group_ids.unique().tolist():
             rows = ((rollout.group_ids == group) & usable).nonzero()[:, 0].tolist()
             rewards = rollout.rewards[rows].tolist()
-            texts = [rollout.responses[row] for row in rows]
+            texts = [rollout.text(row) for row in rows]
             found = choose_pairs(rewards, texts, options, (seed, int(group)))
             chosen += [(rows[better], rows[worse]) for better, worse in found]
             without += not found

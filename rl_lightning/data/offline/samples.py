@@ -16,6 +16,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.functional import BatchTotals, Reduction, batch_totals
 from rl_lightning.padding import stacked
 from rl_lightning.stopping import Ends
+from rl_lightning.text import said
 from rl_lightning.types import Microbatch, Rollout, Rows
 
 
@@ -98,5 +99,8 @@ def with_demonstrations(rollout: Rollout, prompts: Sequence[EncodedPrompt], ends
         caps=None if rollout.caps is None else written.lengths,
         notes=None if rollout.notes is None else [{} for _ in range(len(written))],
         advantages=None if rollout.advantages is None else written.response_mask.to(rollout.advantages),
+        turns=None if rollout.turns is None else written.response_mask.long(),
+        turn_rewards=None if rollout.turn_rewards is None else torch.zeros(written.response_mask.shape),
+        transcripts=None if rollout.transcripts is None else [[said("assistant", text)] for text in written.responses],
     )
     return stacked([rollout, written], ends.tokenizer.pad_token_id)

@@ -1,0 +1,1 @@
+"""Three environments that the embedded policy learns in: see docs on environments."""
