@@ -107,8 +107,7 @@ class Rollout(Rows):
         old_logprobs: (B, R); of the policy at rollout time, as the trainer computes them. Absent when the rollout
             serves a single update: there they equal the current ones.
         ref_logprobs: (B, R); of the frozen reference, if the algorithm has one.
-        turns: (B, R) long, of responses of several turns: k on the tokens of the policy's k-th turn, from 1; 0 on what an environment
-            said to it, and on padding.
+        turns: (B, R) long, in environments: k on the tokens of the policy's k-th turn, from 1; 0 on what it heard, and on padding.
         turn_rewards: (B, R); the part of `rewards` that an environment gave, times its weight, each at the last token of its turn.
         transcripts: B, where there are turns: all of them and what was said between them, as messages; a response is the last turn.
         token_rewards: (B, R); r(x, y≤t) where a callback gives a reward to each token. Such a reward takes the place of

@@ -144,10 +144,8 @@ class OnlineModule(PolicyModule):
             rollout.metrics[name] = float(masked_mean(values, rollout.response_mask, self.total))
 
     def token_rewards(self, rollout: Rollout) -> Tensor:
-        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response, of a rollout that `on_rollout_scored` has seen.
-
-        What an environment gave a turn is at the turn's last token, and the rest of a response's reward at its last one.
-        """
+        """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response, of a rollout that `on_rollout_scored` has seen: what an
+        environment gave a turn at the turn's last token, the rest of the reward at the response's."""
         mask, rewards = rollout.response_mask, rollout.token_rewards
         if rewards is None:
             # A failed reward is NaN; its row has no token that counts.

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from rl_lightning.data.cache import environment_key
 from rl_lightning.data.encoded import EncodedPrompt
 from rl_lightning.data.sampler import Prompts, Sampler, reward_sample, unscored
 from rl_lightning.environments import EnvironmentSpec, Episodes, Played, Reply
@@ -66,10 +65,6 @@ class EpisodeSampler(Sampler):
 
     episodes: Episodes
     dialogue: Dialogue
-
-    def follows_from(self) -> dict[str, object]:
-        """See `Sampler.follows_from`."""
-        return {"environment": environment_key(self.episodes.environment)}
 
     def sampled(
         self, policy: SampledPolicy, request: Request, owners: Prompts, ahead: Ahead, progress: Progress

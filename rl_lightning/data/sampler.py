@@ -50,10 +50,6 @@ class Sampler:
         key = self.seed * len(_SEED_OF) + _SEED_OF[split]
         return [(key, number) for number in range(first, first + count)]
 
-    def follows_from(self) -> dict[str, object]:
-        """Return what responses follow from beside the policy, prompts and settings of sampling: name → plain value."""
-        return {}
-
     def respond(
         self,
         policy: SampledPolicy,
@@ -119,11 +115,10 @@ class Sampler:
             ahead.add(row, samples[row])
 
         said = self.generator.generate(policy.model, request, progress=progress, finished=finished)
-        for row, (ids, length) in enumerate(
-            zip(said.response_ids.tolist(), said.response_mask.sum(1).tolist(), strict=True)
-        ):
+        lengths = said.response_mask.sum(1).tolist()
+        for row, ids in enumerate(said.response_ids.tolist()):
             if row not in samples:
-                finished(row, ids[:length])
+                finished(row, ids[: lengths[row]])
         ordered = [samples[row] for row in range(len(owners))]
         return unscored(said, owners, request, ordered), ordered
 
@@ -132,8 +127,7 @@ class Sampler:
 
         Args:
             rollout: whatever rewards it has are replaced.
-            samples: what rewards see, one a row.
-            ahead: was given some of them already.
+            samples, ahead: what rewards see, one a row; `ahead` was given some of them already.
         """
         assert self.rewarder is not None
         with self.watch.abandonable(False):

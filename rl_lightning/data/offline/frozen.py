@@ -13,8 +13,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rl_lightning.data.cache import Cache, rewards_key, settings_key, tensors_key
+from rl_lightning.data.cache import Cache, environment_key, rewards_key, settings_key, tensors_key
 from rl_lightning.data.encoded import EncodedPrompt
+from rl_lightning.data.episodes import EpisodeSampler
 from rl_lightning.data.reward_models import ModelReward
 from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.sources.base import Split
@@ -104,6 +105,8 @@ class FrozenTables:
         assert rewarder is not None
         caps = [prompt.example.max_new_tokens for prompt in asked.prompts]
         models = [[one.spec.model, ClassifierFiles(str(one.spec.model)).fingerprint] for one in self.reward_models]
+        environment = self.sampler.episodes.environment if isinstance(self.sampler, EpisodeSampler) else None
+        played = {} if environment is None else {"environment": environment_key(environment)}
         return settings_key(
             {
                 "sampler": asked.files.fingerprint,
@@ -112,7 +115,7 @@ class FrozenTables:
                 "generator": type(self.sampler.generator).__qualname__,
                 # What is off, or not set, is left out: options that are new find the tables that were made without them.
                 "sampling": dict(item for item in asdict(asked.sampling).items() if item not in _OFF),
-                **self.sampler.follows_from(),
+                **played,
                 **({"caps": caps} if any(caps) else {}),
                 "ends": str(asked.ends),
                 "prompts": [prompt.input_ids for prompt in asked.prompts],
