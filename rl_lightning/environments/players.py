@@ -16,7 +16,7 @@ from rl_lightning.environments import episode
 from rl_lightning.environments.spec import BoundEnvironment, EnvironmentSpec, bound
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.pool import WorkerPool
-from rl_lightning.rewards.spec import Outcome, RewardLimits
+from rl_lightning.rewards.spec import Kind, Outcome, RewardLimits
 from rl_lightning.rewards.tally import Said as Told
 
 #: Seconds between two looks at whether a reply is there.
@@ -39,7 +39,7 @@ class Reply:
 
     heard: str | list[dict[str, Any]] | None = None
     reward: float | None = None
-    failure: str | None = None
+    failure: Kind | None = None
     error: str | None = None
     told: Told = field(default_factory=Told)
 
@@ -48,7 +48,7 @@ class Reply:
         """Return what a call of `episode.advance` has come to."""
         if outcome.kind != "ok":
             return cls(failure=outcome.kind, error=outcome.error, told=outcome.said)
-        return cls(**json.loads(outcome.value), told=outcome.said)
+        return cls(**json.loads(str(outcome.value)), told=outcome.said)
 
 
 #: A function that a worker has, and its arguments.
@@ -194,7 +194,7 @@ class Episodes:
 def _first(outcome: Outcome) -> Reply:
     if outcome.kind != "ok":
         return Reply.of(outcome)
-    return Reply(heard=json.loads(outcome.value))
+    return Reply(heard=json.loads(str(outcome.value)))
 
 
 class Played:

@@ -231,7 +231,7 @@ class Responses:
         index: Sequence[int],
         prompts: list[str],
         responses: list[str],
-        answers: list[object],
+        answers: Sequence[object],
     ) -> Rollout:
         """Return these responses as a rollout whose rewards are NaN.
 
@@ -257,7 +257,7 @@ class Responses:
             rollout_logprobs=self.logprobs,
             prompts=prompts,
             responses=responses,
-            answers=answers,
+            answers=list(answers),
             raw_rewards=nothing,
             rewards=nothing,
             correct=nothing.isfinite(),

@@ -295,7 +295,7 @@ class Decoding:
             mask = torch.cat([known, mask], 1)
         given = padded(self.model, ids, mask)
         if "position_ids" in given:  # those of the new columns
-            given["position_ids"] = given["position_ids"][:, -ids.shape[1] :]
+            given["position_ids"] = cast(Tensor, given["position_ids"])[:, -ids.shape[1] :]
         output = self.model(**given, **keep, past_key_values=cache, use_cache=True)
         layers = [(layer.keys, layer.values) for layer in cast("list[_Filled]", cache.layers)]
         if pasts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from rl_lightning.rewards import tally
 from rl_lightning.rewards.spec import RewardSample
@@ -70,8 +71,9 @@ def _completion(sample: RewardSample) -> str | list[dict[str, str]]:
     """Return a response as TRL gives it: a message where the prompt is a conversation, or all that was said in an episode."""
     if not _is_conversation(sample):
         return sample.response
-    said: list[dict[str, str]] = sample.metadata["turns"] if sample.episode is not None else []
-    return said or [{"role": "assistant", "content": sample.response}]
+    if sample.episode is not None:
+        return cast("list[dict[str, str]]", sample.metadata["turns"])
+    return [{"role": "assistant", "content": sample.response}]
 
 
 #: TRL's GRPOTrainer: lists, every column of the data by its name, and messages where prompts are conversations.

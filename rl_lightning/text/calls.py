@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +93,7 @@ class CallFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]]) -> None:
         self.tokenizer = tokenizer
-        self.tools = [dict(tool) for tool in tools]
+        self.tools: list[dict[Any, Any] | Callable[..., Any]] = [dict(tool) for tool in tools]
         self._has_template = getattr(tokenizer, "response_template", None) is not None
         self._json = None if self._has_template else _json_of(ChatTemplate(tokenizer), {"tools": self.tools})
 

@@ -224,7 +224,7 @@ def _stand_in(turn: Message) -> list[dict[str, Any]]:
     calls = [call for call in turn.get("tool_calls") or () if isinstance(call, dict)]
     if not calls:
         return [_CALL]
-    function = {**(calls[-1].get("function") or calls[-1]), "arguments": _CALL["function"]["arguments"]}
+    function = {**(calls[-1].get("function") or calls[-1]), "arguments": {"a": _ANSWER}}
     return [*calls[:-1], {**_CALL, **calls[-1], "function": function}]
 
 

@@ -137,7 +137,7 @@ ANY = {
     "strategies": 12,
     "models": 11,
     "generation": 8,
-    "text": 15,
+    "text": 18,
     "cli": 5,
     "rewards": 5,
     "defaults.py": 3,

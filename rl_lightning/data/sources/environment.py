@@ -63,7 +63,7 @@ class EnvironmentExamples(ExampleSource):
         """
         first = _FIRST[split] + self.seed * 1_000_000
         seeds = range(first, first + self.sizes[split])
-        nothing = {"prompt": "", "answer": None, "metadata": {}, "messages": None}
+        nothing: dict[str, object] = {"prompt": "", "answer": None, "metadata": {}, "messages": None}
         name = self.episodes.environment.spec.name
         try:
             said = self.episodes.first_words([{**nothing, "seed": seed} for seed in seeds])
