@@ -142,7 +142,7 @@ def without_checksums(path):
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:
-        raise UserError from error
+        raise UserError("damaged") from error
 
 
 @holds_only_for(load_plain, torchs_own=without_checksums)
