@@ -28,7 +28,7 @@ SAMPLING = Sampling(max_new_tokens=24, max_turns=5, max_turn_tokens=4)
 class Scripted(Generator):
     """Says what is written down for each turn, a text a response, spelt as no tokenizer would: one token a byte."""
 
-    def __init__(self, *turns):
+    def __init__(self, turns: list):
         self.turns, self.asked = turns, []
 
     def update(self, model, files, version):
@@ -50,7 +50,10 @@ def test_tools_are_called_in_a_chat_and_rewards_judge_the_last_turn(tmp_path):
     (tmp_path / "tools.jinja").write_text(TOOLS["hermes"])
     call = '<tool_call>{"arguments":{"b":4,"a":3},  "name":"add"}</tool_call>'  # as the template would not write it
     generator = Scripted(
-        [call, "7", '<tool_call>{"name": "add"', '<tool_call>{"name": "sub", "arguments": {}}</tool_call>'], ["7", "?"]
+        turns=[
+            [call, "7", '<tool_call>{"name": "add"', '<tool_call>{"name": "sub", "arguments": {}}</tool_call>'],
+            ["7", "?"],
+        ]
     )
     module = grpo(where)
     seen = fit(
