@@ -100,10 +100,7 @@ def test_shell_commands_are_ones_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for page, words in commands():
         if words[0] == "rl-lightning":
-            assert words[1] in ("fit", "validate", "test", "predict", "chat", "tensorboard", "init", "docs"), (
-                page,
-                words,
-            )
+            assert words[1] in main.COMMANDS, (page, words)
         elif words[0] == "make":
             assert f"\n{words[1]}:" in makefile, (page, words)
         elif words[0] == "python":
