@@ -13,6 +13,7 @@ import yaml
 from examples.site import options
 from rl_lightning import errors, manual
 from rl_lightning.cli import main, run
+from rl_lightning.cli.main import COMMANDS
 from rl_lightning.errors import UserError, page_of
 from tests.glossary import ROWS, unexplained
 
@@ -100,7 +101,7 @@ def test_shell_commands_are_ones_that_exist():
     makefile = (ROOT / "Makefile").read_text()
     for page, words in commands():
         if words[0] == "rl-lightning":
-            assert words[1] in main.COMMANDS, (page, words)
+            assert words[1] in COMMANDS, (page, words)
         elif words[0] == "make":
             assert f"\n{words[1]}:" in makefile, (page, words)
         elif words[0] == "python":
