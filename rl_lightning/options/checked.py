@@ -44,7 +44,7 @@ class Checked(type):
         Raises:
             UserError: in one line, for a name that the class does not have, or a value that the option does not take.
         """
-        if arguments and _is_plain(arguments[0]) and _takes_others(cls):
+        if arguments and isinstance(arguments[0], str) and _takes_others(cls) and not _begins_with_a_text(cls):
             raise UserError(
                 f"{cls.__name__} takes its options by name, such as {cls.__name__}({_first(cls)}={arguments[0]!r:.40})"
             )
@@ -121,6 +121,12 @@ def _parser(cls: type, readable: type, objects: frozenset[str]) -> Parser:
 def _takes_others(cls: type) -> bool:
     """Whether a class's constructor hands options on to its ancestors: then its own are no natural first ones."""
     return any(one.kind == one.VAR_KEYWORD for one in inspect.signature(constructor(cls)).parameters.values())
+
+
+def _begins_with_a_text(cls: type) -> bool:
+    """Whether the first option of a class's own constructor can be a text."""
+    own = list(inspect.signature(constructor(cls)).parameters.values())[1:]
+    return own[0].kind == own[0].POSITIONAL_OR_KEYWORD and fits("", option_types(cls).get(own[0].name, Any))
 
 
 def _first(cls: type) -> str:

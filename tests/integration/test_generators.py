@@ -33,5 +33,10 @@ def test_the_correction_can_be_chosen_on_the_command_line(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         run([*arguments, "--model.sampler_correction.level=sequence", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["model"]["init_args"]["sampler_correction"] == {"kind": "mask", "cap": 2.0, "level": "sequence"}
+    assert printed["model"]["init_args"]["sampler_correction"] == {
+        "kind": "mask",
+        "cap": 2.0,
+        "floor": None,
+        "level": "sequence",
+    }
     assert printed["data"]["init_args"]["generator"]["init_args"]["engine"] == {"dtype": "bfloat16"}

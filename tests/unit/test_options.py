@@ -42,8 +42,8 @@ def test_options_without_names_are_those_of_the_signature():
     assert GRPO(0.5, 0.1).clip_low == 0.1
     with pytest.raises(UserError, match="kl_coef is given twice"):
         GRPO(0.5, kl_coef=0.1)
-    with pytest.raises(UserError, match="takes 3 options without their names, not 4"):
-        GRPO(0.5, 0.1, 0.2, "embedded")
+    with pytest.raises(UserError, match="takes 4 options without their names, not 5"):
+        GRPO(0.5, 0.1, 0.2, 3.0, "embedded")
 
 
 @pytest.mark.parametrize(

@@ -127,9 +127,9 @@ def test_the_script_answers_with_entries_or_the_problem(monkeypatch, task, probl
     [
         (
             "import pickle, sys; pickle.dump((None, 'there is no such task'), sys.stdout.buffer)",
-            "^ReasoningGym: there is no such task$",
+            "^ReasoningGym: there is no such task",
         ),
-        ("raise IndexError('exhausted')", "^ReasoningGym: chain_sum with {} failed: IndexError: exhausted$"),
+        ("raise IndexError('exhausted')", "^ReasoningGym: chain_sum with {} failed: IndexError: exhausted"),
     ],
 )
 def test_problems_of_the_draw_are_errors_of_the_user(monkeypatch, script, message):
