@@ -126,7 +126,7 @@ def _takes_others(cls: type) -> bool:
 def _begins_with_a_text(cls: type) -> bool:
     """Whether the first option of a class's own constructor can be a text."""
     own = list(inspect.signature(constructor(cls)).parameters.values())[1:]
-    return own[0].kind == own[0].POSITIONAL_OR_KEYWORD and fits("", option_types(cls).get(own[0].name, Any))
+    return own[0].kind == own[0].POSITIONAL_OR_KEYWORD and fits("", option_types(cls).get(own[0].name, object))
 
 
 def _first(cls: type) -> str:
