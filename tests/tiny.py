@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 CHARACTERS = "0123456789+-=;#"
@@ -57,3 +58,14 @@ def save_tiny_policy(directory: Path) -> str:
     tiny_model().save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return str(directory)
+
+
+def halved(policy: str, directory: Path) -> Path:
+    """Save a policy with half of every weight of another one, and return the directory."""
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(0.5)
+    shutil.copytree(policy, directory)
+    model.save_pretrained(directory)
+    return directory

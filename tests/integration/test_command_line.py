@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_lightning.cli import main, run
 from tests.checks import cases
+from tests.tiny import halved
 
 ROOT = Path(__file__).parents[2]
 ALGORITHMS = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
@@ -283,17 +283,6 @@ LEARNABLE = [
 ]
 
 
-def other_teacher(policy, directory):
-    """Return a policy whose every weight is half of a policy's: one that teaches itself learns nothing."""
-    model = AutoModelForCausalLM.from_pretrained(policy)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(0.5)
-    shutil.copytree(policy, directory)
-    model.save_pretrained(directory)
-    return directory
-
-
 # `test_resume` stops every algorithm, at every place.
 @pytest.mark.parametrize(
     "config", cases(ALGORITHMS, soon=lambda path: path.stem in ("grpo", "sft")), ids=lambda path: path.stem
@@ -303,8 +292,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(config, tiny_policy, t
     changes = ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=1", *LEARNABLE]
     changes += ["--trainer.callbacks.init_args.every_n_epochs=1"]  # of the last callback listed, ModelCheckpoint
     arguments = ["fit", f"--config={config}", *small(config, tiny_policy, tmp_path), *changes]
-    if config.stem == "distillation":
-        arguments.append(f"--model.teacher={other_teacher(tiny_policy, tmp_path / 'teacher')}")
+    if config.stem == "distillation":  # a policy that teaches itself learns nothing
+        arguments.append(f"--model.teacher={halved(tiny_policy, tmp_path / 'teacher')}")
     whole = run([*arguments, f"--trainer.default_root_dir={tmp_path / 'whole'}"])
     stop = ["--trainer.callbacks+=tests.support.StopAfter", "--trainer.callbacks.epochs=2"]
     stopped = run([*arguments, *stop])
