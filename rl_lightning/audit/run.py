@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor
 
 from rl_lightning.audit.report import draw, report
-from rl_lightning.audit.verdicts import TRAINED, Answers, Verdict, judge
+from rl_lightning.audit.verdicts import TRAINED, Answers, Verdict, check_sizes, judge
 from rl_lightning.callbacks import PredictionWriter
 from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.data.sampling import SamplingDataModule
@@ -72,10 +72,7 @@ class Audits(pl.Trainer):
         split = next((name for name in held_out if datamodule.source.has(name)), None)
         if split is None:
             raise UserError("audit: the data have neither test nor validation prompts: `val: 0.02` holds a share out")
-        if answers < 2 * max(best_of):
-            raise UserError(
-                f"audit: best of {max(best_of)} from {answers} answers to a prompt would say little: take {2 * max(best_of)} or more"
-            )
+        check_sizes(answers, best_of)
         kept = datamodule.evaluation, datamodule.predicts
         how = datamodule.sampling
         datamodule.evaluation = Evaluation(

@@ -99,11 +99,7 @@ def judge(answers: Answers, verifier: str, sizes: Sequence[int] = (1, 4, 16)) ->
     """
     if verifier not in answers.scores:
         raise UserError(f"audit: there is no reward {verifier!r} to verify by; there are {', '.join(answers.scores)}")
-    count = answers.lengths.shape[1]
-    if count < 2 * max(sizes):
-        raise UserError(
-            f"audit: best of {max(sizes)} from {count} answers to a prompt would say little: take {2 * max(sizes)} or more"
-        )
+    check_sizes(answers.lengths.shape[1], sizes)
     truth = answers.scores[verifier]
     if not bool((_spread(truth) > 0).any()):
         raise UserError(
@@ -114,6 +110,18 @@ def judge(answers: Answers, verifier: str, sizes: Sequence[int] = (1, 4, 16)) ->
         replace(_verdict(name, score, truth, answers.lengths, sizes), trained=name == answers.trained)
         for name, score in answers.scores.items()
     ]
+
+
+def check_sizes(count: int, sizes: Sequence[int]) -> None:
+    """Refuse fewer than twice as many answers to a prompt as the largest n of "best of n".
+
+    Raises:
+        UserError: says how many to take.
+    """
+    if count < 2 * max(sizes):
+        raise UserError(
+            f"audit: best of {max(sizes)} from {count} answers to a prompt would say little: take {2 * max(sizes)} or more"
+        )
 
 
 def _verdict(name: str, scores: Tensor, truth: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Verdict:
