@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 
 from rl_lightning.errors import UserError
 from rl_lightning.options import inherited
-from rl_lightning.options.yaml_files import read_text
+from rl_lightning.options.yaml_files import load, read_text
 from rl_lightning.shipped import configuration
 
 _LOGGER = "trainer.logger"
@@ -46,7 +46,7 @@ def _is_name(value: object) -> bool:
     if not isinstance(value, str) or "\n" in value or "://" in value:
         return False
     try:
-        return isinstance(yaml.safe_load(value), str)
+        return isinstance(load(value), str)
     except yaml.YAMLError:  # such as an unclosed bracket: let the parser say where
         return False
 
@@ -77,7 +77,7 @@ def replacements_first(arguments: Sequence[str]) -> list[str]:
 def _class_named(value: str) -> object:
     """Return the class path in a value of `--model`: the value itself, or what it says as YAML, or as the name of a YAML file."""
     try:
-        said = yaml.safe_load(read_text(value) if value.endswith((".yaml", ".yml")) else value)
+        said = load(read_text(value) if value.endswith((".yaml", ".yml")) else value)
     except (yaml.YAMLError, UserError):  # the parser will say it
         return None
     return said.get("class_path") if isinstance(said, Mapping) else said
@@ -86,7 +86,7 @@ def _class_named(value: str) -> object:
 def _said_of(text: object, section: str, option: str) -> object:
     """Return what YAML text says of an option; None if nothing, or if it is no YAML, which the parser will say."""
     try:
-        settings = yaml.safe_load(text) if isinstance(text, str) else None
+        settings = load(text) if isinstance(text, str) else None
     except yaml.YAMLError:
         return None
     options = settings.get(section) if isinstance(settings, Mapping) else None

@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from rl_lightning.callbacks.loggers import run_directory
 from rl_lightning.errors import UserError
+from rl_lightning.options.yaml_files import dump, load
 
 #: An interpolation relative to its own place, such as `${..name}`: jsonargparse turns the absolute ones of a YAML into these.
 _RELATIVE = re.compile(r"\$\{(\.+)([^${}]*)\}")
@@ -54,14 +54,13 @@ class SaveFitConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file, on rank 0, where Lightning calls this."""
         if self.written is None:
-            settings = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+            settings = load(self.parser.dump(self.config, skip_unset=False))
         else:
-            settings = absolute_interpolations(yaml.safe_load(self.written)["fit"])
+            settings = absolute_interpolations(load(self.written)["fit"])
         if settings.get("ckpt_path") == "last":
             settings["ckpt_path"] = None  # the saved file describes the run from its beginning
         self._place.parent.mkdir(parents=True, exist_ok=True)
-        with self._place.open("w", encoding="utf-8") as file:
-            yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
+        self._place.write_text(dump(settings), encoding="utf-8")
 
 
 def absolute_interpolations(node: object, place: tuple[str, ...] = ()) -> object:

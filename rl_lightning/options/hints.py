@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -193,10 +194,10 @@ def option_hint(name: str, parser: Options, section: str = "") -> str:
         options += ["class_path", "init_args"]
     paths = [*options, *_inner(parser.described or _section_class(section), options)]
     if parser.described is None and not section:
-        paths += [f"{part}.{path}" for part, kind in _sections() for path in _paths_of(kind, parser)]
+        paths += _everywhere(type(parser))
     meant = _renamed(name, paths) or _nested(name, paths)
     if not meant and name in RENAMED and parser.described is None:
-        elsewhere = _renamed(name, [f"{part}.{path}" for part, kind in _sections() for path in _paths_of(kind, parser)])
+        elsewhere = _renamed(name, _everywhere(type(parser)))
         return f"; {elsewhere[0]} sets that" if elsewhere else ""
     meant = meant or difflib.get_close_matches(name, options, n=1)
     if meant:
@@ -266,9 +267,15 @@ def _sections() -> Iterator[tuple[str, type]]:
         yield from ((section, kind) for kind in _subclasses(base) if kind.__module__.startswith("rl_lightning"))
 
 
-def _paths_of(kind: type, parser: Options) -> list[str]:
-    """Return the options of a class, nested ones included, as a parser of the same kind reads them."""
-    reader = type(parser)()
+def _everywhere(parser: type[Options]) -> list[str]:
+    """Return the options of all classes that a configuration may hold, as paths from its top."""
+    return [f"{section}.{path}" for section, kind in _sections() for path in _paths_of(kind, parser)]
+
+
+@functools.cache
+def _paths_of(kind: type, parser: type[Options]) -> list[str]:
+    """Return the options of a class, nested ones included, as parsers of a kind read them; to read all classes takes a second."""
+    reader = parser()
     reader.add_class_arguments(kind, fail_untyped=False)
     options = [option for option in reader.options() if option != "config"]
     return [*options, *_inner(kind, options)]

@@ -48,8 +48,11 @@ class Parser(LightningArgumentParser):
         return super().add_class_arguments(theclass, nested_key, *args, **kwargs)
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """Return the configuration as YAML, and keep it if it has interpolations: jsonargparse dumps before it resolves them."""
-        text: str = super().dump(*args, **kwargs)
+        """Return the configuration as YAML, and keep it if it has interpolations: jsonargparse dumps before it resolves them.
+
+        It is not checked again: nothing is dumped that was not parsed.
+        """
+        text: str = super().dump(*args, **{"skip_validation": True, **kwargs})
         if "${" in text:
             self.written = text
         return text

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rl_lightning import __version__, shipped
-from rl_lightning.cli import main, run
+from rl_lightning.cli import CLI, main, run
 from rl_lightning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -143,3 +143,16 @@ def test_a_reader_that_has_had_enough_is_no_error():
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
         assert (process.wait(), process.stderr.read()) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "made"),
+    [(["fit"], ["fit"]), (["audit"], ["audit"]), (["--config=grpo", "test"], list(CLI.subcommands()))],
+)
+def test_no_parser_is_made_for_commands_that_are_not_asked_for(arguments, made, monkeypatch):
+    def stop(cli, parser, arguments):
+        raise UserError(" ".join(parser._subcommands_action.choices))
+
+    monkeypatch.setattr(CLI, "parse_arguments", stop)
+    with pytest.raises(UserError, match=f"^{' '.join(made)}$"):
+        run(arguments)
