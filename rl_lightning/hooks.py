@@ -84,6 +84,11 @@ class RolloutCallback(Callback, metaclass=Typed):
     #: How to fill the rollout up again after `keep_groups` dropped some; the defaults if no callback says.
     refill: Refill | None = None
 
+    @property
+    def trains_on(self) -> tuple[str, ...]:
+        """Rewards at weight 0 that it makes a part of what is trained on, so that they verify nothing."""
+        return ()
+
     def check_settings(self, trainer: Trainer) -> None:
         """Refuse settings that cannot work, by a `UserError`, before anything is read or sampled.
 
@@ -121,13 +126,18 @@ class Stages:
         every = self.trainer.callbacks  # type: ignore[attr-defined]
         return [callback for callback in every if isinstance(callback, RolloutCallback)]
 
+    @property
+    def supplied(self) -> set[str]:
+        """What callbacks fill in: fields of a rollout."""
+        return {name for callback in self.callbacks for name in callback.supplies}
+
     def check(self, module: Learner) -> None:
         """Refuse to start without a callback that the algorithm relies on, or with one that cannot work.
 
         Raises:
             UserError: naming the callback.
         """
-        supplied = {name for callback in self.callbacks for name in callback.supplies}
+        supplied = self.supplied
         for name, class_path in module.needs.items():
             if name not in supplied:
                 add = f"{class_path.rpartition('.')[2]}() to the Trainer's callbacks, in a YAML '- class_path: {class_path}'"

@@ -12,6 +12,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import BinaryCalibrationError
 
 from rl_lightning.functional import masked_mean
+from rl_lightning.functional.best_of_n import powers_of_two
 from rl_lightning.types import Rollout
 
 
@@ -98,8 +99,7 @@ def sampling_metrics(samples: int, rewards: Sequence[str], prefix: str) -> Metri
         rewards: names of the rewards; where there are several, each has a mean of its own, before its weight.
         prefix: of the names.
     """
-    ks = sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
-    metrics: dict[str, Metric | MetricCollection] = {f"pass@{k}": PassAtK(k) for k in ks}
+    metrics: dict[str, Metric | MetricCollection] = {f"pass@{k}": PassAtK(k) for k in powers_of_two(samples)}
     metrics["reward_mean"] = RolloutMean(lambda rollout: rollout.rewards)
     if len(rewards) > 1:
         metrics |= {f"reward/{name}": RolloutMean(partial(_component, name)) for name in rewards}

@@ -13,6 +13,7 @@ from torch import Tensor
 from rl_lightning.audit.report import draw, report
 from rl_lightning.audit.verdicts import TRAINED, Answers, Verdict, check_sizes, judge
 from rl_lightning.callbacks import PredictionWriter
+from rl_lightning.callbacks.verifier import find_verifier
 from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.data.sampling import SamplingDataModule
 from rl_lightning.data.sources.base import Split
@@ -67,7 +68,7 @@ class Audits(pl.Trainer):
         if not isinstance(datamodule, SamplingDataModule) or datamodule.rewarder is None:
             raise UserError("audit: the data have no rewards to judge: list them under data.init_args.rewards")
         weights = {reward.name: reward.weight for reward in datamodule.rewarder.rewards}
-        verifier = _verifier(verifier, weights)
+        verifier = find_verifier("audit", verifier, weights, self.callbacks)  # type: ignore[has-type]
         held_out: tuple[Split, ...] = ("test", "val")
         split = next((name for name in held_out if datamodule.source.has(name)), None)
         if split is None:
@@ -139,21 +140,3 @@ class _Scored(Callback):
             if weights.get(name) and torch.equal(*map(torch.nan_to_num, (score, trained)))
         ]
         return Answers(table, lengths, same[0]) if same else Answers(table | {TRAINED: trained}, lengths, TRAINED)
-
-
-def _verifier(named: str | None, weights: Mapping[str, float]) -> str:
-    free = [name for name, weight in weights.items() if weight == 0]
-    if named is None and len(free) == 1:
-        return free[0]
-    if named is None:
-        raise UserError(
-            f"audit: name the reward that knows the truth as `verifier`; of {', '.join(weights)}, {', '.join(free) or 'none'} have weight 0"
-        )
-    if named not in weights:
-        raise UserError(f"audit: there is no reward {named!r} to verify by; there are {', '.join(weights)}")
-    if weights[named]:
-        raise UserError(
-            f"audit: the verifier {named!r} has weight {weights[named]:g}, so it is itself what is trained on: list it once more "
-            "under another name at `weight: 0`, or name another"
-        )
-    return named

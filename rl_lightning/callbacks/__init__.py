@@ -1,10 +1,12 @@
 """Callbacks: stages of a rollout, tables and histograms, checkpoints and exports, guards against failures."""
 
 from rl_lightning.callbacks.adaptive_kl import AdaptiveKL
+from rl_lightning.callbacks.best_of_n import BestOfN
 from rl_lightning.callbacks.collapse import CollapseWarning, SpreadWarning
 from rl_lightning.callbacks.dashboard import Dashboard
 from rl_lightning.callbacks.durable_logs import DurableLogs
 from rl_lightning.callbacks.dynamic_sampling import DynamicSampling
+from rl_lightning.callbacks.ensemble_reward import EnsembleReward
 from rl_lightning.callbacks.first_validation import FirstValidation
 from rl_lightning.callbacks.graceful_stop import GracefulStop
 from rl_lightning.callbacks.group_normalize import GroupNormalize
@@ -29,10 +31,12 @@ from rl_lightning.hooks import RolloutCallback
 
 __all__ = [
     "AdaptiveKL",
+    "BestOfN",
     "CollapseWarning",
     "Dashboard",
     "DurableLogs",
     "DynamicSampling",
+    "EnsembleReward",
     "FirstValidation",
     "GracefulStop",
     "GroupNormalize",

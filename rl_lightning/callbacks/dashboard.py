@@ -22,6 +22,12 @@ PANELS: dict[str, dict[str, list[str]]] = {
         "loss": ["train/loss", "val/loss"],
         "accuracy": ["dpo/accuracy", "reward_model/accuracy", "val/accuracy", "val/token_accuracy"],
     },
+    "trust": {
+        "reward, verifier and divergence": ["val/reward_mean", "val/reward/.*", "val/kl"],
+        "verifier below its best": ["val/watch_drop"],
+        "best of n by a reward": ["val/best_of@.*"],
+        "disagreement of reward models": ["reward/ensemble_sd"],
+    },
     "staying close": {
         "divergence from the reference, nats": ["kl/.*", "val/kl"],
         "importance ratio": ["policy/ratio_mean"],
@@ -46,7 +52,7 @@ PANELS: dict[str, dict[str, list[str]]] = {
 _OFFLINE_ONLY = ("loss", "accuracy")
 _ONLINE_ONLY = (
     "reward", "parts of the reward", "importance ratio", "effective sample size", "clipped", "groups that teach nothing",
-    "seconds",
+    "seconds", "disagreement of reward models",
 )  # fmt: skip
 
 

@@ -46,7 +46,9 @@ class RejectionSampling(RolloutCallback):
     """Give accepted responses the advantage 1 and all others 0: the indicator 𝕀(x, y) of RFT.
 
     A response passes if its reward reaches the threshold. It is accepted if it passes, is the first of its prompt with its key,
-    and fewer than `max_per_prompt` were accepted before it. Responses are taken in the order in which they were sampled.
+    and fewer than `max_per_prompt` were accepted before it. Responses are taken in the order in which they were sampled, or from the
+    one with the highest reward on: with `order: best`, `max_per_prompt: 1` and a threshold of minus infinity (`-.inf`), RFT imitates the best of
+    n by the reward.
 
     Logs `rollout/accepted_fraction`; `rollout/distinct_per_prompt`, the mean number of different keys among a prompt's passing
     responses; and the shares of accepted responses that come from prompts with a pass rate below 1/4 (`rollout/yield_hard`),
@@ -60,9 +62,12 @@ class RejectionSampling(RolloutCallback):
             `rl_lightning.callbacks.rejection_sampling.exact_text` or `.ignoring_whitespace`, or a function of your own; no
             deduplication if null. Yuan et al. (arXiv 2308.01825) keep one response per list of equations.
         max_per_prompt: accept at most this many responses to a prompt, so that easy prompts do not dominate; no limit if null.
+        order: in which the responses to a prompt are taken: as they were `sampled`, or the `best` first, by the reward as callbacks
+            have shaped it; equal ones as they were sampled.
 
     Raises:
-        UserError: for an unknown `normalize_by`, a `max_per_prompt` below 1, or a function that cannot be imported.
+        UserError: for an unknown `normalize_by`, a `max_per_prompt` below 1, an order where all that pass are taken, or a function that
+            cannot be imported.
     """
 
     supplies = ("advantages",)
@@ -73,12 +78,18 @@ class RejectionSampling(RolloutCallback):
         normalize_by: Literal["all", "accepted"] = "all",
         deduplicate: str | None = None,
         max_per_prompt: int | None = None,
+        order: Literal["sampled", "best"] = "sampled",
     ) -> None:
         if normalize_by not in ("all", "accepted"):
             raise UserError(f"RejectionSampling: normalize_by is 'all' or 'accepted', not {normalize_by!r}")
         if max_per_prompt is not None and max_per_prompt < 1:
             raise UserError(f"RejectionSampling: max_per_prompt must be at least 1, not {max_per_prompt}")
+        if order == "best" and max_per_prompt is None and not deduplicate:
+            raise UserError(
+                "RejectionSampling: order: best changes nothing where all that pass are taken: set max_per_prompt"
+            )
         self.threshold = threshold
+        self.order = order
         self.normalize_by = normalize_by
         self.key = _key_function(deduplicate) if deduplicate else None
         self.max_per_prompt = max_per_prompt
@@ -101,7 +112,10 @@ class RejectionSampling(RolloutCallback):
         seen: set[tuple[int, object]] = set()
         taken: Counter[int] = Counter()
         groups = rollout.group_ids.tolist()
-        for row in passed.nonzero()[:, 0].tolist():
+        rows = passed.nonzero()[:, 0]
+        if self.order == "best":
+            rows = rows[rollout.rewards[rows].argsort(descending=True, stable=True)]
+        for row in rows.tolist():
             key = (groups[row], self.key(rollout.text(row)) if self.key else row)
             full = self.max_per_prompt is not None and taken[groups[row]] >= self.max_per_prompt
             if key not in seen and not full:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from rl_lightning.callbacks.held_out_divergence import HeldOutDivergence
+from rl_lightning.callbacks.verifier import find_verifier
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import checkpoint_steps
 from rl_lightning.typed import Typed
@@ -140,10 +141,9 @@ class RewardWatch(Callback, metaclass=Typed):
         weights = _weights(trainer)
         if not trainer.limit_val_batches:
             raise UserError("RewardWatch looks at validations, and this run has none: set trainer.limit_val_batches")
-        self.verifier = self.verifier or _only_one(weights)
-        for name in (self.verifier, self.format):
-            if name is not None:
-                _check_watched(name, weights)
+        self.verifier = find_verifier("RewardWatch", self.verifier, weights, _callbacks(trainer))
+        if self.format is not None:
+            find_verifier("RewardWatch", self.format, weights, _callbacks(trainer))
         if self.kl_budget is not None and not any(isinstance(one, HeldOutDivergence) for one in _callbacks(trainer)):
             raise UserError(
                 "RewardWatch: kl_budget needs val/kl: add the callback rl_lightning.callbacks.HeldOutDivergence"
@@ -213,28 +213,6 @@ def _weights(trainer: Trainer) -> dict[str, float]:
     """Return the rewards of a run: name → weight."""
     rewarder = getattr(trainer.datamodule, "rewarder", None)  # type: ignore[attr-defined]
     return {reward.name: reward.weight for reward in rewarder.rewards} if rewarder is not None else {}
-
-
-def _only_one(weights: Mapping[str, float]) -> str:
-    """Return the one reward at weight 0."""
-    found = [name for name, weight in weights.items() if weight == 0]
-    if len(found) != 1:
-        raise UserError(
-            f"RewardWatch needs a verifier that training does not use, and {len(found) or 'none'} of the rewards "
-            f"({', '.join(weights) or 'there are none'}) {'have' if len(found) > 1 else 'has'} weight 0: "
-            + ("name one of them as `verifier`" if found else "list one at `weight: 0` under data.init_args.rewards")
-        )
-    return found[0]
-
-
-def _check_watched(name: str, weights: Mapping[str, float]) -> None:
-    if name not in weights:
-        raise UserError(f"RewardWatch: there is no reward {name!r}; there are {', '.join(weights) or 'none'}")
-    if weights[name] != 0:
-        raise UserError(
-            f"RewardWatch: {name!r} has weight {weights[name]:g}, so it is trained on, and cannot tell whether training has found a "
-            "way around it: list what knows the truth at `weight: 0`"
-        )
 
 
 def _nearest_checkpoint(trainer: Trainer, step: int) -> str:

@@ -25,7 +25,7 @@ from rl_lightning.data.splits import SplitReader, Use
 from rl_lightning.environments import EnvironmentSpec
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling
-from rl_lightning.hooks import StopCallback
+from rl_lightning.hooks import Stages, StopCallback
 from rl_lightning.learner import trained_policy
 from rl_lightning.options import Checked
 from rl_lightning.rewards import Rewarder, RewardLimits, Rewards, as_rewards, as_specs
@@ -159,7 +159,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.evaluation.sampling(self.sampling).check(training=False)
         check_stop_ids(self.sampling, files)
         if self.rewarder is not None:
-            if self.module.learns_from_rewards:
+            if self.module.learns_from_rewards and "rewards" not in Stages(self.run).supplied:
                 self.rewarder.require_weight()
             self.rewarder.start(files.tokenizer)
             for reward in self._reward_models:

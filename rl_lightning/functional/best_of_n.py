@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 
+def powers_of_two(samples: int) -> list[int]:
+    """Return the powers of two up to a number of samples, and that number: what pass@k and best of n are measured at.
+
+    Example:
+        >>> powers_of_two(12)
+        [1, 2, 4, 8, 12]
+    """
+    return sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})
+
+
 def best_of_n_mean(scores: Tensor, values: Tensor, n: int) -> Tensor:
     """Return the expected value of the response with the best score of n, without bias, from N ≥ n responses.
 

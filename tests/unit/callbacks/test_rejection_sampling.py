@@ -95,3 +95,13 @@ def test_yield_of_hard_prompts():
 def test_mistakes(settings, message):
     with pytest.raises(UserError, match=message):
         RejectionSampling(**settings)
+
+
+def test_the_best_of_a_prompt_is_taken_whatever_it_is_worth_and_equal_ones_as_they_were_sampled():
+    rewards = [0.1, 0.9, 0.3, 0.9, -2.0, -1.0, -3.0, -1.0, 5.0, 4.0, 6.0, 1.0]
+    best = {"threshold": -float("inf"), "max_per_prompt": 1, "order": "best"}
+    assert accepted(rewards, **best)[1] == [0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]
+    assert accepted(rewards, **best | {"order": "sampled"})[1] == [1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
+    assert accepted(rewards, **best | {"threshold": 0.0})[1] == [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
+    with pytest.raises(UserError, match="order: best changes nothing"):
+        RejectionSampling(order="best")

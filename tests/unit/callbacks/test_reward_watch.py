@@ -159,9 +159,9 @@ def test_the_only_reward_at_weight_0_is_the_verifier():
 @pytest.mark.parametrize(
     ("options", "rewards", "message"),
     [
-        ({}, REWARDS, "2 of the rewards (gold, proxy, form) have weight 0: name one of them"),
-        ({}, {"proxy": 1.0}, "none of the rewards (proxy) has weight 0: list one at `weight: 0`"),
-        ({}, {}, "(there are none)"),
+        ({}, REWARDS, "2 of the rewards (gold, proxy, form) can be it: name one of them as `verifier`"),
+        ({}, {"proxy": 1.0}, "none of the rewards (proxy) can be it: list one that knows the truth at `weight: 0`"),
+        ({}, {}, "none of the rewards (none) can be it"),
         ({"verifier": "proxy"}, REWARDS, "'proxy' has weight 1, so it is trained on"),
         ({"verifier": "gould"}, REWARDS, "there is no reward 'gould'; there are gold, proxy, form"),
         ({"verifier": "gold", "format": "proxy"}, REWARDS, "'proxy' has weight 1"),

@@ -32,7 +32,7 @@ def stand_in(number=0, **more):
 @pytest.mark.parametrize(
     ("settings", "name", "series", "warns"),
     [
-        ({}, "policy/entropy", [1.0, 0.3], False),
+        ({}, "policy/entropy", [1.0, 0.001], False),
         ({"entropy_share": 0.5}, "policy/entropy", [1.0, 0.3], True),
         ({}, "rollout/length_mean", [10.0, 25.0], False),
         ({"length_factor": 2.0}, "rollout/length_mean", [10.0, 25.0], True),
