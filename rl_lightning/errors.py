@@ -38,6 +38,7 @@ PAGES = {
     "rl_lightning.environments": "how-to/environments",
     "rl_lightning.generation": "how-to/vllm",
     "rl_lightning.generation.base": "reference/options",
+    "rl_lightning.generation.options": "reference/options",
     "rl_lightning.hooks": "how-to/callback",
     "rl_lightning.loading": "how-to/export",
     "rl_lightning.measures": "how-to/callback",

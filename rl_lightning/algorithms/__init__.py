@@ -12,7 +12,7 @@ from rl_lightning.algorithms.grpo import GRPO
 from rl_lightning.algorithms.gspo import GSPO
 from rl_lightning.algorithms.ipo import IPO
 from rl_lightning.algorithms.kto import KTO
-from rl_lightning.algorithms.online import OnlineModule
+from rl_lightning.algorithms.online import ClippedModule, OnlineModule
 from rl_lightning.algorithms.orpo import ORPO
 from rl_lightning.algorithms.pairs import PairModule, ReferencedPairModule
 from rl_lightning.algorithms.policy import PolicyModule, vanishes_with_advantage
@@ -45,6 +45,7 @@ __all__ = [
     "RFT",
     "SAPO",
     "SFT",
+    "ClippedModule",
     "CriticModule",
     "Distillation",
     "ObjectiveModule",

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from rl_lightning.algorithms.online import COMPARES_A_GROUP, OnlineModule, clip_fractions
-from rl_lightning.algorithms.policy import Outputs, vanishes_with_advantage
-from rl_lightning.algorithms.settings import clip_bounds, dual_clip_bound
-from rl_lightning.functional import clipped_surrogate
-from rl_lightning.types import Microbatch
+from rl_lightning.algorithms.online import COMPARES_A_GROUP, ClippedModule
 
 
-class GRPO(OnlineModule):
+class GRPO(ClippedModule):
     """Compare the samples of a prompt with each other; no value model.
 
     J = E 1/G Σ_i 1/|y_i| Σ_t [ S_ε(π_θ/π_old, A_{i,t}) − β D(π_ref/π_θ) ],   D(r) = r − log r − 1
@@ -33,36 +27,12 @@ class GRPO(OnlineModule):
 
     Args:
         kl_coef: β ≥ 0; at 0 no reference is loaded.
-        clip_low: ε below 1, in [0, 1].
-        clip_high: ε above 1; the same as `clip_low` if null.
-        dual_clip: c > 1: where A < 0 the surrogate is at least c A, so that a token with ρ > c has no gradient; off if null.
-        **online_options: kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load,
-            optimizer, reduction, lora: see `OnlineModule` and `ObjectiveModule`.
+        **clipped_options: clip_low, clip_high, dual_clip: see `ClippedModule`; kl_in, kl_estimator, reference, entropy_coef,
+            sampler_correction, ratio_level, policy, load, optimizer, reduction, lora: see `OnlineModule` and `ObjectiveModule`.
     """
 
     formula = "J = E 1/G Σ_i 1/|y_i| Σ_t [ min(ρA, clip(ρ, 1−ε, 1+ε)A) − β(π_ref/π_θ − log π_ref/π_θ − 1) ]"
     needs = COMPARES_A_GROUP
 
-    def __init__(
-        self,
-        kl_coef: float = 0.04,
-        clip_low: float = 0.2,
-        clip_high: float | None = None,
-        dual_clip: float | None = None,
-        **online_options: Any,
-    ) -> None:
-        super().__init__(kl_coef=kl_coef, **online_options)
-        self.clip_low, self.clip_high = clip_bounds(clip_low, clip_high)
-        self.dual_clip = dual_clip_bound(dual_clip)
-
-    @vanishes_with_advantage
-    def surrogate(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
-        """Return S_ε(ρ, A) of every response token, (B, R)."""
-        assert batch.advantages is not None
-        ratio = self.ratio(batch, logprobs)
-        return clipped_surrogate(ratio, batch.advantages, self.clip_low, self.clip_high, self.dual_clip)
-
-    def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return what is logged of the tokens of a microbatch, (B, R) each, what the clip does among it."""
-        ratio = self.ratio(batch, outputs.logprobs)
-        return super().observed(batch, outputs) | clip_fractions(ratio, batch, self.clip_low, self.clip_high)
+    def __init__(self, kl_coef: float = 0.04, **clipped_options: Any) -> None:
+        super().__init__(kl_coef=kl_coef, **clipped_options)

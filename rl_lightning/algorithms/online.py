@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from rl_lightning.algorithms.correction import SamplerCorrection
 from rl_lightning.algorithms.policy import Outputs, PolicyModule, vanishes_with_advantage
-from rl_lightning.algorithms.settings import warn_of_estimator
+from rl_lightning.algorithms.settings import check_coefficients, clip_bounds, dual_clip_bound, warn_of_estimator
 from rl_lightning.errors import UserError
-from rl_lightning.functional import KLEstimator, RatioLevel, kl_k1, kl_k3, kl_penalty, masked_mean, probability_ratio
+from rl_lightning.functional import (
+    KLEstimator,
+    RatioLevel,
+    clipped_surrogate,
+    kl_k1,
+    kl_k3,
+    kl_penalty,
+    masked_mean,
+    probability_ratio,
+)
 from rl_lightning.models import PolicyFiles, adapter_off
 from rl_lightning.types import Microbatch, Rollout, Rows
 
@@ -55,16 +64,7 @@ class OnlineModule(PolicyModule):
         **policy_options: Any,
     ) -> None:
         super().__init__(**policy_options)
-        for name, value, harm in (
-            ("kl_coef", kl_coef, "drive the policy away"),
-            ("entropy_coef", entropy_coef, "take randomness away"),
-        ):
-            if value < 0:
-                raise UserError(f"{name} must be at least 0, not {value}: a negative one would {harm}")
-        if reference is not None and kl_coef == 0:
-            raise UserError(
-                "reference is set but kl_coef is 0, so it would never be used: set kl_coef or drop reference"
-            )
+        check_coefficients(kl_coef, entropy_coef, reference)
         self.kl_coef = kl_coef
         self.kl_in = kl_in
         self.kl_estimator: KLEstimator = kl_estimator or ("k3" if kl_in == "loss" else "k1")
@@ -233,13 +233,46 @@ class OnlineModule(PolicyModule):
         return self
 
 
-def clip_fractions(ratio: Tensor, batch: Microbatch, clip_low: float, clip_high: float) -> dict[str, Tensor]:
-    """Return where the two sides of a clip take the gradient away, by the names that they are logged under, (B, R) each."""
-    assert batch.advantages is not None
-    return {
-        "policy/clip_fraction_high": ((batch.advantages > 0) & (ratio > 1 + clip_high)).float(),
-        "policy/clip_fraction_low": ((batch.advantages < 0) & (ratio < 1 - clip_low)).float(),
-    }
+class ClippedModule(OnlineModule):
+    """A policy that learns nothing more from a token once its ratio has left a trust region.
+
+    The surrogate is S_ε(ρ, A) = min(ρ A, clip(ρ, 1−ε_low, 1+ε_high) A), and its gradient ρ A 1{clip inactive} ∇ log π_θ.
+
+    Source: PPO (arXiv 1707.06347) Eq. 7; the second clip is dual-clip PPO's (1912.09729).
+
+    Args:
+        clip_low: ε below 1, in [0, 1].
+        clip_high: ε above 1; the same as `clip_low` if null.
+        dual_clip: c > 1: where A < 0 the surrogate is at least c A, so that a token with ρ > c has no gradient; off if null.
+        **online_options: see `OnlineModule`.
+    """
+
+    def __init__(
+        self,
+        clip_low: float = 0.2,
+        clip_high: float | None = None,
+        dual_clip: float | None = None,
+        **online_options: Any,
+    ) -> None:
+        super().__init__(**online_options)
+        self.clip_low, self.clip_high = clip_bounds(clip_low, clip_high)
+        self.dual_clip = dual_clip_bound(dual_clip)
+
+    @vanishes_with_advantage
+    def surrogate(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
+        """Return S_ε(ρ, A) of every response token, (B, R)."""
+        assert batch.advantages is not None
+        low, high, dual = self.clip_low, self.clip_high, self.dual_clip
+        return clipped_surrogate(self.ratio(batch, logprobs), batch.advantages, low, high, dual)
+
+    def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
+        """Return what is logged of the tokens of a microbatch, (B, R) each: among it where a side of the clip takes the gradient."""
+        assert batch.advantages is not None
+        ratio = self.ratio(batch, outputs.logprobs)
+        return super().observed(batch, outputs) | {
+            "policy/clip_fraction_high": ((batch.advantages > 0) & (ratio > 1 + self.clip_high)).float(),
+            "policy/clip_fraction_low": ((batch.advantages < 0) & (ratio < 1 - self.clip_low)).float(),
+        }
 
 
 def old_logprobs(batch: Microbatch, logprobs: Tensor) -> Tensor:

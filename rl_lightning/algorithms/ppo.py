@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from rl_lightning.algorithms.critic import CriticModule
-from rl_lightning.algorithms.online import clip_fractions
-from rl_lightning.algorithms.policy import Outputs
-from rl_lightning.algorithms.settings import clip_bounds, dual_clip_bound
+from rl_lightning.algorithms.online import ClippedModule
 from rl_lightning.errors import UserError
-from rl_lightning.functional import clipped_surrogate, gae, masked_variance, masked_whiten
-from rl_lightning.types import Microbatch, Rollout
+from rl_lightning.functional import gae, masked_variance, masked_whiten
+from rl_lightning.types import Rollout
 
 
-class PPO(CriticModule):
+class PPO(ClippedModule, CriticModule):
     """Credit every token by what a critic expected before and after it.
 
     J = E 1/|y| Σ_t S_ε(π_θ/π_old, A_t),   S_ε(r, a) = min(r a, clip(r, 1−ε, 1+ε) a)
@@ -49,9 +47,6 @@ class PPO(CriticModule):
     - Neither whitens advantages, as verl and TRL do, nor clips a second time, as verl does: both are options.
 
     Args:
-        clip_low: ε below 1, in [0, 1].
-        clip_high: ε above 1; the same as `clip_low` if null.
-        dual_clip: c > 1: where A < 0 the surrogate is at least c A; off if null.
         gamma: γ in [0, 1].
         gae_lambda: λ in [0, 1].
         critic_lambda: λ in [0, 1] of the critic's targets R̂; `gae_lambda` if null. At 1 they are returns, without bias.
@@ -60,9 +55,9 @@ class PPO(CriticModule):
         whiten_advantages: shift and scale the advantages of a rollout to mean 0 and deviation 1 over its tokens.
         kl_coef: β ≥ 0; at 0 no reference is loaded.
         kl_in: `reward` is the notebook's; see `OnlineModule`.
-        **critic_options: critic, critic_lr, value_coef, value_clip, value_warmup_rollouts, kl_estimator, reference,
-            entropy_coef, sampler_correction, ratio_level, policy, load, optimizer, reduction, lora: see `CriticModule`, `OnlineModule` and
-            `ObjectiveModule`.
+        **options: clip_low, clip_high, dual_clip: see `ClippedModule`; critic, critic_lr, value_coef, value_clip,
+            value_warmup_rollouts: see `CriticModule`; kl_estimator, reference, entropy_coef, sampler_correction, ratio_level,
+            policy, load, optimizer, reduction, lora: see `OnlineModule` and `ObjectiveModule`.
     """
 
     formula = "J = E 1/|y| Σ_t min(ρA, clip(ρ, 1−ε, 1+ε)A),  A = GAE of r − β log π_old/π_ref"
@@ -70,9 +65,6 @@ class PPO(CriticModule):
 
     def __init__(
         self,
-        clip_low: float = 0.2,
-        clip_high: float | None = None,
-        dual_clip: float | None = None,
         gamma: float = 1.0,
         gae_lambda: float = 0.95,
         critic_lambda: float | None = None,
@@ -81,33 +73,20 @@ class PPO(CriticModule):
         whiten_advantages: bool = False,
         kl_coef: float = 0.05,
         kl_in: Literal["loss", "reward"] = "reward",
-        **critic_options: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(kl_coef=kl_coef, kl_in=kl_in, **critic_options)
-        self.clip_low, self.clip_high = clip_bounds(clip_low, clip_high)
+        super().__init__(kl_coef=kl_coef, kl_in=kl_in, **options)
         for name, value in (("gamma", gamma), ("gae_lambda", gae_lambda), ("critic_lambda", critic_lambda)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name} must lie in [0, 1], not {value}")
         if length_adaptive_lambda is not None and length_adaptive_lambda <= 0:
             raise UserError(f"length_adaptive_lambda must be above 0, or null for none, not {length_adaptive_lambda}")
-        self.dual_clip = dual_clip_bound(dual_clip)
         self.gamma = gamma
         self.gae_lambda = gae_lambda
         self.critic_lambda = critic_lambda
         self.length_adaptive_lambda = length_adaptive_lambda
         self.bootstrap_truncated = bootstrap_truncated
         self.whiten_advantages = whiten_advantages
-
-    def surrogate(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
-        """Return S_ε(ρ, A) of every response token, (B, R)."""
-        assert batch.advantages is not None
-        ratio = self.ratio(batch, logprobs)
-        return clipped_surrogate(ratio, batch.advantages, self.clip_low, self.clip_high, self.dual_clip)
-
-    def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return what is logged of the tokens of a microbatch, (B, R) each, what the clip does among it."""
-        ratio = self.ratio(batch, outputs.logprobs)
-        return super().observed(batch, outputs) | clip_fractions(ratio, batch, self.clip_low, self.clip_high)
 
     def on_rollout_scored(self, rollout: Rollout) -> None:
         """Fill in advantages and returns from rewards and values."""

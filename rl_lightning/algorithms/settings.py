@@ -10,6 +10,22 @@ from rl_lightning.functional import KLEstimator
 log = logging.getLogger(__name__)
 
 
+def check_coefficients(kl_coef: float, entropy_coef: float, reference: str | None) -> None:
+    """Refuse weights of the divergence and of the entropy that would do harm, and a reference that nothing would read.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name, value, harm in (
+        ("kl_coef", kl_coef, "drive the policy away"),
+        ("entropy_coef", entropy_coef, "take randomness away"),
+    ):
+        if value < 0:
+            raise UserError(f"{name} must be at least 0, not {value}: a negative one would {harm}")
+    if reference is not None and kl_coef == 0:
+        raise UserError("reference is set but kl_coef is 0, so it would never be used: set kl_coef or drop reference")
+
+
 def clip_bounds(clip_low: float, clip_high: float | None) -> tuple[float, float]:
     """Return ε_low and ε_high, the same if the second is not given.
 

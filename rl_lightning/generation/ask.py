@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation.base import Generator, Request, Sampling
+from rl_lightning.generation.base import Generator, Request
 from rl_lightning.generation.native import NativeGenerator
+from rl_lightning.generation.options import Sampling
 from rl_lightning.models import PolicyFiles
 from rl_lightning.text import Messages, TextFormat
 

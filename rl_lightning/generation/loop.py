@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from rl_lightning.generation.base import Request, Responses, Sampling
+from rl_lightning.generation.base import Request, Responses
 from rl_lightning.generation.decoding import decoding_step
 from rl_lightning.generation.kept import Kept, Layers, Past, closed_up, side_by_side
+from rl_lightning.generation.options import Sampling
 from rl_lightning.generation.sampling import check_drawn, uniforms
 from rl_lightning.generation.slots import Slots
 from rl_lightning.models.families import accepts

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses, Sampling
+from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses
 from rl_lightning.generation.blocked import blocked_weights
 from rl_lightning.generation.kept import Kept
 from rl_lightning.generation.loop import Batch, Decoding
+from rl_lightning.generation.options import Sampling
 from rl_lightning.generation.sampling import draw
 from rl_lightning.generation.transformers import TransformersGenerator
 from rl_lightning.measures import Sum

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rl_lightning.errors import UserError
 from rl_lightning.functional import logprobs_from_logits
-from rl_lightning.generation.base import Sampling, Stream
+from rl_lightning.generation.base import Stream
+from rl_lightning.generation.options import Sampling
 
 _BLOCK = 256
 

@@ -16,8 +16,9 @@ from rl_lightning.data.sources.base import ExampleSource
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.models import LoadOptions, LoraOptions
-from rl_lightning.options.hints import RENAMED, _inner, _subclasses
+from rl_lightning.options.hints import _inner, _subclasses
 from rl_lightning.options.parser import Parser
+from rl_lightning.options.renamed import RENAMED
 from rl_lightning.rewards import RewardSpec
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from rl_lightning.algorithms import DAPO, DPO, GRPO, PPO, SFT
+from rl_lightning.algorithms import DAPO, DPO, GRPO, GSPO, PPO, SFT
 from rl_lightning.algorithms.training import OptimizerOptions
 from rl_lightning.data import DemonstrationDataModule, RewardDataModule, RolloutDataModule
 from rl_lightning.data.sources import ChainSum
@@ -39,11 +39,11 @@ def test_objects_pass_as_they_are():
 
 
 def test_options_without_names_are_those_of_the_signature():
-    assert GRPO(0.5, 0.1).clip_low == 0.1
+    assert GSPO(0.5, 0.1).clip_low == 0.1
     with pytest.raises(UserError, match="kl_coef is given twice"):
-        GRPO(0.5, kl_coef=0.1)
-    with pytest.raises(UserError, match="takes 4 options without their names, not 5"):
-        GRPO(0.5, 0.1, 0.2, 3.0, "embedded")
+        GSPO(0.5, kl_coef=0.1)
+    with pytest.raises(UserError, match="takes 3 options without their names, not 4"):
+        GSPO(0.5, 0.1, 0.2, "embedded")
 
 
 @pytest.mark.parametrize(
