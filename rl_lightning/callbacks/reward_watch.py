@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 #: Looks that say where a run began; nothing is complained of before they are over.
 FIRST = 3
 #: Rise of "passes the format" less "is right" that is complained of.
-_GAP = 0.1
+GAP = 0.1
 
 
 @dataclass
@@ -178,7 +178,7 @@ class RewardWatch(Callback, metaclass=Typed):
                 f"the verifier {self.verifier} has fallen from {verifier.best:.3g} at step {verifier.best_step} to "
                 f"{verifier.level:.3g}, while the reward that is trained on rose from {reward.began:.3g} to {reward.level:.3g}"
             )
-        if "gap" in levels and levels["gap"].level - levels["gap"].began > _GAP:
+        if "gap" in levels and levels["gap"].level - levels["gap"].began > GAP:
             found["gap"] = (
                 f"responses that pass {self.format} but not {self.verifier} have become more: {levels['gap'].began:.3g} of all "
                 f"at the start, {levels['gap'].level:.3g} now"
