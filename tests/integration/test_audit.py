@@ -126,9 +126,9 @@ def test_the_command_ends_with_status_3_on_an_alarm_of_what_is_trained_on(
 @pytest.mark.parametrize(
     ("given", "options", "message"),
     [
-        ([short], {}, "name the reward that knows the truth as `verifier`; of short, none have weight 0"),
-        (rewards(short), {"verifier": "truth"}, "no reward 'truth' to verify by; there are is_right, short"),
-        (rewards(short), {"verifier": "short"}, "the verifier 'short' has weight 1, so it is itself what is trained on"),
+        ([short], {}, "none of the rewards (short) can be it: list one that knows the truth at `weight: 0`"),
+        (rewards(short), {"verifier": "truth"}, "there is no reward 'truth'; there are is_right, short"),
+        (rewards(short), {"verifier": "short"}, "audit: 'short' has weight 1, so it is trained on"),
         (rewards(short), {"answers": 4, "best_of": (1, 4)}, "take 8 or more"),
     ],
 )  # fmt: skip

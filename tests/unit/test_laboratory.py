@@ -1,5 +1,6 @@
 """The numbers of the studies: over-optimisation, planted cheats, and the rules by which experiments are decided."""
 
+import logging
 import math
 import statistics
 
@@ -14,12 +15,16 @@ from examples.experiments.rig import paired
 from examples.overoptimization.curves import best_of_curve, run_curve
 from examples.overoptimization.gold import features, flipped, formed, gold, noisy, right_and_short, walk
 from examples.overoptimization.monitors import MONITORS, Monitor, smoothed, truth, worth
+from examples.overoptimization.null_runs import held, largest_fall, looks
 from examples.overoptimization.runs import Step, own_pairs
 from examples.overoptimization.samples import Answers, pairs_of
 from examples.overoptimization.settings import FULL, SHORT, Proxy
 from examples.overoptimization.store import kept
+from rl_lightning.callbacks import RewardWatch
 from rl_lightning.data.sources.base import Example
 from tests.checks import assert_same, holds_only_for
+from tests.unit.callbacks.test_reward_watch import looks as seen
+from tests.unit.callbacks.test_reward_watch import scripted
 
 # ------------------------------------------------------------------ gold reward
 
@@ -316,3 +321,28 @@ def test_every_reward_has_its_hole_and_every_cure_has_none():
 
 def asked(function):
     return function.__code__.co_varnames[: function.__code__.co_argcount]
+
+
+# ------------------------------------------------------------------- null runs
+
+
+def test_what_is_held_is_the_highest_level_of_so_many_looks_in_a_row_after_the_first_three():
+    levels = torch.tensor([[9.0, 9, 9, 1, 5, 2, 4, 4, 0], [0.0, 0, 0, 3, 3, 3, 3, 3, 3]])
+    assert (
+        held(levels, 2).tolist() == [4, 3] and held(levels, 1).tolist() == [5, 3] and held(levels, 3).tolist() == [2, 3]
+    )
+
+
+def test_false_alarms_of_the_simulation_are_those_of_the_callback():
+    """A tenth of the simulated runs, shown to `RewardWatch` itself."""
+    noise = looks(16, 8, 0.5)[:200]
+    expected = (largest_fall(16, 8)[:200] > 0.1).tolist()
+    logging.disable(logging.WARNING)
+    try:
+        found = []
+        for run in noise.tolist():
+            watch, trainer = RewardWatch("gold"), scripted()
+            found.append(bool(seen(watch, trainer, gold=run, reward=[float(at) for at in range(len(run))])))
+    finally:
+        logging.disable(logging.NOTSET)
+    assert found == expected and 5 < sum(found) < 60
