@@ -50,8 +50,24 @@ def draw(axis: plt.Axes, runs: list[Path], tag: str, smooth: int) -> None:
     axis.tick_params(labelsize=8)
 
 
+def picture(runs: list[Path], tags: list[str], output: Path, title: str = "", smooth: int = 5) -> None:
+    """Draw some scalars of runs, one beside the other, and save the picture."""
+    columns = min(3, len(tags))
+    rows = -(-len(tags) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(tags) :]:
+        axis.set_visible(False)
+    for axis, tag in zip(axes.flat, tags, strict=False):
+        draw(axis, runs, tag, smooth)
+    figure.suptitle(title or f"{len(runs)} run(s): mean, and the range between them", fontsize=11)
+    figure.tight_layout()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+    print(f"saved {output}")
+
+
 def main() -> None:
-    """Draw and save."""
+    """Read the command line, and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, nargs="+", required=True)
     parser.add_argument("--tags", nargs="+", required=True)
@@ -59,18 +75,7 @@ def main() -> None:
     parser.add_argument("--smooth", type=int, default=5, help="points averaged, where there are many")
     parser.add_argument("--title", default="")
     arguments = parser.parse_args()
-    columns = min(3, len(arguments.tags))
-    rows = -(-len(arguments.tags) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.6 * rows), squeeze=False)
-    for axis in axes.flat[len(arguments.tags) :]:
-        axis.set_visible(False)
-    for axis, tag in zip(axes.flat, arguments.tags, strict=False):
-        draw(axis, arguments.runs, tag, arguments.smooth)
-    figure.suptitle(arguments.title or f"{len(arguments.runs)} run(s): mean, and the range between them", fontsize=11)
-    figure.tight_layout()
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(arguments.output, dpi=110)
-    print(f"saved {arguments.output}")
+    picture(arguments.runs, arguments.tags, arguments.output, arguments.title, arguments.smooth)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Save a page of TensorBoard as a picture, with headless Chromium.
 
-Usage: python examples/screenshot_tensorboard.py --logdir runs/demo --page text --output docs/pictures/tensorboard.png
+Usage: python examples/screenshot_tensorboard.py --logdir runs/demo --page plain --output docs/pictures/tensorboard.png
 
 Needs Chromium on the PATH (Debian: apt-get install chromium).
 """
@@ -44,8 +44,9 @@ def main() -> None:
     parser.add_argument("--logdir", default="runs")
     parser.add_argument(
         "--page",
-        default="text",
-        help="timeseries (with what `rl-lightning tensorboard` pins), custom_scalars, hparams, histograms, text",
+        default="plain",
+        help="plain (as `tensorboard --logdir` opens), pinned (as `rl-lightning tensorboard` does), custom_scalars, hparams, "
+        "histograms, text",
     )
     parser.add_argument("--size", default="1300,760", help="width,height of the window in pixels")
     parser.add_argument("--output", required=True)
@@ -54,7 +55,7 @@ def main() -> None:
     if browser is None:
         raise SystemExit("there is no Chromium on the PATH")
     port = free_port()
-    page = pinned() if arguments.page == "timeseries" else f"#{arguments.page}"
+    page = {"plain": "", "pinned": pinned()}.get(arguments.page, f"#{arguments.page}")
     board = [sys.executable, "-m", "tensorboard.main", "--logdir", arguments.logdir, "--port", str(port)]
     with subprocess.Popen(board, stderr=subprocess.DEVNULL) as server:
         try:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rl_lightning.data import DemonstrationDataModule, RewardDataModule, RolloutDataModule
     from rl_lightning.errors import UserError
     from rl_lightning.loading import load
+    from rl_lightning.tensorboard import TensorBoard
     from rl_lightning.trainer import Trainer
     from rl_lightning.types import Microbatch, Rollout
 
@@ -81,6 +82,7 @@ _HOME = {
     "DemonstrationDataModule": "data",
     "RewardDataModule": "data",
     "RolloutDataModule": "data",
+    "TensorBoard": "tensorboard",
     "Trainer": "trainer",
     "UserError": "errors",
     "load": "loading",
@@ -123,6 +125,7 @@ __all__ = [
     "RolloutCallback",
     "RolloutDataModule",
     "SimPO",
+    "TensorBoard",
     "Trainer",
     "UserError",
     "load",

@@ -41,6 +41,7 @@ PAGES = {
     "rl_lightning.generation.options": "reference/options",
     "rl_lightning.hooks": "how-to/callback",
     "rl_lightning.loading": "how-to/export",
+    "rl_lightning.manual": "reference/command-line",
     "rl_lightning.measures": "how-to/callback",
     "rl_lightning.models": "how-to/models",
     "rl_lightning.models.adapter_files": "how-to/lora",
@@ -55,6 +56,7 @@ PAGES = {
     "rl_lightning.strategies.checksums": "how-to/resume",
     "rl_lightning.text": "how-to/chat-data",
     "rl_lightning.trainer": "how-to/resume",
+    "rl_lightning.typed": "reference/options",
 }
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 
 from rl_lightning.audit import Audits
@@ -21,6 +20,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.options import Checked
 from rl_lightning.quiet import calm
 from rl_lightning.strategies import check_origin
+from rl_lightning.tensorboard import TensorBoard
 
 #: Where a run from Python writes, unless it is told.
 DIRECTORY = "runs/python"
@@ -67,7 +67,7 @@ class Trainer(Audits, metaclass=Checked):
         if enable_checkpointing is not False and not any(isinstance(one, ModelCheckpoint) for one in listed):
             listed.append(ModelCheckpoint(f"{root}/checkpoints", "rollout-{epoch}", save_top_k=1, save_last=True))
         if logger in (None, True):
-            logger = TensorBoardLogger(root, name="tensorboard", version="", default_hp_metric=False)
+            logger = TensorBoard(root)
         settings |= {"default_root_dir": root, "logger": logger, "enable_checkpointing": enable_checkpointing}
         settings = complete({**settings, "callbacks": listed})
         with refusals_of_the_trainer():

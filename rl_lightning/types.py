@@ -61,6 +61,11 @@ class Rows:
         """(B,) long: |y| in tokens, whether they count or not."""
         return self.response_attention.sum(1)
 
+    @property
+    def prompt_lengths(self) -> Tensor:
+        """(B,) long: |x| in tokens."""
+        return self.attention_mask.sum(1) - self.lengths
+
     def unpadded_ids(self) -> list[list[int]]:
         """Return the real response tokens of each row."""
         return [ids[:length] for ids, length in zip(self.response_ids.tolist(), self.lengths.tolist(), strict=True)]

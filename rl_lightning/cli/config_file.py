@@ -63,7 +63,7 @@ def replacements_first(arguments: Sequence[str]) -> list[str]:
     for place, argument in enumerate(arguments):
         name, given, value = argument.partition("=")
         value = value if given else arguments[place + 1] if place + 1 < len(arguments) else ""
-        if name == f"--{_LOGGER}" and value.split(".")[-1] != "TensorBoardLogger":
+        if name == f"--{_LOGGER}" and _kind(value) != _kind("TensorBoard"):
             result.append(f"--{_LOGGER}=null")
         named = _class_named(value) if name in ("--model", "--model.class_path") else None
         if own is not None and _model(named) is not None:
@@ -143,7 +143,11 @@ def _names_another_logger(new: object, old: object) -> bool:
     if not isinstance(new, Mapping):
         return isinstance(new, list)
     kind, before = (
-        str(one.get("class_path", "")).split(".")[-1] if isinstance(one, (Mapping, Namespace)) else ""
-        for one in (new, old)
+        _kind(str(one.get("class_path", ""))) if isinstance(one, (Mapping, Namespace)) else "" for one in (new, old)
     )
     return bool(kind) and kind != before
+
+
+def _kind(name: str) -> str:
+    """Return the class that a class path names; Lightning's logger for TensorBoard takes the options of the library's own."""
+    return name.split(".")[-1].removesuffix("Logger")

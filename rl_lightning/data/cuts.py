@@ -34,9 +34,8 @@ class Stretches:
     @classmethod
     def of(cls, rows: Rows, order: Tensor, unit: int = 1) -> Stretches:
         """Measure some rows of a table, in the given order."""
-        responses = rows.lengths.cpu()
-        prompts = rows.attention_mask.sum(1).cpu() - responses
-        return cls(prompts[order], responses[order], rows.group_ids.cpu()[order], unit)
+        prompts, responses, groups = rows.prompt_lengths.cpu(), rows.lengths.cpu(), rows.group_ids.cpu()
+        return cls(prompts[order], responses[order], groups[order], unit)
 
     def __len__(self) -> int:
         return len(self._again)

@@ -16,9 +16,14 @@ _HASH = "sha256:"
 
 def digest(parts: Iterable[object]) -> str:
     """Return a hash of some values that have a faithful `repr`, such as numbers, texts, lists and tuples of them."""
+    return text_digest(map(repr, parts))
+
+
+def text_digest(parts: Iterable[str]) -> str:
+    """Return a hash of a text, given part by part."""
     whole = hashlib.sha256()
     for part in parts:
-        whole.update(repr(part).encode("utf-8", "surrogatepass"))
+        whole.update(part.encode("utf-8", "surrogatepass"))
     return _HASH + whole.hexdigest()[:32]
 
 

@@ -245,19 +245,40 @@ def test_every_row_of_the_glossary_has_a_unit_and_says_what_it_is():
 # ---------------------------------------------------------------------- errors
 
 
-def test_every_room_has_a_page_that_exists():
-    assert set(errors.PAGES.values()) <= set(manual.pages())
-    rooms = {
-        path.relative_to(ROOT).with_suffix("").parts
-        for path in (ROOT / "rl_lightning").rglob("*.py")
-        if "UserError(" in path.read_text()
-    }
-    for parts in rooms:
-        module = ".".join(parts).removesuffix(".__init__")
-        assert page_of(module) in manual.pages()
-        assert page_of(module) != "index" or len(parts) == 2, f"{module} names the front page: add its room to PAGES"
+def mistakes(source):
+    """Return the calls in a source that make a `UserError`."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "UserError"]
+
+
+def pages_named(call, module):
+    """Return the pages that a mistake of a module may name; none if that is computed."""
+    given = [word.value for word in call.keywords if word.arg == "page"]
+    if not given:
+        return {page_of(module)}
+    return {node.value for node in ast.walk(given[0]) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_every_mistake_names_a_page_of_its_own():
+    known, found = set(manual.pages()), 0
+    for path in (ROOT / "rl_lightning").rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for call in mistakes(path.read_text(encoding="utf-8")):
+            named, found = pages_named(call, module), found + 1
+            assert named <= known, f"{module}, line {call.lineno}: there is no page {named - known}"
+            assert "index" not in named, f"{module}, line {call.lineno} names the front page: add its room to PAGES"
+    assert found > 300
+    assert set(errors.PAGES.values()) <= known
     for module in errors.PAGES:
         importlib.import_module(module)
+
+
+def test_a_mistake_without_a_page_of_its_own_is_found():
+    (call,) = mistakes("raise UserError('x', page='start/nowhere')")
+    assert pages_named(call, "rl_lightning.data") == {"start/nowhere"}
+    (call,) = mistakes("raise UserError('x')")
+    assert pages_named(call, "rl_lightning.new") == {"index"}
+    assert pages_named(call, "rl_lightning.data.cuts") == {"concepts/rollout"}
 
 
 def test_a_mistake_names_the_page_of_the_room_that_found_it():

@@ -82,7 +82,7 @@ OPTIONS = {
     "of a reward": ("--data.rewards=[{function: a, weigth: 3}]", "data.rewards: RewardSpec has no option 'weigth'", "weight"),
     "of a callback in a list": (
         "--trainer.callbacks.init_args.every_n_epoch=5", "trainer.callbacks: ModelCheckpoint has no option", "every_n_epochs"),
-    "of a logger": ("--trainer.logger.init_args.savedir=x", "trainer.logger: TensorBoardLogger has no option", "save_dir"),
+    "of a logger": ("--trainer.logger.init_args.savedir=x", "trainer.logger: TensorBoard has no option", "save_dir"),
     "of an adapter": ("--model.lora={lora_alpha: 3}", "model.lora: LoraOptions has no option 'lora_alpha'", "alpha"),
     "of the trainer": ("--trainer.output_dir=x", "unrecognized arguments: --trainer.output_dir=x", "default_root_dir"),
     "a misspelt class": ("--model=GRPOO", "model: GRPOO is no class that this takes", "GRPO"),

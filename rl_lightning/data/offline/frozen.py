@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import NoReturn
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from rl_lightning.data.cache import Cache, environment_key, rewards_key, settings_key, tensors_key
 from rl_lightning.data.encoded import EncodedPrompt
 from rl_lightning.data.episodes import EpisodeSampler
+from rl_lightning.data.offline.written_pairs import WrittenRows
 from rl_lightning.data.reward_models import ModelReward
 from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.sources.base import Split
@@ -192,8 +193,10 @@ class FrozenTables:
         }
         return replace(joined, group_ids=index, metrics=metrics)
 
-    def reference_logprobs(self, module: ReferenceLearner, rows: Rollout, passes: Sequence[Tensor]) -> Tensor:
-        """Return log π_ref of some responses, (B, R) in nats, 0 outside them, on the CPU; every rank gets all.
+    def reference_logprobs(
+        self, module: ReferenceLearner, rows: Rollout | WrittenRows, passes: Sequence[Tensor]
+    ) -> Tensor:
+        """Return log π_ref of some responses in nats, on the CPU; every rank gets all: (B, R), 0 outside them, or of `WrittenRows` flat.
 
         Args:
             module: names the reference, and computes log-probabilities.
@@ -207,7 +210,7 @@ class FrozenTables:
                 "reference": files.fingerprint,
                 "load": asdict(files.options),
                 "precision": str(self.trainer.precision),
-                "rows": tensors_key([rows.input_ids, rows.attention_mask, rows.response_mask]),
+                "rows": _rows_key(rows),
                 "temperature": rows.temperature,
             }
         )
@@ -223,11 +226,7 @@ class FrozenTables:
                 batch = rows.microbatch(passes[number]).to(self.trainer.strategy.root_device)
                 own[number] = module.logprobs(batch, model).cpu()
         parts = {number: part for theirs in from_every_rank(own) for number, part in theirs.items()}
-        dtype = torch.promote_types(parts[0].dtype, torch.float32)
-        whole = torch.zeros(rows.response_mask.shape, dtype=dtype)
-        for number, chosen in enumerate(passes):
-            # A pass has no columns that are padding in all of its rows.
-            whole[chosen, : parts[number].shape[1]] = parts[number].to(dtype)
+        whole = rows.joined(passes, parts) if isinstance(rows, WrittenRows) else _padded(rows, passes, parts)
         self.cache.save("references", key, {"ref_logprobs": whole})
         return whole
 
@@ -243,6 +242,27 @@ class FrozenTables:
         finally:
             # The caller may still hold the name: the weights are what matters.
             model.to("meta")
+
+
+def _rows_key(rows: Rollout | WrittenRows) -> str:
+    """Return a hash of the tokens of some rows."""
+    if isinstance(rows, WrittenRows):
+        return rows.digest()
+    return tensors_key([rows.input_ids, rows.attention_mask, rows.response_mask])
+
+
+def _padded(rows: Rollout, passes: Sequence[Tensor], parts: Mapping[int, Tensor]) -> Tensor:
+    """Return what passes gave each token, (B, R), 0 outside responses.
+
+    Args:
+        rows: all.
+        passes: the rows of each pass, which has no columns that are padding in all of them.
+        parts: number of a pass → (its rows, R') float.
+    """
+    whole = torch.zeros(rows.response_mask.shape, dtype=torch.promote_types(parts[0].dtype, torch.float32))
+    for number, chosen in enumerate(passes):
+        whole[chosen, : parts[number].shape[1]] = parts[number].to(whole.dtype)
+    return whole
 
 
 @contextmanager

@@ -69,8 +69,8 @@ class LabelledTables:
         """
         rollout = None if self.asked is None else self._scored(split, prompts)
         if rollout is None:
-            table = written_pairs(prompts, self.ends)
-            table.rows = self._learnt(table.rows)
+            temperature = 1.0 if self.train_temperature == "as_sampled" else self.train_temperature
+            table = written_pairs(prompts, self.ends.tokenizer.pad_token_id, temperature)
         else:
             table = PairTable.of(rollout, self.pairs, self.seed, self.sampling.max_new_tokens)
         if not len(table):
@@ -174,10 +174,11 @@ def reference_passes(table: PairTable, pairs: int | None, budget: int | None, un
         budget: tokens in a pass at most.
         units: what messages call the pairs.
     """
-    rows = torch.arange(len(table.rows))
+    rows, order = table.rows, torch.arange(len(table.rows))
     if budget is None:
         assert pairs is not None
-        return list(rows.split(2 * pairs))
+        return list(order.split(2 * pairs))
     # Rows 2i and 2i + 1 are a pair and stay together, so that their prompt is read once.
     require_fit(budget, int(table.tokens().max()), f"the longest of the {units} has")
-    return list(rows.split([2 * pairs for pairs in Stretches.of(table.rows, rows, unit=2).filled(budget)]))
+    stretches = Stretches(rows.prompt_lengths, rows.lengths, rows.group_ids, unit=2)
+    return list(order.split([2 * pairs for pairs in stretches.filled(budget)]))

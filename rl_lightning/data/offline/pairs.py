@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_lightning.data.encoded import EncodedPrompt
+from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.offline.samples import rows_digest
-from rl_lightning.data.offline.written import written_rollout
+from rl_lightning.data.offline.written_pairs import WrittenRows
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
-from rl_lightning.stopping import Ends
 from rl_lightning.typed import Typed
 from rl_lightning.types import PreferenceBatch, Rollout
 
@@ -46,13 +45,14 @@ class PairTable:
     """Preference pairs.
 
     Args:
-        rows: row 2i is what was chosen, row 2i + 1 what was rejected; `group_ids` is the number of the pair.
+        rows: row 2i is what was chosen, row 2i + 1 what was rejected; `group_ids` is the number of the pair. Sampled ones are one
+            padded table, written ones are padded batch by batch.
         margins: (pairs,) float; how much better the chosen response is, where that is known.
         longest: L_max in tokens, which the reduction `constant` divides by.
         without: prompts that gave no pair.
     """
 
-    rows: Rollout
+    rows: Rollout | WrittenRows
     margins: Tensor | None
     longest: int
     without: int = 0
@@ -67,8 +67,7 @@ class PairTable:
 
     def tokens(self) -> Tensor:
         """Return how many tokens each pair has, (pairs,) long, its prompt counted once."""
-        whole = self.rows.attention_mask.sum(1)
-        return whole[0::2] + self.rows.lengths[1::2]
+        return self.rows.prompt_lengths[0::2] + self.rows.lengths[0::2] + self.rows.lengths[1::2]
 
     def batch(self, units: Tensor, weights: Tensor | None = None) -> PreferenceBatch:
         """Return two rows a pair, the chosen response first, with the pair's margin: see `Table.batch`."""
@@ -89,7 +88,7 @@ class PairTable:
 
     def digest(self) -> str:
         """Return a hash of the pairs: the policy's answers, and whatever they came out of."""
-        return rows_digest(self.rows)
+        return self.rows.digest() if isinstance(self.rows, WrittenRows) else rows_digest(self.rows)
 
     def __str__(self) -> str:
         gap = "" if self.margins is None else f", mean gap {float(self.margins.mean()):.3g}"
@@ -119,22 +118,23 @@ def paired(rows: Rollout) -> Rollout:
     return replace(rows, group_ids=torch.arange(len(rows)) // 2)
 
 
-def written_pairs(prompts: Sequence[EncodedPrompt], ends: Ends) -> PairTable:
+def written_pairs(prompts: EncodedPrompts, pad_id: int, temperature: float) -> PairTable:
     """Return the pairs that the prompts' examples bring.
 
     Args:
         prompts: each with the tokens of a response and of a rejected one; all or none with a margin.
-        ends: see `written_rollout`.
+        pad_id: fills up rows of token ids.
+        temperature: τ that they are learnt at.
 
     Raises:
         UserError: if some have a margin and others none.
     """
-    rows = written_rollout(prompts, (0, 1), ends)
-    margins = [prompt.example.margin for prompt in prompts]
+    margins = [example.margin for example in prompts.examples]
     known = [margin for margin in margins if margin is not None]
     if known and len(known) < len(margins):
         raise UserError(f"{len(margins) - len(known)} of {len(margins)} pairs have no margin: give all one, or none")
-    return PairTable(paired(rows), torch.tensor(known) if known else None, rows.response_length)
+    rows = WrittenRows(prompts, pad_id, temperature)
+    return PairTable(rows, torch.tensor(known) if known else None, rows.response_length)
 
 
 def choose_pairs(

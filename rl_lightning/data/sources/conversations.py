@@ -18,8 +18,10 @@ _ROLES = {
     "model": "assistant",
     "bot": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
 }
 _KNOWN = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 #: Keys besides `content` that give a message something to say.
@@ -121,31 +123,42 @@ def _message(message: object, number: int, sparse: bool, weighed: bool) -> Messa
     if speaker == "from" and named not in _ROLES and named not in _KNOWN:
         raise _bad(number, f"from {role!r}, and no role is known by that name", "an unknown role")
     content = message.pop(said, None)
-    # What others say is not learnt anyway.
-    weight, own = message.pop("weight", 1), _ROLES.get(named, named) == "assistant"
-    if weight not in ((0, 1) if weighed or not own else (1,)):
-        what = (
-            "a turn is learnt or not, 1 or 0"
-            if weighed
-            else "weights are read in whole conversations alone, so leave it out"
-        )
-        raise _bad(number, f"with the weight {weight}: {what}", "a weight that cannot be heeded")
-    if own and weight == 0:
+    if not _is_learnt(message, number, own := _ROLES.get(named, named) == "assistant", weighed) and own:
         message["weight"] = 0
     rest = {key: without_nulls(inner) if sparse else inner for key, inner in message.items()}
+    unsaid = named == "system" and content == ""  # no instruction, said on purpose
     content = "" if content is None else _content(content, number, said)
-    if named == "function_call":
-        rest["tool_calls"], content = [{"type": "function", "function": _call(content, number)}], ""
+    if named in ("function_call", "tool_call"):
+        rest["tool_calls"], content = [{"type": "function", "function": _call(content, number, named)}], ""
     elif "function_call" in rest and "tool_calls" not in rest:  # the older form of OpenAI's interface
         rest["tool_calls"] = _calls([{"type": "function", "function": rest.pop("function_call")}], number)
     elif "tool_calls" in rest:
         rest["tool_calls"] = _calls(rest["tool_calls"], number)
-    if not content.strip() and not any(rest.get(key) for key in _SUBSTANCE):
+    if not (content.strip() or unsaid or any(rest.get(key) for key in _SUBSTANCE)):
         raise _bad(number, f"without {said}")
     for key, inner in rest.items():
         if isinstance(inner, str) and has_lone_surrogate(inner):
             raise _surrogate(number, key)
     return {"role": _ROLES.get(named, named if named in _KNOWN else role), "content": content, **rest}
+
+
+def _is_learnt(message: dict[str, object], number: int, own: bool, weighed: bool) -> bool:
+    """Take from a message what says whether it is learnt: `weight`, 1 or 0, or true or false as `loss` or `train`.
+
+    Args:
+        message: loses these keys.
+        number: of the message.
+        own: the assistant says it; what others say is not learnt anyway.
+        weighed: turns of the assistant may be left out.
+    """
+    flags = [message.pop(key) for key in ("loss", "train") if isinstance(message.get(key), bool)]
+    weight = message.pop("weight", int(all(flags)))
+    if weight not in ((0, 1) if weighed or not own else (1,)):
+        what = "a turn is learnt or not, 1 or 0"
+        if not weighed:
+            what = "weights are read in whole conversations alone, so leave it out"
+        raise _bad(number, f"with the weight {weight}: {what}", "a weight that cannot be heeded")
+    return weight != 0
 
 
 def _content(content: object, number: int, key: str) -> str:
@@ -184,10 +197,10 @@ def _calls(calls: object, number: int) -> list[object]:
     return found
 
 
-def _call(content: str, number: int) -> dict[str, object]:
+def _call(content: str, number: int, named: str) -> dict[str, object]:
     call = _inner(content, number)
     if not isinstance(call, dict) or "name" not in call:
-        raise _bad(number, "from 'function_call' that is no JSON with a name and arguments", "a call without a name")
+        raise _bad(number, f"from {named!r} that is no JSON with a name and arguments", "a call without a name")
     return _with_arguments(call, number)
 
 

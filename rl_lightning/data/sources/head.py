@@ -13,8 +13,10 @@ Row = dict[str, object]
 
 #: Names of columns, by what they hold; of several that are there, the first is read and the others must say the same.
 PROMPTS = ("prompt", "problem", "question", "instruction", "query", "input", "inputs")
-RESPONSES = ("completion", "response", "output", "generated_solution", "solution", "generation", "target", "targets")
-DIALOGUES = ("messages", "conversations", "conversation")
+RESPONSES = (
+    "completion", "response", "output", "generated_solution", "solution", "generation", "demonstration", "target", "targets",
+)  # fmt: skip
+DIALOGUES = ("messages", "conversations", "conversation", "context_messages")
 #: A better and a worse response.
 PAIRS = (
     ("chosen", "rejected"),
@@ -34,7 +36,9 @@ ANSWERS = (
 )
 SYSTEMS = ("system", "system_prompt")
 #: Text that belongs to the prompt, beside one that is called an instruction, a question or the like.
-CONTEXTS = ("input", "context")
+CONTEXTS = ("input", "context", "passage", "body")
+#: Turns that go before the prompt: pairs of question and answer, or messages.
+HISTORIES = ("history", "context")
 #: What the chat template is given besides the messages.
 TEMPLATE = {"tools": ("tools", "functions"), "template": ("chat_template_kwargs",)}
 #: Columns of which one at least must be there, unless options name others.
@@ -76,6 +80,18 @@ class Head:
         among = self.free if among is None else among
         called = {plain(column): column for column in reversed(among)} | {column: column for column in among}
         return next((called[name] for name in names if name in called), None)
+
+    def prompt(self) -> str | None:
+        """Return the column of the prompt; None if there is none. One that holds its own response leaves the place to another."""
+        columns = [column for name in PROMPTS if (column := self.first((name,)))]
+        response = self.first(RESPONSES)
+        return next((one for one in columns if not self._ends_with(one, response)), columns[0] if columns else None)
+
+    def _ends_with(self, column: str, response: str | None) -> bool:
+        """Whether every text of a column goes on to the response that stands beside it."""
+        both = [(row.get(column), row.get(response)) for row in self.rows if response is not None]
+        told = [(whole.strip(), end.strip()) for whole, end in both if isinstance(whole, str) and isinstance(end, str)]
+        return bool(told) and all(end and whole != end and whole.endswith(end) for whole, end in told)
 
     def values(self, column: str | None) -> list[object]:
         """Return what stands in a column; nothing of rows where it is empty."""

@@ -151,7 +151,9 @@ class RowReader:
         return None
 
     def _history(self, value: object) -> Messages:
-        """Read earlier turns: a list of pairs of question and answer."""
+        """Read earlier turns: messages, or a list of pairs of question and answer."""
+        if is_conversation(value):
+            return conversation(value, self.sparse)
         turns: Messages = []
         for pair in value if isinstance(value, list) else [value]:
             if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(said, str) for said in pair):

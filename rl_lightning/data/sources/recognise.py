@@ -10,6 +10,7 @@ from rl_lightning.data.sources.head import (
     ANSWERS,
     CONTEXTS,
     DIALOGUES,
+    HISTORIES,
     PAIRS,
     PROMPTS,
     RESPONSES,
@@ -82,7 +83,7 @@ def _named_roles(head: Head) -> dict[str, str]:
     """Return what the options say, and the prompt's column if they leave it out."""
     roles = {role: column for role, column in head.given.named.items() if role in STRUCTURE}
     if "prompt" not in roles and not {"messages", "text"} & roles.keys():
-        found = head.first(PROMPTS)
+        found = head.prompt()
         if found is not None:
             roles["prompt"] = found
         elif "rejected" not in roles:
@@ -93,7 +94,7 @@ def _named_roles(head: Head) -> dict[str, str]:
 def _recognised_roles(head: Head) -> dict[str, str]:
     """Return what the names of the columns say."""
     refuse_steps(head)
-    prompt, response, dialogue, text = head.first(PROMPTS), _response(head), head.turns(), head.first(("text",))
+    prompt, response, dialogue, text = head.prompt(), _response(head), head.turns(), head.first(("text",))
     pairs = ([head.first((name,)) for name in pair] for pair in PAIRS)
     pair = next((pair for pair in pairs if all(pair)), None)
     if pair is not None:
@@ -106,7 +107,7 @@ def _recognised_roles(head: Head) -> dict[str, str]:
         return {"messages": dialogue} | (_label(head) if head.ends_answered(dialogue) else {})
     answered = head.first(ANSWERS)
     if prompt and plain(prompt) != "prompt" and answered and plain(answered) == "answer" and head.all_text(answered):
-        return {"prompt": prompt, "response": answered}
+        return {"prompt": prompt, "response": answered} | _label(head)
     if prompt and not (plain(prompt) == "input" and text):
         return {"prompt": prompt}
     if text:
@@ -144,12 +145,12 @@ def _beside(head: Head, roles: dict[str, str]) -> dict[str, str]:
     prompt = roles.get("prompt")
     # These may be empty in the first rows, and hold something in a later one.
     beside = [column for column in head.all if column not in taken]
-    if recognised and prompt is not None and plain(prompt) != "prompt":
-        refuse_loose_ends(head, prompt)
-        found |= _column(head, "context", CONTEXTS, beside)
-    history = head.first(("history",), beside)
-    if recognised and history is not None and all(isinstance(value, list) for value in head.values(history)):
-        found["history"] = history
+    if recognised and prompt is not None:
+        found |= _history(head, beside)
+        beside = [column for column in beside if column not in found.values()]
+        if plain(prompt) != "prompt":
+            refuse_loose_ends(head, prompt, beside)
+            found |= _column(head, "context", CONTEXTS, beside)
     if "text" not in roles:
         found |= _column(head, "system", SYSTEMS, beside)
         for role, names in TEMPLATE.items():
@@ -160,6 +161,17 @@ def _beside(head: Head, roles: dict[str, str]) -> dict[str, str]:
 def _column(head: Head, role: str, names: Sequence[str], among: Sequence[str]) -> dict[str, str]:
     found = head.first(names, among)
     return {} if found is None else {role: found}
+
+
+def _history(head: Head, among: Sequence[str]) -> dict[str, str]:
+    """Return the column that holds the turns before the prompt, if one does."""
+    for name in HISTORIES:
+        column = head.first((name,), among)
+        values = head.values(column)
+        earlier = name == "history" and all(isinstance(value, list) for value in values)
+        if column is not None and (earlier or any(map(is_conversation, values))):
+            return {"history": column}
+    return {}
 
 
 def _gold(head: Head, roles: dict[str, str]) -> dict[str, str]:
@@ -175,7 +187,8 @@ def _gold(head: Head, roles: dict[str, str]) -> dict[str, str]:
         for other in others:
             refuse_contradiction(head, first, other)
         return {golds[first]: first}
-    if response is None or plain(response) not in ("solution", "answer") or "response" in head.given.named:
+    solved = response is not None and plain(response) in ("solution", "answer") and "label" not in roles
+    if response is None or not solved or "response" in head.given.named:
         return {}
     return {"solution": response}
 
@@ -249,7 +262,8 @@ def _says_the_same(row: Row, column: str, used: set[str]) -> bool:
     said = contents(row.get(column))
     known = [text for other in used for text in contents(row.get(other))]
     contained = all(any(text in whole for whole in known) for text in said)
-    return contained or (plain(column) == "text" and all(text in str(row[column]) for text in known))
+    whole = plain(column) in ("text", "prompt")  # may write the example out, as Alpaca's does
+    return contained or (whole and all(text in str(row[column]) for text in known))
 
 
 def _may_be_dict(value: object) -> bool:

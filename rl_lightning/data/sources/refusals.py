@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 
 from rl_lightning.data.sources.conversations import is_conversation
 from rl_lightning.data.sources.head import CONTEXTS, TELLING, Head, plain
@@ -14,6 +16,8 @@ STRUCTURE = ("prompt", "messages", "text", "response", "rejected")
 
 #: What the question means nothing without, and no rule says how to write it.
 _CHOICES = ("choices", "options")
+#: Choices with a column each: `A`, `opa`, `option_a`, `choice1`.
+_CHOICE = re.compile(r"(op|opt|option|choice)?_?[a-d1-4]")
 _MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _PANDAS = "this is a table of pandas in one object: write df.to_json(path, orient='records', lines=True)"
 #: Columns beside `text` that may say what is to be written to it.
@@ -65,7 +69,8 @@ def refuse_unreadable(head: Head, roles: Mapping[str, str]) -> None:
     """Refuse a column that holds neither text nor messages in any row."""
     for role, column in roles.items():
         values = head.values(column) if role in STRUCTURE else []
-        if values and not any(_is_readable(value, role) for value in values):
+        lists = not head.given.structural and role != "messages" and all(map(_is_list_of_texts, values))
+        if values and (lists or not any(_is_readable(value, role) for value in values)):
             held = _described(values[0])
             raise UserError(
                 f'{head.name}: column {column!r} holds {held}, and no text and no messages ({{"role": ..., "content": ...}}): '
@@ -84,7 +89,20 @@ def _is_readable(value: object, role: str) -> bool:
     return True
 
 
+def _is_list_of_texts(value: object) -> bool:
+    """Whether a text is the JSON of a list of texts, as tables write several turns."""
+    if not isinstance(value, str) or value.lstrip()[:1] != "[":
+        return False
+    try:
+        inner = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(inner, list) and bool(inner) and all(isinstance(one, str) for one in inner)
+
+
 def _described(value: object) -> str:
+    if isinstance(value, str):
+        return "a list of texts as JSON"
     if isinstance(value, dict):
         keys = ", ".join(map(str, list(value)[:4]))
         by_columns = all(str(key).isdigit() for key in value)
@@ -104,15 +122,22 @@ def refuse_media(head: Head, roles: Mapping[str, str]) -> None:
             )
 
 
-def refuse_loose_ends(head: Head, prompt: str) -> None:
-    """Refuse what belongs to a question and cannot be written into it: choices, and a context that is no text."""
-    choices = head.first(_CHOICES)
+def refuse_loose_ends(head: Head, prompt: str, beside: Sequence[str]) -> None:
+    """Refuse what belongs to a question and cannot be written into it: choices, and a context that is no text.
+
+    Args:
+        head: the first rows.
+        prompt: the column of the question.
+        beside: the columns that are nothing yet.
+    """
+    single = [column for column in beside if _CHOICE.fullmatch(plain(column)) and head.values(column)]
+    choices = head.first(_CHOICES) or (", ".join(single) if len(single) > 2 else None)
     if choices is not None:
         raise UserError(
             f"{head.name}: column {choices!r} belongs to the question, and no rule says how to write it: write it into the "
             f"prompt, or name the columns to read without it, such as prompt_column: {prompt}"
         )
-    context = head.first([name for name in CONTEXTS if name != prompt])
+    context = head.first([name for name in CONTEXTS if name != prompt], beside)
     values = head.values(context)
     if values and not any(isinstance(value, str) for value in values):
         raise UserError(

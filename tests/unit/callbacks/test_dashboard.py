@@ -10,7 +10,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rl_lightning import TensorBoard, Trainer
 from rl_lightning.callbacks.dashboard import PANELS, layout
 from rl_lightning.cli.board import PINNED, board, pinned
 from rl_lightning.errors import UserError
@@ -47,6 +50,31 @@ def test_an_online_run_has_no_chart_of_a_loss_that_is_zero_and_an_offline_one_no
     assert "loss" in layout(online=False)["learning"]
     assert "reward" not in layout(online=False)["learning"]
     assert set(layout(online=True)["learning"]) | set(layout(online=False)["learning"]) == set(PANELS["learning"])
+
+
+def test_tensorboard_opens_on_the_curves_that_matter_and_ends_with_counters(tmp_path):
+    logger = TensorBoard(tmp_path)
+    logged = dict.fromkeys([*ONLINE, "audit/a", "dpo/margin", "work/tokens"], 0.5) | {"val/pass@1": 0.25, "epoch": 3.0}
+    logger.log_metrics(logged, step=7)
+    logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    tags = events.Tags()["scalars"]
+    groups = sorted({tag.split("/")[0] for tag in tags})  # by the codes of characters, as TensorBoard sorts them
+    assert (groups[0], groups[-1]) == ("Overview", "work")
+    assert sorted(tag for tag in tags if tag.startswith("Overview/")) == [
+        "Overview/rollout/length_mean", "Overview/rollout/reward_mean", "Overview/rollout/truncated_fraction", "Overview/val/pass@1",
+    ]  # fmt: skip
+    assert set(logged) - set(tags) == {"epoch"}
+    ((step, value),) = [(one.step, one.value) for one in events.Scalars("Overview/val/pass@1")]
+    assert (step, value) == (7, 0.25)
+    assert [one.value for one in events.Scalars("work/epoch")] == [3.0]
+
+
+def test_a_logger_of_lightnings_own_is_left_as_it_is(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = Trainer(logger=logger, default_root_dir=tmp_path, max_epochs=1, enable_checkpointing=False)
+    assert trainer.loggers == [logger]
+    assert isinstance(Trainer(default_root_dir=tmp_path, max_epochs=1).logger, TensorBoard)
 
 
 def test_the_address_pins_the_curves_that_matter():

@@ -209,13 +209,14 @@ def test_another_logger_does_not_inherit_the_options_of_tensorboards(given, caps
     assert logger["init_args"]["name"] != "tensorboard"
 
 
-def test_a_changed_option_of_the_same_logger_leaves_the_others(capsys, monkeypatch):
+@pytest.mark.parametrize("kind", ["rl_lightning.TensorBoard", "lightning.pytorch.loggers.TensorBoardLogger"])
+def test_a_changed_option_of_the_same_logger_leaves_the_others(kind, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["rl-lightning"])
-    text = "{trainer: {logger: {class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {sub_dir: a}}}}"
+    text = f"{{trainer: {{logger: {{class_path: {kind}, init_args: {{sub_dir: a}}}}}}}}"
     with pytest.raises(SystemExit):
         run(["fit", "--config=grpo", f"--config={text}", "--print_config"])
     logger = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]["init_args"]
-    assert (logger["name"], logger["sub_dir"]) == ("tensorboard", "a")
+    assert (logger["save_dir"], logger["sub_dir"]) == ("runs/grpo", "a")
 
 
 def test_a_csv_logger_writes_beside_its_numbers(tmp_path):

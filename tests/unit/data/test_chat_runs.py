@@ -124,10 +124,8 @@ def test_a_reward_model_judges_the_tokens_that_it_learnt_from(tmp_path, monkeypa
     )  # fmt: skip
     fit(data, GRPO(policy=path, kl_coef=0.0), tmp_path / "run")
     judge = Judge(ClassifierFiles(str(tmp_path / "judge")))
-    trained = [
-        ids[mask].tolist()
-        for ids, mask in zip(pairs.table.rows.input_ids, pairs.table.rows.attention_mask, strict=True)
-    ]
+    served = pairs.table.batch(torch.arange(len(pairs.table)))
+    trained = [ids[mask].tolist() for ids, mask in zip(served.input_ids, served.attention_mask, strict=True)]
     questions = {sample.prompt: sample.messages for sample in seen}
     for prompt, messages in questions.items():
         number = int(messages[0]["content"][0])
