@@ -29,7 +29,7 @@ class Outcome:
 
 
 def _means(numbers: Numbers, *names: str) -> str:
-    return ", ".join(f"{name} {statistics.fmean(numbers[name]):.3g}" for name in names)
+    return "; ".join(f"{name} = {statistics.fmean(numbers[name]):.4g}" for name in names)
 
 
 def _in_order(numbers: Numbers, *names: str) -> int:

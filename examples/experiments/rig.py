@@ -57,7 +57,7 @@ class Logged(rl.RolloutCallback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Keep the metrics of a step."""
-        for name, value in trainer.logged_metrics.items():
+        for name, value in trainer.callback_metrics.items():
             self.steps[name].append(float(value))
 
 

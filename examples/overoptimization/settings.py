@@ -44,7 +44,7 @@ class Sizes:
     held_out: int = 800
     prompts: int = 16
     group: int = 8
-    rollouts: int = 90
+    rollouts: int = 60
     start_answers: int = 16
     bin: int = 5
     lr: float = 1e-4

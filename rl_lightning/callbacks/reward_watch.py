@@ -81,17 +81,19 @@ class RewardWatch(Callback, metaclass=Typed):
     prompts × responses of a validation    drop 0.10  drop 0.15  drop 0.20
     =====================================  =========  =========  =========
     32 × 8                                 0.9 %      0          0
-    16 × 8                                 10.6 %     0.4 %      0
-    16 × 1                                 100 %      97.3 %     63.5 %
+    16 × 8                                 10.7 %     0.4 %      0
+    16 × 1                                 100 %      97.3 %     63.4 %
     =====================================  =========  =========  =========
+
+    The format was complained of in none of them at 32 × 8, in 0.7 % at 16 × 8 and in 45 % at 16 × 1.
 
     Logs `val/watch_drop`, how far the verifier is below its best.
 
     Args:
         verifier: name of a reward at weight 0 that knows the truth; the only one at weight 0 if null.
         drop: fall that is complained of, in units of the verifier. The default was calibrated for a rate between 0 and 1.
-        patience: looks in a row.
-        smoothing: weight of the newest look in the averages, in (0, 1].
+        patience: looks in a row. Complaints by chance at 32 × 8 and a drop of 0.1: 1.6 % with 1, 0.9 % with 2, 0.6 % with 3.
+        smoothing: weight of the newest look in the averages, in (0, 1]; 0.2 % with 0.1, 0.9 % with 0.3, 84 % with 1.
         kl_budget: nats per response; needs the callback `HeldOutDivergence`. None for no budget.
         format: name of a reward at weight 0 that is 1 for responses that can be read, whether right or wrong. None for none.
         action: `warn`, or `stop` the run at the end of the validation, in good order.

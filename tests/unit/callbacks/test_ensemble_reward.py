@@ -178,3 +178,15 @@ def test_a_run_on_an_ensemble_alone_whose_member_cannot_verify_it(tmp_path):
     found = fit(None)  # the only one that is left is `right`
     assert float(found["val/reward_mean"]) != 0 and float(found["rollout/reward_mean"]) != 0
     assert float(found["reward/ensemble_sd"]) > 0
+
+
+def test_the_scale_is_that_of_the_responses_of_all_ranks(monkeypatch):
+    """This rank has the first rollout, another one the second; what it adds to the sums is told here."""
+    both = {name: torch.cat([FIRST[name], SECOND[name]]) for name in FIRST}
+    other = torch.stack([SECOND[name] for name in SECOND]).double()
+    mean = torch.stack([both[name] for name in both]).double().mean(1, keepdim=True)
+    told = iter([torch.stack([torch.full((2,), 12.0).double(), other.sum(1)]), (other - mean).square().sum(1)])
+    monkeypatch.setattr("rl_lightning.callbacks.ensemble_reward.sum_over_ranks", lambda trainer, own: own + next(told))
+    rollout = given(FIRST)
+    EnsembleReward(["a", "b"]).on_rollout_rewards(ALONE, None, rollout)
+    assert_same(rollout.raw_rewards, 1 + by_hand("mean", 1.0, FIRST, both), 1e-5)

@@ -1,0 +1,1 @@
+"""Audits of rewards: a reward model that learnt "short", buggy graders of word problems, and sound rewards."""
