@@ -139,6 +139,8 @@ def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:
         "rollout/all_right_fraction": masked_mean((correct == votes).float(), votes > 0, total),
         "rollout/all_wrong_fraction": masked_mean((correct == 0).float(), votes > 0, total),
     }
+    if not rollout.reward_components:  # nothing judges them
+        values = {name: values[name] for name in ("rollout/length_mean", "rollout/truncated_fraction")}
     if rollout.turns is not None:
         heard = (rollout.lengths - rollout.policy_lengths).float()
         values["rollout/turns_mean"] = masked_mean(rollout.turns.amax(1).float(), everything, total)

@@ -53,6 +53,23 @@ def tiny_policy(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def other_policy(tmp_path_factory):
+    """A directory with another random model of the same tokenizer, not far from `tiny_policy`."""
+    import torch
+
+    from tests.tiny import tiny_model, tiny_tokenizer
+
+    directory = tmp_path_factory.mktemp("other")
+    model = tiny_model()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(6)))
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
 def ranks(tmp_path_factory):
     """Calls a function on two gloo ranks, the same two for all tests of a worker: `tests.ranks.Ranks`."""
     from tests.ranks import Ranks

@@ -14,16 +14,19 @@ from tests.shapes import REFUSED, SHAPES
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "data.md"
 #: Around the tables in the page.
 BEGIN, END = "<!-- {}: made by tests/data_table.py -->", "<!-- end of {} -->"
-ALGORITHMS = ("SFT", "DPO", "RewardModel", "GRPO", "PPO", "DAPO", "RFT")
+ALGORITHMS = ("SFT", "DPO", "RewardModel", "LabelledKTO", "GRPO", "PPO", "DAPO", "RFT")
 _GIVEN = {"SFT": "demonstrations", "DPO": "preferences", "RewardModel": "preferences"}
 #: What TRL 1.16.0 did with four such rows and a tiny model, one training step each, on transformers 5.24.
 TRL: dict[str, str] = json.loads((Path(__file__).parent / "trl_on_shapes.json").read_text())
 
 
 def fits(algorithm: str, source: ExampleSource) -> bool:
-    """Whether an algorithm learns from rows, as it is set up without an option; RFT from labels, or from samples."""
+    """Whether an algorithm learns from rows, as it is set up without an option; RFT from labels, or from samples; `LabelledKTO` from
+    samples too, which needs a reward and is not said here."""
     shape = source.shape("train")
     assert shape is not None
+    if algorithm == "LabelledKTO":
+        return "labels" in shape.offers
     given = _GIVEN.get(algorithm, "rollouts")
     if algorithm == "RFT":
         given = "samples" if "labels" in shape.offers else "sampled"

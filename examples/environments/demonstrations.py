@@ -21,7 +21,7 @@ class Demonstrations(EnvironmentExamples):
     """
 
     def __init__(self, function: str, player: str, turns: int = 8, arguments: dict[str, Any] | None = None,
-                 train_size: int = 24_000, val_size: int = 256, test_size: int = 512) -> None:  # fmt: skip
+                 train_size: int = 12_000, val_size: int = 256, test_size: int = 512) -> None:  # fmt: skip
         super().__init__(function, arguments, train_size, val_size, test_size, seed=1)
         self.player = resolve(player, "Player")
         self.turns = turns

@@ -86,7 +86,18 @@ class Source:
 
     def comment_and_code_lines(self) -> tuple[int, int]:
         """Return the number of lines with a comment, and with code."""
-        comments, code = set(), set()
+        comments, code = self._comments_and_code
+        return len(comments), len(code)
+
+    def code_lines(self, node: ast.ClassDef | Function | None = None) -> int:
+        """Return the number of lines with code, of the file or of a class or function in it."""
+        _, code = self._comments_and_code
+        return len(code if node is None else code & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
+
+    @cached_property
+    def _comments_and_code(self) -> tuple[set[int], set[int]]:
+        comments: set[int] = set()
+        code: set[int] = set()
         for token in tokenize.generate_tokens(io.StringIO(self.text).readline):
             if token.type == tokenize.COMMENT and not _TOOLS.match(token.string):
                 comments.add(token.start[0])
@@ -96,7 +107,7 @@ class Source:
             docstring = _docstring_node(node)
             if docstring is not None:
                 code.difference_update(range(docstring.lineno, (docstring.end_lineno or docstring.lineno) + 1))
-        return len(comments), len(code)
+        return comments, code
 
     def silent_docstrings(self) -> list[str]:
         """Return the public functions and classes whose docstring is missing or says nothing."""

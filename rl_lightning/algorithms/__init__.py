@@ -11,7 +11,7 @@ from rl_lightning.algorithms.dppo import DPPO
 from rl_lightning.algorithms.grpo import GRPO
 from rl_lightning.algorithms.gspo import GSPO
 from rl_lightning.algorithms.ipo import IPO
-from rl_lightning.algorithms.kto import KTO
+from rl_lightning.algorithms.kto import KTO, LabelledKTO
 from rl_lightning.algorithms.online import ClippedModule, OnlineModule
 from rl_lightning.algorithms.orpo import ORPO
 from rl_lightning.algorithms.pairs import PairModule, ReferencedPairModule
@@ -48,6 +48,7 @@ __all__ = [
     "ClippedModule",
     "CriticModule",
     "Distillation",
+    "LabelledKTO",
     "ObjectiveModule",
     "OnlineModule",
     "OptimizerOptions",

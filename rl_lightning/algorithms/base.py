@@ -117,7 +117,8 @@ class ObjectiveModule(TrainedModule):
         """Record values of a microbatch. Their mean over the tokens (pairs) of the optimizer step is logged under the given names.
 
         Args:
-            values: name → one number a response token, (B, R); one a preference pair, (B/2,); or one number.
+            values: name → one number a response token, (B, R); one a response, (B,), NaN where there is none to speak of; one a
+                preference pair, (B/2,); or one number.
             batch: the microbatch.
 
         Raises:
@@ -128,6 +129,9 @@ class ObjectiveModule(TrainedModule):
             table = torch.as_tensor(value, device=mask.device)
             if isinstance(batch, PreferenceBatch) and table.shape == (len(batch) // 2,):
                 self.observations.add({name: table}, torch.ones_like(table, dtype=torch.bool))
+                continue
+            if table.shape == mask.shape[:1]:
+                self.observations.add({name: table}, mask.any(1) & ~table.isnan())
                 continue
             table = table.expand(mask.shape) if table.numel() == 1 and table.dim() < 2 else table
             if table.shape != mask.shape:

@@ -33,7 +33,7 @@ class CISPO(OnlineModule):
         weight_low: w_low in [0, 1]; above 0 what the policy has given up is pushed on with all the same.
         weight_high: w_high ≥ 1; no bound at infinity (`.inf`).
         reduction: how tokens are averaged; `group_token_mean` is the paper's.
-        **options: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load,
+        **more: kl_coef, kl_in, kl_estimator, reference, entropy_coef, sampler_correction, ratio_level, policy, load,
             optimizer, lora: see `OnlineModule` and `ObjectiveModule`.
     """
 
@@ -41,13 +41,9 @@ class CISPO(OnlineModule):
     needs = COMPARES_A_GROUP
 
     def __init__(
-        self,
-        weight_low: float = 0.0,
-        weight_high: float = 5.0,
-        reduction: Reduction = "group_token_mean",
-        **options: Any,
+        self, weight_low: float = 0.0, weight_high: float = 5.0, reduction: Reduction = "group_token_mean", **more: Any
     ) -> None:
-        super().__init__(reduction=reduction, **options)
+        super().__init__(reduction=reduction, **more)
         self.weight_low, self.weight_high = weight_bounds(weight_low, weight_high)
 
     @vanishes_with_advantage

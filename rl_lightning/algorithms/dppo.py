@@ -61,5 +61,4 @@ class DPPO(OnlineModule):
 
     def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
         """Return what is logged of the tokens of a microbatch, (B, R) each, which of them are out among it."""
-        out = self.masked(batch, outputs.logprobs)
-        return super().observed(batch, outputs) | {"dppo/masked_fraction": out.float()}
+        return super().observed(batch, outputs) | {"dppo/masked_fraction": self.masked(batch, outputs.logprobs).float()}

@@ -28,7 +28,7 @@ class PairModule(PolicyModule):
     """
 
     learns_from = "preferences"
-    evaluates_on = ("preferences", "responses")
+    evaluates_on: ClassVar[tuple[str, ...]] = ("preferences", "responses")
     #: What metrics of the algorithm begin with.
     shown_as: ClassVar[str] = "pairs"
 
@@ -83,12 +83,16 @@ class PairModule(PolicyModule):
         return logprobs.sum(1) / count.clamp(min=1) if self.length_normalize else logprobs.sum(1)
 
     def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return what is logged of the pairs, (B/2,), besides the entropy of the tokens."""
+        """Return what is logged of the pairs, besides the entropy of the tokens."""
+        return super().observed(batch, outputs) | self.judged(batch, outputs)
+
+    def judged(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
+        """Return what is logged of the pairs, (B/2,) each."""
         assert isinstance(batch, PreferenceBatch)
         measured, gains = self.per_response(outputs.logprobs, batch), self.gains(outputs.logprobs, batch)
         chosen, rejected = batch.chosen(gains), batch.rejected(gains)
         difference = self.reward_scale * (chosen - rejected)
-        return super().observed(batch, outputs) | {
+        return {
             f"{self.shown_as}/margin": difference,
             f"{self.shown_as}/accuracy": (difference > 0).float(),
             f"{self.shown_as}/chosen_reward": self.reward_scale * chosen,

@@ -99,7 +99,7 @@ class PolicyModule(ObjectiveModule, Answering):
         return Outputs(*read_responses(self.policy, batch, entropy=entropy, hidden=self.reads_hidden))
 
     def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
-        """Return what is logged of the tokens of a microbatch: name → (B, R), or (B/2,) for pairs. See `observe`."""
+        """Return what is logged of the tokens of a microbatch: name → (B, R); (B,) or (B/2,) of responses or pairs. See `observe`."""
         return {"policy/entropy": outputs.entropy}
 
     @property

@@ -21,6 +21,7 @@ from rl_lightning.callbacks.progress import RolloutLines, RolloutProgressBar
 from rl_lightning.callbacks.rejection_sampling import RejectionSampling
 from rl_lightning.callbacks.reward_watch import RewardWatch
 from rl_lightning.callbacks.rng_state import RNGState
+from rl_lightning.callbacks.room import RoomWarning
 from rl_lightning.callbacks.run_card import RunCard
 from rl_lightning.callbacks.run_lock import RunLock
 from rl_lightning.callbacks.samples import SampleTable
@@ -53,6 +54,7 @@ __all__ = [
     "RolloutCallback",
     "RolloutLines",
     "RolloutProgressBar",
+    "RoomWarning",
     "RunCard",
     "RunLock",
     "RunSummary",

@@ -30,7 +30,11 @@ _ADVICE: dict[tuple[str, Offer], str] = {
     ("rollouts", "pairs"): "take DPO or RewardModel, or name the prompts alone: prompt_column",
     ("sampled", "pairs"): "set origin: files, or name the prompts alone: prompt_column",
     ("demonstrations", "pairs"): "take DPO or RewardModel, or name the responses to imitate: response_column: chosen",
-    ("demonstrations", "labels"): "take RFT, or name them to imitate bad ones too: response_column: completion",
+    ("preferences", "labels"): "take LabelledKTO",
+    (
+        "demonstrations",
+        "labels",
+    ): "take RFT or LabelledKTO, or name them to imitate bad ones too: response_column: completion",
 }
 
 

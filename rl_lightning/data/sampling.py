@@ -22,6 +22,7 @@ from rl_lightning.data.served import EpochDataModule
 from rl_lightning.data.sources import ChainSum, ExampleSource, as_source
 from rl_lightning.data.sources.base import Split
 from rl_lightning.data.splits import SplitReader, Use
+from rl_lightning.data.unjudged import unjudged
 from rl_lightning.environments import EnvironmentSpec
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Generator, NativeGenerator, Sampling
@@ -165,7 +166,9 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             for reward in self._reward_models:
                 reward.prepare(self.run.strategy.root_device)
         elif self.needs_rewards(stage):
-            raise UserError(without_reward(self.source))
+            if self.module.learns_from_rewards or stage != "fit":
+                raise UserError(without_reward(self.source))
+            self.sampler = unjudged(self.sampler)
         self._read(stage)
 
     def _check_data(self) -> None:

@@ -16,6 +16,9 @@ from rl_lightning.rewards import messages, tally
 #: A message of a conversation, as chat templates take it.
 Message = dict[str, Any]
 
+#: A tool that the policy calls: its ``name`` and its ``arguments``, as JSON has them.
+Call = Mapping[str, Any]
+
 #: What an environment yields: a text, a message or several of them, or nothing; and with a reward, a pair of these.
 Yielded = str | Message | list[Message] | None
 
@@ -29,15 +32,16 @@ class Said(str):
     """
 
     cut: bool = False
-    calls: Sequence[Mapping[str, Any]] = ()
+    calls: Sequence[Call] = ()
 
 
 #: An environment that plays: it yields what the policy hears, is sent what the policy says, and returns a reward.
-Episode = Generator[Any, Said, Any]
+Episode = Generator[object, Said, object]
 Environment = Callable[..., Episode]
 
-#: (Text, whether it was cut off, calls of tools) for each turn of the policy so far.
-Turns = Sequence[tuple[str, bool, Sequence[Mapping[str, Any]]]]
+#: A turn of the policy: its text, whether it was cut off, calls of tools.
+Turn = tuple[str, bool, Sequence[Call]]
+Turns = Sequence[Turn]
 
 #: Names one episode: the request that it belongs to, and its number there.
 Key = tuple[int, int]
@@ -61,7 +65,9 @@ class _Running:
 _running = _Running()
 
 
-def advance(environment: Environment, key: Key, arguments: Mapping[str, Any], turns: Turns, last: bool = False) -> str:
+def advance(
+    environment: Environment, key: Key, arguments: Mapping[str, object], turns: Turns, last: bool = False
+) -> str:
     """Let an episode hear the last of the policy's turns.
 
     Args:
@@ -107,14 +113,14 @@ def end(key: Key, turns: int) -> None:
         episode.close()
 
 
-def first_words(environment: Environment, arguments: Mapping[str, Any]) -> str:
+def first_words(environment: Environment, arguments: Mapping[str, object]) -> str:
     """Return what an environment yields first, as JSON: its prompt, if it brings one."""
     episode, given = begun(environment, arguments)
     episode.close()
     return json.dumps(read(given)[0])
 
 
-def tried(environment: Environment, arguments: Mapping[str, Any], turns: int) -> str | None:
+def tried(environment: Environment, arguments: Mapping[str, object], turns: int) -> str | None:
     """Play an episode in which the policy says nothing, and return what is wrong with what the environment does.
 
     Args:
@@ -145,7 +151,7 @@ class _Misuse(TypeError):
     """An environment does what none may do, whatever the policy says."""
 
 
-def begun(environment: Environment, arguments: Mapping[str, Any]) -> tuple[Episode, Any]:
+def begun(environment: Environment, arguments: Mapping[str, object]) -> tuple[Episode, object]:
     """Start an episode; return it and what it yields first."""
     episode = environment(**arguments)
     if not isinstance(episode, Generator):
@@ -160,24 +166,25 @@ def begun(environment: Environment, arguments: Mapping[str, Any]) -> tuple[Episo
         ) from over
 
 
-def read(given: Any) -> tuple[Yielded, float | None]:
+def read(given: object) -> tuple[Yielded, float | None]:
     """Return what the policy hears, and the reward of the turn before, of what an environment has yielded."""
     words, reward = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if words is None or isinstance(words, str):
         return words, _number(reward, "yielded as a reward")
-    several = [words] if isinstance(words, Mapping) else words
-    if not isinstance(several, list) or not several or not all(_is_message(one) for one in several):
+    several = words if isinstance(words, list) else [words]
+    messages = [dict(one) for one in several if isinstance(one, Mapping) and _is_message(one)]
+    if not messages or len(messages) < len(several):
         raise _Misuse(
             f"it yielded {_shown(words)}: yield a text, a message such as {{role: user, content: ...}}, or a list of them"
         )
-    return [dict(one) for one in several], _number(reward, "yielded as a reward")
+    return messages, _number(reward, "yielded as a reward")
 
 
-def _is_message(one: Any) -> bool:
-    return isinstance(one, Mapping) and isinstance(one.get("role"), str) and "content" in one
+def _is_message(one: Mapping[str, object]) -> bool:
+    return isinstance(one.get("role"), str) and "content" in one
 
 
-def _number(value: Any, how: str) -> float | None:
+def _number(value: object, how: str) -> float | None:
     if value is None:
         return None
     number = math.nan
@@ -188,11 +195,11 @@ def _number(value: Any, how: str) -> float | None:
     return number
 
 
-def _said(turn: tuple[str, bool, Sequence[Mapping[str, Any]]]) -> Said:
+def _said(turn: Turn) -> Said:
     said = Said(turn[0])
     said.cut, said.calls = turn[1], turn[2]
     return said
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value!r:.80}"

@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from rl_lightning.environments.episode import Said
+from rl_lightning.environments.episode import Message, Said
+
+Heard = str | list[Message]
 
 
 def played(
-    game: Callable[..., Any], seed: int, given: Mapping[str, Any] | None = None
-) -> Generator[str | list[dict[str, Any]] | tuple[Any, float], Said, float]:
+    game: Callable[..., Any], seed: int, given: Mapping[str, object] | None = None
+) -> Generator[Heard | tuple[Heard, float], Said, float]:
     """Play one game of a class that has `reset` and `step`.
 
         text, info = game.reset(seed=seed)
@@ -47,6 +49,7 @@ def is_game(thing: object) -> bool:
     return isinstance(thing, type) and all(callable(getattr(thing, name, None)) for name in ("reset", "step"))
 
 
-def _text(observation: Any) -> Any:
-    messages = isinstance(observation, list) and observation and all(isinstance(one, Mapping) for one in observation)
-    return observation if isinstance(observation, str) or messages else str(observation)
+def _text(observation: object) -> Heard:
+    if isinstance(observation, list) and observation and all(isinstance(one, Mapping) for one in observation):
+        return observation
+    return observation if isinstance(observation, str) else str(observation)

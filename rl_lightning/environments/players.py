@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
-from typing import Any
 
 from rl_lightning.environments import episode
 from rl_lightning.environments.spec import BoundEnvironment, EnvironmentSpec, bound
@@ -37,7 +36,7 @@ class Reply:
         told: what it told `rl_lightning.rewards.tally`.
     """
 
-    heard: str | list[dict[str, Any]] | None = None
+    heard: str | list[episode.Message] | None = None
     reward: float | None = None
     failure: Kind | None = None
     error: str | None = None
@@ -52,7 +51,7 @@ class Reply:
 
 
 #: A function that a worker has, and its arguments.
-_Call = tuple[Callable[..., Any], Mapping[str, Any]]
+_Call = tuple[Callable[..., object], Mapping[str, object]]
 
 
 class _Lane:
@@ -131,10 +130,10 @@ class Episodes:
         ]
         self.lanes = [_Lane(pool) for pool in pools]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"limits": self.limits, "environment": self.environment}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._make_workers()
 
@@ -148,7 +147,7 @@ class Episodes:
         for lane in self.lanes:
             lane.pool.close()
 
-    def try_out(self, given: Mapping[str, Any], turns: int) -> str | None:
+    def try_out(self, given: Mapping[str, object], turns: int) -> str | None:
         """Play one episode in which the policy says nothing.
 
         Args:
@@ -167,7 +166,7 @@ class Episodes:
             raise UserError(f"Environment {self.environment.spec.name}: {outcome.value}")
         return outcome.error
 
-    def first_words(self, given: Sequence[Mapping[str, Any]]) -> list[Reply]:
+    def first_words(self, given: Sequence[Mapping[str, object]]) -> list[Reply]:
         """Return what episodes say first, each as `Reply.heard`, or how they failed."""
         calls = [(self._first_words, {"arguments": self.environment.keywords(one)}) for one in given]
         shares = [range(first, len(calls), len(self.lanes)) for first in range(len(self.lanes))]
@@ -177,7 +176,7 @@ class Episodes:
             replies |= {place: _first(outcome) for place, outcome in zip(share, outcomes, strict=True)}
         return [replies[place] for place in range(len(calls))]
 
-    def begin(self, given: Sequence[Mapping[str, Any]]) -> Played:
+    def begin(self, given: Sequence[Mapping[str, object]]) -> Played:
         """Return the episodes of one request.
 
         Args:
@@ -185,7 +184,7 @@ class Episodes:
         """
         return Played(self, [self.environment.keywords(one) for one in given])
 
-    def ask(self, number: int, call: str, given_up: threading.Event, **arguments: Any) -> Future[Outcome]:
+    def ask(self, number: int, call: str, given_up: threading.Event, **arguments: object) -> Future[Outcome]:
         """Make a call in the process that plays an episode; see `_Lane.ask`."""
         function = self._advance if call == "advance" else episode.end
         return self.lanes[number % len(self.lanes)].ask((function, arguments), given_up)
@@ -205,14 +204,14 @@ class Played:
         arguments: of the environment, one an episode.
     """
 
-    def __init__(self, episodes: Episodes, arguments: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, episodes: Episodes, arguments: Sequence[Mapping[str, object]]) -> None:
         self._episodes = episodes
         self._arguments = arguments
         self._request = next(_requests)
         self._given_up = threading.Event()
         self._asked: dict[int, Future[Outcome]] = {}
         #: (Text, whether it was cut, calls) of each turn so far, by episode.
-        self.turns: list[list[tuple[str, bool, list[dict[str, Any]]]]] = [[] for _ in arguments]
+        self.turns: list[list[episode.Turn]] = [[] for _ in arguments]
 
     def __enter__(self) -> Played:
         return self
@@ -221,7 +220,7 @@ class Played:
         if kind is not None:
             self._given_up.set()
 
-    def say(self, number: int, text: str, cut: bool, calls: list[dict[str, Any]], last: bool) -> None:
+    def say(self, number: int, text: str, cut: bool, calls: Sequence[episode.Call], last: bool) -> None:
         """Let an episode hear a turn of the policy. Never waits.
 
         Args:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rl_lightning.environments.episode import Environment
 from rl_lightning.environments.games import is_game, played
 from rl_lightning.errors import UserError
 from rl_lightning.rewards.pickled import called, check_travels
@@ -17,7 +18,7 @@ from rl_lightning.rewards.resolve import resolve
 
 if TYPE_CHECKING:
     #: A function, or its dotted path.
-    Function = str | Callable[..., Any]
+    Function = str | Callable[..., object]
 else:  # what YAML can say of it, for the command line
     Function = str
 
@@ -25,7 +26,7 @@ else:  # what YAML can say of it, for the command line
 GIVEN = ("prompt", "answer", "metadata", "messages", "seed")
 
 #: What fields of an `EnvironmentSpec` hold that YAML would have checked.
-_KINDS: dict[str, Any] = {
+_KINDS: dict[str, type | tuple[type, ...]] = {
     "tools": (list, tuple),
     "arguments": Mapping,
     "weight": (int, float),
@@ -100,13 +101,13 @@ class BoundEnvironment:
     """
 
     spec: EnvironmentSpec
-    function: Callable[..., Any]
-    tools: Sequence[Callable[..., Any]]
+    function: Environment
+    tools: Sequence[Callable[..., object]]
     takes: Sequence[str]
     columns: Sequence[str]
     game: bool = False
 
-    def keywords(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords(self, given: Mapping[str, Any]) -> dict[str, object]:
         """Return the arguments of one episode.
 
         Args:
@@ -116,7 +117,7 @@ class BoundEnvironment:
         values |= {name: given["metadata"].get(name) for name in self.columns}
         return {"seed": given["seed"], "given": values} if self.game else values
 
-    def check_columns(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def check_columns(self, rows: Sequence[Mapping[str, object]]) -> None:
         """Refuse data without a column that the function cannot do without.
 
         Raises:
@@ -169,7 +170,7 @@ def bound(spec: EnvironmentSpec) -> BoundEnvironment:
     return BoundEnvironment(spec, functools.partial(played, made) if game else made, tools, takes, columns, game)
 
 
-def _found(function: str | Callable[..., Any], what: str, classes: bool) -> Callable[..., Any]:
+def _found(function: Function, what: str, classes: bool) -> Callable[..., Any]:
     if isinstance(function, str):
         return resolve(function, what, classes)
     if not callable(function):
@@ -177,14 +178,14 @@ def _found(function: str | Callable[..., Any], what: str, classes: bool) -> Call
     return function
 
 
-def _name(function: str | Callable[..., Any]) -> str:
+def _name(function: Function) -> str:
     if isinstance(function, str):
         return function.rpartition(".")[2]
     inner = called(function)
     return str(getattr(inner, "__name__", type(inner).__name__))
 
 
-def _parameters(name: str, function: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(name: str, function: Callable[..., object]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:

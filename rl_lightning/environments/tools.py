@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 
-from rl_lightning.environments.episode import Said
+from rl_lightning.environments.episode import Call, Message, Said
 from rl_lightning.rewards.calls import event_loop
 
-Tool = Callable[..., Any]
+Tool = Callable[..., object]
 
 
-def use_tools(tools: Sequence[Tool]) -> Generator[list[dict[str, Any]] | None, Said, None]:
+def use_tools(tools: Sequence[Tool]) -> Generator[list[Message] | None, Said, None]:
     """Call what the policy calls, and say what came of it. The episode ends with a turn that calls nothing.
 
     It gives no reward: the rewards that are listed judge the last turn. An exception of a tool is what the policy hears.
@@ -27,7 +26,7 @@ def use_tools(tools: Sequence[Tool]) -> Generator[list[dict[str, Any]] | None, S
         said = yield [{"role": "tool", "name": call["name"], "content": answered(known, call)} for call in said.calls]
 
 
-def answered(tools: Mapping[str, Tool], call: Mapping[str, Any]) -> str:
+def answered(tools: Mapping[str, Tool], call: Call) -> str:
     """Return what a call of a tool comes to, as text; an error is a text too.
 
     Args:
@@ -46,5 +45,5 @@ def answered(tools: Mapping[str, Tool], call: Mapping[str, Any]) -> str:
         return f"{type(error).__name__}: {error}"
 
 
-async def _finished(value: Any) -> Any:
+async def _finished(value: Awaitable[object]) -> object:
     return await value

@@ -11,6 +11,7 @@ from rl_lightning.algorithms import (
     KTO,
     SAPO,
     Distillation,
+    LabelledKTO,
     OptimizerOptions,
     ReinforcePlusPlus,
     SimPO,
@@ -34,10 +35,11 @@ KINDS = {
     "REINFORCE++": (ReinforcePlusPlus, {"gamma": 0.9, "kl_coef": 0.1}, None),
     "distillation": (Distillation, {}, None),
     "KTO": (KTO, {"beta": 1.0}, None),
+    "labelled KTO": (LabelledKTO, {"beta": 1.0}, None),
     "SimPO": (SimPO, {"sft_coef": 0.5, "beyond_shorter": 0.5}, None),
 }
 EVEN = {"pattern": "[02468].*"}
-PAIRS = ("KTO", "SimPO")
+STORED = ("KTO", "labelled KTO", "SimPO")
 
 
 def run(name, policy, teacher, directory, microbatch=None, weight=1.0, **options):
@@ -48,7 +50,7 @@ def run(name, policy, teacher, directory, microbatch=None, weight=1.0, **options
         "prompts": ChainSum(train_size=32, val_size=4), "sampling": Sampling(max_new_tokens=6), "seed": 1,
         "rewards": [reward], "microbatch_size": microbatch,
     }  # fmt: skip
-    if name in PAIRS:
+    if name in STORED:
         data = RewardDataModule(group_size=4, batch_size=8, cache_dir=str(directory / "cache"), **shared)
     else:
         data = RolloutDataModule(prompts_per_rollout=8, group_size=4, minibatch_size=16, **shared)
@@ -64,30 +66,15 @@ def weights_on_ranks(*arguments, **options):
     return run(*arguments, **options)[0]
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
-    """Another random model of the same tokenizer."""
-    from tests.tiny import tiny_model, tiny_tokenizer
-
-    directory = tmp_path_factory.mktemp("teacher")
-    model = tiny_model()
-    with torch.no_grad():
-        for value in model.parameters():
-            value.add_(0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(6)))
-    model.save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
-    return str(directory)
-
-
 @pytest.mark.parametrize("name", cases(KINDS, soon=lambda name: name in ("GSPO", "REINFORCE++", "KTO", "whitened")))
-def test_a_run_is_the_same_however_it_is_cut(name, ranks, tiny_policy, teacher, tmp_path):
+def test_a_run_is_the_same_however_it_is_cut(name, ranks, tiny_policy, other_policy, tmp_path):
     """One process, four microbatches a step, and two ranks of two."""
-    whole, _ = run(name, tiny_policy, teacher, tmp_path / "whole")
-    parts, _ = run(name, tiny_policy, teacher, tmp_path / "parts", microbatch=2 if name in PAIRS else 4)
+    whole, _ = run(name, tiny_policy, other_policy, tmp_path / "whole")
+    parts, _ = run(name, tiny_policy, other_policy, tmp_path / "parts", microbatch=2 if name in STORED else 4)
     assert gradient_difference(parts, whole) < 1e-9
-    two = ranks(weights_on_ranks, name, tiny_policy, teacher, tmp_path / "two", devices=2, strategy="ddp")
+    two = ranks(weights_on_ranks, name, tiny_policy, other_policy, tmp_path / "two", devices=2, strategy="ddp")
     assert all(gradient_difference(one, whole) < 1e-9 for one in two)
-    other, _ = run(name, tiny_policy, teacher, tmp_path / "other", max_steps=1)
+    other, _ = run(name, tiny_policy, other_policy, tmp_path / "other", max_steps=1)
     assert gradient_difference(other, whole) > 1e-4
 
 
@@ -104,7 +91,7 @@ def test_ktos_reference_point_moves_and_is_in_the_checkpoint(tiny_policy, tmp_pa
     assert module.z0 == 0
 
 
-def test_distillation_needs_no_reward_and_comes_nearer_to_its_teacher(tiny_policy, teacher, tmp_path):
+def test_distillation_needs_no_reward_and_comes_nearer_to_its_teacher(tiny_policy, other_policy, tmp_path):
     seen = []
     plain = Distillation.on_rollout_scored
 
@@ -115,13 +102,38 @@ def test_distillation_needs_no_reward_and_comes_nearer_to_its_teacher(tiny_polic
             assert torch.equal(rollout.advantages, -rollout.kl_penalties)
 
     KINDS["watched"] = (Watched, {}, None)
-    run("watched", tiny_policy, teacher, tmp_path, weight=0.0)
+    run("watched", tiny_policy, other_policy, tmp_path, weight=0.0)
     assert len(seen) == 2 and seen[1] < seen[0]
 
 
-def test_an_algorithm_that_learns_from_rewards_refuses_metrics_alone(tiny_policy, teacher, tmp_path):
+def test_distillation_runs_without_any_reward(tiny_policy, other_policy, tmp_path):
+    """Prompts alone: there is nothing to measure, and nothing pretends that there is."""
+    seen = []
+
+    class Watched(Distillation):
+        def on_rollout_scored(self, rollout):
+            super().on_rollout_scored(rollout)
+            seen.append(rollout)
+
+    prompts = [{"prompt": f"{n}+{n}="} for n in range(8)]
+    data = RolloutDataModule(
+        prompts=prompts, sampling=Sampling(max_new_tokens=6), seed=1, prompts_per_rollout=8, group_size=2
+    )
+    module = Watched(policy=tiny_policy, teacher=other_policy, optimizer=OptimizerOptions(lr=1e-2))
+    run = trainer(tmp_path, online=False, max_epochs=2)
+    run.fit(module, datamodule=data)
+    assert len(seen) == 2 and all(bool(rollout.advantages.any()) for rollout in seen)
+    assert seen[1].metrics["kl/k3"] < seen[0].metrics["kl/k3"]
+    shown = [name for name in run.callback_metrics if "reward" in name or "correct" in name]
+    assert shown == [], shown
+    data = RolloutDataModule(prompts=prompts, sampling=Sampling(max_new_tokens=6), prompts_per_rollout=8, group_size=2)
+    with pytest.raises(UserError, match="has no reward"):
+        trainer(tmp_path).fit(GRPO(policy=tiny_policy, kl_coef=0.0), datamodule=data)
+
+
+def test_an_algorithm_that_learns_from_rewards_refuses_metrics_alone(tiny_policy, other_policy, tmp_path):
     with pytest.raises(UserError, match="weight 0, so nothing would be learnt"):
-        run("GSPO", tiny_policy, teacher, tmp_path, weight=0.0)
+        run("GSPO", tiny_policy, other_policy, tmp_path, weight=0.0)
     with pytest.raises(UserError, match="ReinforcePlusPlus computes advantages itself"):
         KINDS["both"] = (ReinforcePlusPlus, {}, GroupNormalize())
-        run("both", tiny_policy, teacher, tmp_path)
+        run("both", tiny_policy, other_policy, tmp_path)

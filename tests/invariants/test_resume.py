@@ -5,8 +5,28 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from rl_lightning.algorithms import DPO, GRPO, PPO, RFT, SFT, OptimizerOptions, RewardModel
-from rl_lightning.callbacks import RejectionSampling, RNGState
+from rl_lightning.algorithms import (
+    CISPO,
+    DPO,
+    DPPO,
+    GRPO,
+    GSPO,
+    IPO,
+    KTO,
+    ORPO,
+    PPO,
+    RFT,
+    SAPO,
+    SFT,
+    Distillation,
+    LabelledKTO,
+    OptimizerOptions,
+    ReinforcePlusPlus,
+    RewardModel,
+    RobustDPO,
+    SimPO,
+)
+from rl_lightning.callbacks import GroupNormalize, RejectionSampling, RNGState
 from rl_lightning.data import ChainSum, DemonstrationDataModule, RewardDataModule, RolloutDataModule
 from rl_lightning.generation import Sampling
 from rl_lightning.models import LoraOptions
@@ -75,6 +95,28 @@ def rft(policy):
     return RFT(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER)), data
 
 
+#: What each algorithm after DAPO is made with; those with groups are compared by `GroupNormalize`.
+FAMILY = {
+    GSPO: {"clip_low": 0.01, "clip_high": 0.01}, CISPO: {"weight_high": 1.1}, SAPO: {"tau_up": 5.0}, DPPO: {"delta": 0.01},
+    ReinforcePlusPlus: {"gamma": 0.9, "kl_coef": 0.1}, Distillation: {}, IPO: {}, SimPO: {}, ORPO: {}, RobustDPO: {},
+    KTO: {"beta": 1.0}, LabelledKTO: {"beta": 1.0},
+}  # fmt: skip
+
+
+def after_dapo(kind, **more):
+    """Return what makes one of them and its data."""
+
+    def make(policy):
+        module = kind(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER), **FAMILY[kind], **more)
+        if module.learns_from == "rollouts":
+            return module, rollouts()
+        data = dpo(policy)[1]
+        data.correct_threshold = 4.0  # of the length: some of both labels
+        return module, data
+
+    return make
+
+
 def fit(make, policy, directory, callbacks=(), ckpt_path=None, lora=None):
     """Return the module and the record of its steps."""
     module, data = make(policy)
@@ -137,6 +179,23 @@ def test_resumed_is_uninterrupted_with_an_adapter(make, tiny_policy, tmp_path):
         for name, value in whole.named_parameters():
             assert torch.equal(module.get_parameter(name), value), (name, stop)
         assert all(".lora_" in name or name.startswith("critic.head.") for name in module.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FAMILY)
+def test_resumed_is_uninterrupted_after_dapo_too(kind, tiny_policy, other_policy, tmp_path):
+    """From the middle of a rollout or of an epoch, from the end of the first and from the first step: KTO's z₀ comes along."""
+    make = after_dapo(kind, **({"teacher": other_policy} if kind is Distillation else {}))
+    keep = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=1)
+    compared = [GroupNormalize()] if kind in (GSPO, CISPO, SAPO, DPPO) else []
+    whole, expected = fit(make, tiny_policy, tmp_path, [keep, *compared])
+    for stop in (6, 4, 1):
+        torch.manual_seed(12345)
+        module, steps = fit(make, tiny_policy, tmp_path, compared, tmp_path / "kept" / f"step={stop}.ckpt")
+        assert steps == expected[2 * stop :], stop
+        for name, value in whole.state_dict().items():
+            assert torch.equal(module.state_dict()[name], value), (name, stop)
+    assert len({loss for _, loss, _ in expected}) > 4
 
 
 def test_another_seed_is_another_run(tiny_policy, tmp_path):

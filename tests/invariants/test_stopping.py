@@ -8,11 +8,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from rl_lightning.algorithms import GRPO, OptimizerOptions
 from rl_lightning.callbacks import FirstValidation, GracefulStop, RNGState
 from rl_lightning.callbacks.graceful_stop import STOPPED_EARLY
+from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.errors import UserError
+from rl_lightning.generation import Sampling
 from rl_lightning.hooks import RolloutCallback
-from tests.invariants.test_resume import Record, grpo, sft
+from tests.invariants.test_resume import OPTIMIZER, Record, grpo, sft
 from tests.support import trainer
 
 
@@ -61,12 +64,26 @@ class SmallTell(Tell):
     on_rollout_rewards = RolloutCallback.on_rollout_rewards
 
 
+def episodes(policy):
+    """GRPO in an environment: a rollout is sampled in waves of turns."""
+    module = GRPO(policy=policy, optimizer=OptimizerOptions(**OPTIMIZER), kl_coef=0.0)
+    data = RolloutDataModule(
+        prompts=ChainSum(train_size=20, val_size=4), environment={"function": "tests.games.chat", "stop": [";"]}, seed=5,
+        sampling=Sampling(max_new_tokens=24, max_turns=5, max_turn_tokens=4), prompts_per_rollout=8, group_size=2,
+        minibatch_size=8, microbatch_size=4, reward_limits={"timeout_s": 20.0},
+    )  # fmt: skip
+    return module, data
+
+
+ONLINE = (grpo, episodes)
+
+
 def fit(make, policy, directory, *callbacks, after=(), ckpt_path=None):
     module, data = make(policy)
     record = Record()
     saver = ModelCheckpoint(directory / "checkpoints", save_last=True, every_n_epochs=100)
     run = trainer(
-        directory, [RNGState(), record, saver, *callbacks, GracefulStop(), *after], online=make is grpo, enable_checkpointing=True,
+        directory, [RNGState(), record, saver, *callbacks, GracefulStop(), *after], online=make in ONLINE, enable_checkpointing=True,
         max_epochs=3, limit_val_batches=1.0,
     )  # fmt: skip
     try:
@@ -79,7 +96,7 @@ def fit(make, policy, directory, *callbacks, after=(), ckpt_path=None):
 MOMENTS = [
     (grpo, "set-up", 1), (grpo, "sampling", 1), (grpo, "sampling", 9), (grpo, "reward", 1), (grpo, "reward", 2), (grpo, "backward", 1),
     (grpo, "backward", 2), (grpo, "backward", 11), (grpo, "validation", 1), (grpo, "sampling for validation", 1), (grpo, "sampling for validation", 9),
-    (sft, "sampling for validation", 2), (sft, "backward", 3), (sft, "backward", 8),
+    (episodes, "sampling", 9), (episodes, "sampling", 1), (episodes, "sampling", 40), (sft, "sampling for validation", 2), (sft, "backward", 3), (sft, "backward", 8),
 ]  # fmt: skip
 
 
@@ -98,7 +115,7 @@ def whole(tiny_policy, tmp_path_factory):
 
 
 #: Each moment once; the other numbers of it are slow.
-LATER = [MOMENTS[place] for place in (2, 4, 6, 10, 13)]
+LATER = [MOMENTS[place] for place in (2, 4, 6, 10, 12, 13, 16)]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +125,7 @@ LATER = [MOMENTS[place] for place in (2, 4, 6, 10, 13)]
 )
 def test_stopped_and_resumed_is_uninterrupted(make, moment, when, whole, tiny_policy, tmp_path):
     uninterrupted, expected = whole(make)
-    tell = (Tell if make is grpo else SmallTell)(moment, when)
+    tell = (Tell if make in ONLINE else SmallTell)(moment, when)
     _, before, status = fit(make, tiny_policy, tmp_path / "stopped", tell)
     assert status == STOPPED_EARLY and len(before) < len(expected)
     last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
@@ -127,7 +144,7 @@ def test_the_first_validation_changes_no_step_and_is_repeated_if_it_was_interrup
     make, moment, interrupted, whole, tiny_policy, tmp_path
 ):
     uninterrupted, expected = whole(make)
-    tell = (Tell if make is grpo else SmallTell)(moment, 1)
+    tell = (Tell if make in ONLINE else SmallTell)(moment, 1)
     looks = Validations()
     _, before, status = fit(make, tiny_policy, tmp_path, looks, tell, after=[FirstValidation()])
     assert (before, looks.steps, status) == ([], [0], STOPPED_EARLY)

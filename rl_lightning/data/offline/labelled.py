@@ -20,7 +20,7 @@ from rl_lightning.data.sources.base import Split
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.hooks import Stages
-from rl_lightning.learner import Learner, ReferenceLearner
+from rl_lightning.learner import Learner, PolicyLearner, ReferenceLearner
 from rl_lightning.measures import rollout_metrics
 from rl_lightning.stopping import Ends
 from rl_lightning.types import Rollout
@@ -82,18 +82,18 @@ class LabelledTables:
         log.info("%s: %s", split, table)
         return table, rollout
 
-    def add_reference(self, table: PairTable, pairs: int | None, budget: int | None, units: str) -> None:
-        """Add the reference's log-probabilities to pairs, if the module wants them.
+    def add_reference(self, table: PairTable | ResponseTable, size: int | None, budget: int | None, units: str) -> None:
+        """Add the reference's log-probabilities to pairs or responses, if the module wants them.
 
         Args:
-            table: of the pairs.
-            pairs: in a forward pass of the reference, where there is no budget.
+            table: of them.
+            size: pairs or responses in a forward pass of the reference, where there is no budget.
             budget: tokens in a pass at most.
-            units: what messages call the pairs.
+            units: what messages call them.
         """
         if not self.module.wants_reference:
             return
-        passes = reference_passes(table, pairs, budget, units)
+        passes = reference_passes(table, size, budget, units)
         module = cast(ReferenceLearner, self.module)
         table.rows = replace(table.rows, ref_logprobs=self.frozen.reference_logprobs(module, table.rows, passes))
 
@@ -104,6 +104,7 @@ class LabelledTables:
             UserError: if none has.
         """
         rollout = self._scored("train", prompts)
+        cast(PolicyLearner, self.module).on_rollout_scored(rollout)
         self.stages.advantages(rollout)
         rollout.metrics.update(rollout_metrics(rollout))
         longest = rollout.response_length if self.asked is None else self.sampling.max_new_tokens
@@ -165,20 +166,23 @@ class LabelledTables:
         return replace(rows, temperature=self.train_temperature)
 
 
-def reference_passes(table: PairTable, pairs: int | None, budget: int | None, units: str) -> list[Tensor]:
-    """Return the rows of the forward passes in which a frozen model looks at all pairs.
+def reference_passes(
+    table: PairTable | ResponseTable, size: int | None, budget: int | None, units: str
+) -> list[Tensor]:
+    """Return the rows of the forward passes in which a frozen model looks at all of a table.
 
     Args:
-        table: of the pairs.
-        pairs: in a pass, where there is no budget.
+        table: of pairs, or of responses.
+        size: pairs or responses in a pass, where there is no budget.
         budget: tokens in a pass at most.
-        units: what messages call the pairs.
+        units: what messages call them.
     """
     rows, order = table.rows, torch.arange(len(table.rows))
-    if budget is None:
-        assert pairs is not None
-        return list(order.split(2 * pairs))
     # Rows 2i and 2i + 1 are a pair and stay together, so that their prompt is read once.
+    unit = len(order) // len(table)
+    if budget is None:
+        assert size is not None
+        return list(order.split(unit * size))
     require_fit(budget, int(table.tokens().max()), f"the longest of the {units} has")
-    stretches = Stretches(rows.prompt_lengths, rows.lengths, rows.group_ids, unit=2)
-    return list(order.split([2 * pairs for pairs in stretches.filled(budget)]))
+    stretches = Stretches(rows.prompt_lengths, rows.lengths, rows.group_ids, unit=unit)
+    return list(order.split([unit * number for number in stretches.filled(budget)]))

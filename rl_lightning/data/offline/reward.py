@@ -36,8 +36,8 @@ class RewardDataModule(OfflineDataModule):
     they follow from; or they are read from the source: pairs from its `response_column` and `rejected_column`, responses to
     be scored from its `response_column`. Callbacks act on sampled or scored responses as on any rollout.
 
-    For an algorithm with a reference, its log-probabilities of all pairs are computed once, before training, and kept on
-    disk too. An algorithm that is evaluated on pairs gets held-out ones, made in the same way.
+    For an algorithm with a reference, its log-probabilities of all pairs or samples are computed once, before training, and kept
+    on disk too. An algorithm that is evaluated on pairs gets held-out ones, made in the same way.
 
     Args:
         origin: `sampled`, or `files`: the source's own responses. If null, `files` where the rows bring what is learnt from, which
@@ -207,14 +207,15 @@ class RewardDataModule(OfflineDataModule):
     def _trained_table(self) -> PairTable | ResponseTable:
         """Return what training steps get."""
         maker, prompts = self._maker, self.encoded["train"]
-        if not Pairs.of(self.module).learnt:
-            samples, self._rollout = maker.sample_table(prompts)
-            return samples
-        pairs, self._rollout = maker.pair_table("train", prompts)
+        table: PairTable | ResponseTable
+        if Pairs.of(self.module).learnt:
+            table, self._rollout = maker.pair_table("train", prompts)
+        else:
+            table, self._rollout = maker.sample_table(prompts)
         budget = self.max_tokens_per_microbatch
         # A budget cuts optimizer steps once the table is there.
-        maker.add_reference(pairs, self.sizes.microbatch if budget is None else None, budget, self.units)
-        return pairs
+        maker.add_reference(table, self.sizes.microbatch if budget is None else None, budget, self.units)
+        return table
 
     def _held_out_pairs(self, split: Split) -> PairTable:
         """Return the pairs of a split."""

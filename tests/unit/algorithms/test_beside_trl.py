@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from rl_lightning.algorithms import CISPO, DAPO, DPO, GRPO, GSPO, IPO, ORPO, SAPO, RobustDPO, SimPO
+from rl_lightning.algorithms import CISPO, DAPO, DPO, GRPO, GSPO, IPO, ORPO, SAPO, LabelledKTO, RobustDPO, SimPO
 from rl_lightning.functional import batch_totals, token_weights
 from rl_lightning.types import Microbatch, PreferenceBatch
 from tests.checks import assert_same
@@ -26,8 +26,9 @@ def trl():
     from trl.experimental.orpo import ORPOTrainer
     from trl.trainer.dpo_trainer import DPOTrainer
     from trl.trainer.grpo_trainer import GRPOTrainer
+    from trl.trainer.kto_trainer import KTOTrainer
 
-    return SimpleNamespace(groups=GRPOTrainer, dpo=DPOTrainer, cpo=CPOTrainer, orpo=ORPOTrainer)
+    return SimpleNamespace(groups=GRPOTrainer, dpo=DPOTrainer, cpo=CPOTrainer, orpo=ORPOTrainer, kto=KTOTrainer)
 
 
 def both(ours, theirs):
@@ -151,7 +152,11 @@ def dpo_of_trl(trl, batch: PreferenceBatch, **settings):
     mask = by_side(batch.response_mask).long()
     width = mask.shape[1]
     ids = by_side(batch.input_ids[:, -width - 1 :])
-    reference = by_side(torch.where(batch.response_mask, batch.ref_logprobs, 0)).sum(1).chunk(2)
+    reference = by_side(torch.where(batch.response_mask, batch.ref_logprobs, 0))
+    if own.ld_alpha is not None:  # TRL weighs what it computes, and these are given
+        shorter = torch.minimum(*mask.sum(1).chunk(2)).repeat(2).unsqueeze(1)
+        reference = torch.where(mask.cumsum(1) <= shorter, 1, own.ld_alpha) * reference
+    reference = reference.sum(1).chunk(2)
 
     def loss(logprobs):
         said = by_side(torch.where(batch.response_mask, logprobs, 0))
@@ -199,6 +204,15 @@ PAIRS = {
         lambda: RobustDPO(beta=0.6, label_smoothing=0.2, length_normalize=False),
         lambda trl, batch: dpo_of_trl(trl, batch, loss_types=["robust"], beta=0.6, label_smoothing=0.2),
     ),
+    "LD-DPO": (
+        lambda: DPO(beta=0.6, length_normalize=False, beyond_shorter=0.5),
+        lambda trl, batch: dpo_of_trl(trl, batch, loss_types=["sigmoid"], beta=0.6, ld_alpha=0.5),
+    ),
+    # TRL imitates with the mean over all chosen tokens of a microbatch, so the comparison alone is the same.
+    "CPO": (
+        lambda: SimPO(beta=0.6, margin=0.0, length_normalize=False),
+        lambda trl, batch: of_sums(trl, batch, cpo(trl, loss_type="sigmoid", beta=0.6), mean=False),
+    ),
     "SimPO": (
         SimPO,
         lambda trl, batch: of_sums(trl, batch, cpo(trl, loss_type="simpo", beta=2.0, simpo_gamma=0.5)),
@@ -220,3 +234,52 @@ def test_losses_of_pairs_are_trls(name, trl):
     assert_same(gradient, slope, relative=tolerance)
     with pytest.raises(AssertionError):
         assert_same(gradient, 1.01 * slope, relative=1e-3)
+
+
+def kto_of_trl(trl, batch: Microbatch, z0: float, **settings):
+    """Return TRL's loss of single responses, labelled by the sign of their advantage, where its estimate of z₀ is a given one."""
+    own = MagicMock(
+        **{
+            "aux_loss_enabled": False,
+            "precompute_ref_logps": True,
+            "calculate_KL": True,
+            "loss_type": "kto",
+            **settings,
+        }
+    )
+    own.accelerator.device = "cpu"
+    own.accelerator.gather_for_metrics = lambda value: value
+    mask = batch.response_mask.long()
+    ids = batch.input_ids[:, -mask.shape[1] - 1 :]
+    reference = torch.where(batch.response_mask, batch.ref_logprobs, 0).sum(1)
+    own._compute_kl_logps.return_value = reference + z0
+
+    def loss(logprobs):
+        said = torch.where(batch.response_mask, logprobs, 0)
+        inputs = {
+            "input_ids": ids, "attention_mask": torch.ones_like(ids),
+            "completion_mask": torch.cat([torch.zeros_like(mask[:, :1]), mask], 1),
+            "label": batch.advantages[:, 0] > 0, "ref_logps": reference, "ref_KL_logps": reference,
+        }  # fmt: skip
+        return trl.kto._compute_loss(
+            own, lambda **_: SimpleNamespace(log_probs=said, entropy=torch.zeros_like(said)), inputs, False
+        )
+
+    return loss
+
+
+def test_kto_of_single_responses_is_trls_where_both_have_one_z0(trl):
+    batch, logprobs = online_batch()
+    batch.advantages = batch.advantages[:, :1].sign() * batch.response_mask
+    module = LabelledKTO(beta=0.3, desirable=1.2, undesirable=0.9)
+    module.z0 = torch.tensor(0.4, dtype=torch.float64)
+    settings = {"beta": 0.3, "desirable_weight": 1.2, "undesirable_weight": 0.9}
+    theirs = kto_of_trl(trl, batch, 0.4, **settings)
+    (value, gradient), (expected, slope) = both((our_loss(module, batch), logprobs), (theirs, logprobs))
+    up = (batch.advantages[:, 0] > 0).double()
+    constant = (1.2 * up + 0.9 * (1 - up)).mean()  # TRL has λ − λσ where J is λσ
+    assert_same(gradient, slope, relative=1e-12)
+    assert_same(value + constant, expected, relative=1e-12)
+    _, (_, other) = both((theirs, logprobs), (kto_of_trl(trl, batch, 0.0, **settings), logprobs))
+    with pytest.raises(AssertionError):
+        assert_same(gradient, other, relative=1e-3)

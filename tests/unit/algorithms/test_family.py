@@ -6,6 +6,8 @@ As in `test_notebook`: the left side is autograd on the module's own objective, 
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,7 @@ from rl_lightning.algorithms import (
     PPO,
     SAPO,
     Distillation,
+    LabelledKTO,
     ReinforcePlusPlus,
     RobustDPO,
     SimPO,
@@ -41,6 +44,7 @@ from tests.unit.algorithms.test_notebook import (
     reinforce_with_ratio,
 )
 
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "objective.md"
 #: Clips of the geometric mean that bind for some responses here and not for others.
 NEAR = {"clip_low": 0.05, "clip_high": 0.08}
 
@@ -162,10 +166,19 @@ def kto(z0: float, up: float, down: float):
     return gc
 
 
-def with_z0(z0: float) -> KTO:
-    module = KTO(beta=BETA, undesirable=1.3)
+def with_z0(z0: float, kind: type[KTO] = KTO) -> KTO:
+    module = kind(beta=BETA, undesirable=1.3)
     module.z0 = torch.tensor(z0, dtype=torch.float64)
     return module
+
+
+def labelled_kto(z0: float, up: float, down: float):
+    def gc(case: Case, i: int, t: int) -> float:
+        sign = math.copysign(1, one_advantage(case, i, t))
+        u = sign * BETA * (case.score(i, mean=False) - z0)
+        return sign * (up if sign > 0 else down) * BETA * sigma(u) * sigma(-u)
+
+    return gc
 
 
 def desensitized(alpha: float):
@@ -190,6 +203,25 @@ def cpo(case: Case, i: int, t: int) -> float:
     return case.sign(i) * BETA * sigma(BETA * (sums[1] - sums[0])) + (i % 2 == 0) / case.length(i)
 
 
+def from_the_page(name: str, **options):
+    """Return an algorithm that docs/how-to/objective.md shows, made from the text there."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    (code,) = [block for block in blocks if f"class {name}(" in block]
+    space: dict = {"__name__": name}
+    exec(compile(code, str(PAGE), "exec"), space)
+    return space[name](**options)
+
+
+def ce_gppo(below: float, above: float):
+    def gc(case: Case, i: int, t: int) -> float:
+        ratio, a = case.ratio(i, t), advantage(case, i, t)
+        if a < 0 and ratio < 0.9:
+            return below * 0.9 * a
+        return above * 1.15 * a if a > 0 and ratio > 1.15 else ratio * a
+
+    return gc
+
+
 def topr(at_most: float = 1.0):
     def gc(case: Case, i: int, t: int) -> float:
         whole = math.exp(sum(log_ratios(case, i)))
@@ -206,6 +238,18 @@ TABLE = {
         [(per_response, topr(math.inf)), (per_response, one_advantage)],
         on_policy=one_advantage,
         reads="of_responses",
+    ),
+    "CE-GPPO, of the page": Row(
+        lambda: from_the_page("CEGPPO", kl_coef=0.0, clip_low=0.1, clip_high=0.15),
+        per_response,
+        ce_gppo(0.75, 1.0),
+        [
+            (per_response, ce_gppo(1.0, 0.75)),
+            (per_response, ce_gppo(0.0, 0.0)),
+            (per_response, ce_gppo(0.75, 0.0)),
+            (per_response, reinforce_with_ratio),
+        ],
+        on_policy=advantage,
     ),
     "GSPO": Row(
         lambda: GSPO(**NEAR),
@@ -362,6 +406,18 @@ TABLE = {
             (per_pair, lambda c, i, t: 2 * kto(0.2, 1.0, 1.3)(c, i, t)),
             (per_pair_token, kto(0.2, 1.0, 1.3)),
         ],
+    ),
+    "KTO of single responses": Row(
+        lambda: with_z0(0.2, LabelledKTO),
+        per_sum,
+        labelled_kto(0.2, 1.0, 1.3),
+        [
+            (per_sum, labelled_kto(0.0, 1.0, 1.3)),
+            (per_sum, labelled_kto(0.2, 1.3, 1.0)),
+            (per_response, labelled_kto(0.2, 1.0, 1.3)),
+            (per_sum, lambda c, i, t: 2 * kto(0.2, 1.0, 1.3)(c, i, t)),  # which of a pair it is
+        ],
+        reads="of_responses",
     ),
 }
 

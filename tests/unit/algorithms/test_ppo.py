@@ -195,6 +195,51 @@ def test_a_truncated_response_is_worth_nothing_beyond_the_cap_unless_it_is_asked
         assert_same(rollout.advantages, expected)
 
 
+class OneLambda(PPO):
+    """`gae_lambda` for every response."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.length_adaptive_lambda = None
+
+
+class OtherAlpha(PPO):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.length_adaptive_lambda *= 1.5
+
+
+class SharedLambda(PPO):
+    """The critic's targets have the policy's λ."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.critic_lambda = None
+
+
+@holds_only_for(PPO, one=OneLambda, other=OtherAlpha, shared=SharedLambda)
+def test_a_lambda_that_grows_with_the_length_is_the_responses_own_and_the_critic_has_another(implementation):
+    """VAPO: λ = 1 − 1/(α |y|), at least 0, for the policy; the critic's targets are returns. By definition, token by token."""
+    rollout, gamma, alpha = with_values(), 0.97, 0.2
+    module = implementation(kl_coef=0.0, gamma=gamma, length_adaptive_lambda=alpha, critic_lambda=1.0)
+    module.on_rollout_scored(rollout)
+    rewards = module.token_rewards(rollout)
+    advantages, returns, seen = torch.zeros_like(rewards), torch.zeros_like(rewards), set()
+    for row, length in enumerate(rollout.response_mask.sum(1).tolist()):
+        if not length:
+            continue
+        own = max(0.0, 1 - 1 / (alpha * length))
+        values = [*rollout.values[row, :length].tolist(), 0.0]
+        deltas = [float(rewards[row, t]) + gamma * values[t + 1] - values[t] for t in range(length)]
+        for t in range(length):
+            advantages[row, t] = sum((gamma * own) ** (u - t) * deltas[u] for u in range(t, length))
+            returns[row, t] = values[t] + sum(gamma ** (u - t) * deltas[u] for u in range(t, length))
+        seen.add(own)
+    assert 0.0 in seen and len(seen) > 2
+    assert_same(rollout.advantages, advantages)
+    assert_same(rollout.returns, returns)
+
+
 def test_explained_variance():
     """1 − Var(R̂ − V)/Var(R̂) over response tokens; 1 for a critic that is right, and nothing where all targets agree."""
     rollout = with_values()

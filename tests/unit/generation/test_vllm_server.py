@@ -429,3 +429,46 @@ def test_rejection_sampling_learns_from_samples_of_a_server(served, tmp_path):
         answered = [path for path, body in fake.asked if path == "/v1/completions" and "seed" in body]
         reloads = [path for path, _ in fake.asked].count("/collective_rpc")
     assert len(answered) == 4 * 4 + 2 * (2 * 2) and reloads == 3
+
+
+# -------------------------------------------------------------------------------------------- environments
+
+
+def test_episodes_are_played_with_a_server_and_every_turn_has_a_seed_of_its_own(served, tmp_path):
+    """The whole conversation is the prompt of a later turn, token by token; a run that is repeated asks for the same."""
+
+    def play(folder):
+        with FakeVLLM(served) as fake:
+            data = RolloutDataModule(
+                prompts=ChainSum(train_size=8, val_size=4), environment={"function": "tests.games.chat", "stop": [";"]}, seed=1,
+                sampling=Sampling(max_new_tokens=24, max_turns=4, max_turn_tokens=4), prompts_per_rollout=2, group_size=2,
+                generator=started(fake, folder), reward_limits={"timeout_s": 20.0},
+            )  # fmt: skip
+            seen = []
+
+            class Keep(RolloutCallback):
+                def on_rollout_end(self, trainer, module, rollout):
+                    seen.append(rollout)
+
+            trainer(folder, [Keep()]).fit(GRPO(kl_coef=0.0), datamodule=data)
+            asked = [body for path, body in fake.asked if path == "/v1/completions" and "seed" in body]
+            return seen[0], asked
+
+    rollout, asked = play(tmp_path / "once")
+    again, repeated = play(tmp_path / "again")
+    turns = rollout.turns
+    assert int(turns.max()) == 4 and (rollout.response_attention & (turns == 0)).any()
+    assert torch.equal(rollout.response_ids, again.response_ids) and torch.equal(rollout.rewards, again.rewards)
+    assert sorted(body["seed"] for body in asked) == sorted(body["seed"] for body in repeated)
+    assert len({body["seed"] for body in asked}) == len(asked) == int(turns.amax(1).sum())
+    prompts = {tuple(body["prompt"]) for body in asked}
+    for row in range(len(rollout)):
+        before = rollout.input_ids[row, : -rollout.response_length][
+            rollout.attention_mask[row, : -rollout.response_length]
+        ].tolist()
+        for turn in range(1, int(turns[row].max()) + 1):
+            first = int((turns[row] == turn).nonzero()[0])
+            assert (*before, *rollout.response_ids[row, :first].tolist()) in prompts
+    # What the server reported is what the policy itself says of those tokens.
+    assert float(rollout.metrics.get("sampler/ratio_mean", 1.0)) == pytest.approx(1.0, abs=1e-3)
+    assert (rollout.rollout_logprobs[turns > 0] < 0).all() and not rollout.rollout_logprobs[turns == 0].any()
