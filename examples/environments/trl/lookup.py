@@ -10,9 +10,8 @@ class Lookup:
         """Begin a game."""
         rng = random.Random(seed)
         self.cells = [rng.randint(0, 9) for _ in range(10)]
-        self.asked = rng.sample(range(10), 2)
-        self.reward, self.over = 0.0, False
-        return f"{self.asked[0]}:{self.asked[1]}="
+        self.asked, self.reward, self.over = rng.randint(0, 9), 0.0, False
+        return f"{self.asked}="
 
     def look(self, cell: int) -> str:
         """Look into a cell.
@@ -25,14 +24,14 @@ class Lookup:
         """
         if self.over:
             raise ValueError("the game is over")
-        self.reward -= 0.05 if cell in self.asked else 0.25
+        self.reward -= 0.05 if cell == self.asked else 0.25
         return str(self.cells[cell])
 
-    def answer(self, digits: str) -> str:
-        """Say what the two cells hold.
+    def answer(self, digit: str) -> str:
+        """Say what the cell holds.
 
         Args:
-            digits: one digit for each cell.
+            digit: what it holds.
 
         Returns:
             Nothing of use.
@@ -40,7 +39,7 @@ class Lookup:
         if self.over:
             raise ValueError("the game is over")
         self.over = True
-        self.reward += float(digits == f"{self.cells[self.asked[0]]}{self.cells[self.asked[1]]}")
+        self.reward += float(digit == str(self.cells[self.asked]))
         return "thanks"
 
     def get_reward(self) -> float:

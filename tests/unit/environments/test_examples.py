@@ -10,8 +10,7 @@ from transformers.utils import get_json_schema
 from examples.environments.demonstrations import Demonstrations
 from examples.environments.guess import guess
 from examples.environments.hunt import STEPS, Hunt
-from examples.environments.lines import NAMES, written
-from examples.environments.lines import HERE
+from examples.environments.lines import HERE, NAMES, written
 from examples.environments.lookup import lookup
 from examples.environments.trl.guess import Guess as TRLGuess
 from examples.environments.trl.hunt import Hunt as TRLHunt
@@ -89,7 +88,9 @@ def test_a_hunter_that_goes_on_where_it_came_nearer_finds_it():
 )
 def test_demonstrations_are_episodes_of_a_player_who_is_right_too_seldom(function, player, turns):
     base = "examples.environments."
-    examples = Demonstrations(base + function, base + player, turns, train_size=40, val_size=0, test_size=0).load("train")
+    examples = Demonstrations(base + function, base + player, turns, train_size=40, val_size=0, test_size=0).load(
+        "train"
+    )
     assert len({example.prompt for example in examples}) > 2
     assert all(set(example.response) <= set("0123456789;+-#?:*/") and example.response for example in examples)
     again = Demonstrations(base + function, base + player, turns, train_size=40, val_size=0, test_size=0).load("train")
