@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from itertools import groupby
+from pathlib import Path
 
 import pytest
 from transformers.utils import get_json_schema
@@ -176,3 +177,52 @@ def test_without_a_template_a_text_follows_as_it_stands():
     dialogue = Dialogue(form)
     words = dialogue.messages(" a\ud800b")
     assert tokenizer.decode(dialogue.follows([5], [], {"role": "assistant", "content": "x"}, words, {})) == " a\ufffdb"
+
+
+#: Tokens of the families whose templates TRL ships, first those that end a message.
+MARKS = (
+    "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "</s>", "<|endoftext|>", "<|return|>", "<|user|>", "<|observation|>",
+    "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "<end_of_utterance>", "<|eom_id|>", "<|call|>", "<|tool_response>", "<|start_header_id|>",
+    "<|end_header_id|>", "<start_of_turn>", "<|turn>", "<bos>", "<s>", "[INST]", "[/INST]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "<|start|>",
+    "<|message|>", "<|channel|>",
+)  # fmt: skip
+
+
+def of_a_family(template):
+    tokenizer = build("qwen-base")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
+    tokenizer.bos_token, tokenizer.chat_template = "<s>", template
+    tokenizer.eos_token = next((mark for mark in MARKS[:14] if mark in template), "<|im_end|>")
+    return TextFormat(tokenizer, True)
+
+
+def same_rows(form, role):
+    """Tell whether what follows a turn is what training on the written conversation has there; None if the template has no such turn."""
+    extra = {"tools": SCHEMAS} if role == "tool" else {}
+    turns = [
+        {"role": "assistant", "content": "", "tool_calls": CALLS} if role == "tool" else {"role": "assistant", "content": "7"},
+        {"role": "tool", "name": "add", "content": "seven"} if role == "tool" else {"role": "user", "content": "+4 ="},
+        {"role": "assistant", "content": "11"},
+    ]  # fmt: skip
+    dialogue = Dialogue(form)
+    try:
+        dialogue.check(ASKED, extra, [role])
+        (_, said), (_, heard), *_ = stretches(form, read(form, extra), turns)
+    except ValueError:
+        return None
+    return dialogue.follows(said, ASKED, turns[0], turns[1:2], extra) == heard
+
+
+@pytest.mark.slow
+def test_on_every_template_that_trl_ships_an_environment_makes_the_rows_of_training():
+    trl = pytest.importorskip("trl", exc_type=ImportError)
+    files = sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja"))
+    templates = {file.stem: file.read_text() for file in files if "_training" not in file.stem}
+    found = {
+        role: {name: same_rows(of_a_family(text), role) for name, text in templates.items()}
+        for role in ("user", "tool")
+    }
+    different = {(role, name) for role, names in found.items() for name, same in names.items() if same is False}
+    assert not different
+    counts = {role: sum(same is True for same in names.values()) for role, names in found.items()}
+    assert counts["user"] >= 38 and counts["tool"] >= 26, counts
