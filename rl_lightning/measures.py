@@ -145,8 +145,6 @@ def rollout_metrics(rollout: Rollout, total: Total = alone) -> dict[str, float]:
         heard = (rollout.lengths - rollout.policy_lengths).float()
         values["rollout/turns_mean"] = masked_mean(rollout.turns.amax(1).float(), everything, total)
         values["rollout/reply_tokens_mean"] = masked_mean(heard, everything, total)
-    values |= {
-        f"reward/{name}": masked_mean(component, ~component.isnan(), total)
-        for name, component in rollout.reward_components.items()
-    }
+    for name, component in rollout.reward_components.items():
+        values[f"reward/{name}"] = masked_mean(component, ~component.isnan(), total)
     return {name: float(value) for name, value in values.items()}

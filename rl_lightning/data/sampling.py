@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
-from rl_lightning.data.fits import check_fit, check_serves, check_stop_ids, without_reward
+from rl_lightning.data.fits import check_fit, check_serves, check_stop_ids
 from rl_lightning.data.playing import Playing, all_rewards, as_environment, own_prompts, record
 from rl_lightning.data.prompt_options import PromptOptions
 from rl_lightning.data.prompts import text_format
@@ -166,9 +166,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
             for reward in self._reward_models:
                 reward.prepare(self.run.strategy.root_device)
         elif self.needs_rewards(stage):
-            if self.module.learns_from_rewards or stage != "fit":
-                raise UserError(without_reward(self.source))
-            self.sampler = unjudged(self.sampler)
+            self.sampler = unjudged(self.sampler, self.source, self.module.learns_from_rewards or stage != "fit")
         self._read(stage)
 
     def _check_data(self) -> None:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rl_lightning.data.fits import without_reward
 from rl_lightning.data.sampler import Sampler
+from rl_lightning.data.sources import ExampleSource
+from rl_lightning.errors import UserError
 from rl_lightning.rewards import Ahead, BatchReward, Rewarder, RewardSample
 from rl_lightning.types import Rollout
 
@@ -22,7 +25,18 @@ class UnjudgedSampler(Sampler):
         return replace(rollout, raw_rewards=nothing, rewards=nothing.clone(), correct=nothing.bool())
 
 
-def unjudged(plain: Sampler) -> UnjudgedSampler:
-    """Return a sampler that asks for no reward."""
+def unjudged(plain: Sampler, source: ExampleSource, needed: bool) -> UnjudgedSampler:
+    """Return a sampler that asks for no reward.
+
+    Args:
+        plain: the usual one.
+        source: of the prompts; it has no reward.
+        needed: nothing can be done without one.
+
+    Raises:
+        UserError: if a reward is needed.
+    """
+    if needed:
+        raise UserError(without_reward(source))
     nobody = Rewarder([BatchReward("nothing", 0.0, lambda samples: [0.0] * len(samples))])
     return UnjudgedSampler(**(vars(plain) | {"rewarder": nobody}))
