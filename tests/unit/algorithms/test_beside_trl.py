@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -149,6 +151,7 @@ def dpo_of_trl(trl, batch: PreferenceBatch, **settings):
         }
     )  # fmt: skip
     own.accelerator.gather = own.accelerator.gather_for_metrics = lambda value: value
+    own.accelerator.device = "cpu"
     mask = by_side(batch.response_mask).long()
     width = mask.shape[1]
     ids = by_side(batch.input_ids[:, -width - 1 :])
@@ -248,6 +251,7 @@ def kto_of_trl(trl, batch: Microbatch, z0: float, **settings):
         }
     )
     own.accelerator.device = "cpu"
+    own._metrics, own._total_train_tokens, own._tp_size = defaultdict(partial(defaultdict, list)), 0, 1
     own.accelerator.gather_for_metrics = lambda value: value
     mask = batch.response_mask.long()
     ids = batch.input_ids[:, -mask.shape[1] - 1 :]
@@ -261,9 +265,11 @@ def kto_of_trl(trl, batch: Microbatch, z0: float, **settings):
             "completion_mask": torch.cat([torch.zeros_like(mask[:, :1]), mask], 1),
             "label": batch.advantages[:, 0] > 0, "ref_logps": reference, "ref_KL_logps": reference,
         }  # fmt: skip
-        return trl.kto._compute_loss(
-            own, lambda **_: SimpleNamespace(log_probs=said, entropy=torch.zeros_like(said)), inputs, False
+        zero = torch.zeros_like(said)
+        answers = SimpleNamespace(
+            log_probs=said, entropy=zero, mean_logits=zero, is_top1=zero.bool(), log_sum_sq_probs=zero
         )
+        return trl.kto._compute_loss(own, lambda **_: answers, inputs, False)
 
     return loss
 
