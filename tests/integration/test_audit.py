@@ -9,29 +9,9 @@ from rl_lightning.callbacks import OverlongShaping, PredictionWriter
 from rl_lightning.cli import run
 from rl_lightning.data import FileExamples
 from rl_lightning.errors import UserError
-from rl_lightning.rewards.functions import final_answer
+from tests.rewards_of_audits import is_right, right_and_short, short
 
 SIZES = {"prompts": 8, "answers": 8, "best_of": (1, 4)}
-
-
-def is_right(response, answer):
-    """Knows the truth, and is not trained on."""
-    return final_answer(response, answer)
-
-
-def short(response):
-    """Prefers short answers, whatever they say."""
-    return -len(response)
-
-
-def wrong(response, answer):
-    """Prefers wrong answers."""
-    return -final_answer(response, answer)
-
-
-def right_and_short(response, answer):
-    """Prefers right answers, and among these the short ones."""
-    return final_answer(response, answer) - 0.001 * len(response)
 
 
 def rewards(*trained):
@@ -102,7 +82,8 @@ def test_the_command_ends_with_status_3_on_an_alarm_of_what_is_trained_on(
     reward, status, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    listed = f"[{{function: {__name__}.is_right, weight: 0}}, {{function: {__name__}.{reward}}}]"
+    place = "tests.rewards_of_audits"
+    listed = f"[{{function: {place}.is_right, weight: 0}}, {{function: {place}.{reward}}}]"
     arguments = [
         "audit",
         "--config=grpo",

@@ -116,7 +116,7 @@ class Watch(pl.Callback):
 
 
 def logged(name: str, policy: str, directory: Any, **settings: Any) -> list[dict[str, float]]:
-    """Train for two epochs and return what was logged."""
+    """Train for two epochs, if the settings say no other number, and return what was logged."""
     pl.seed_everything(0, verbose=False)
     algorithm, own, data, needed = RUNS[name]()
     module = algorithm(policy=policy, load=LoadOptions(dtype="float64"), optimizer=OptimizerOptions(lr=1e-2), **own)

@@ -16,7 +16,7 @@ def judge():
 
     def start(**options):
         servers.append(JudgeServer(**options))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return servers[-1], f"http://127.0.0.1:{servers[-1].server_address[1]}/v1"
 
     yield start
