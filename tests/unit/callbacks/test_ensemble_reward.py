@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import rl_lightning as rl
-from rl_lightning.callbacks import EnsembleReward, RewardWatch
+from rl_lightning.callbacks import BestOfN, EnsembleReward, RewardWatch
 from rl_lightning.errors import UserError
 from rl_lightning.functional import combine
 from tests.checks import assert_same, holds_only_for
@@ -168,7 +168,8 @@ def test_a_run_on_an_ensemble_alone_whose_member_cannot_verify_it(tmp_path):
     }
 
     def fit(verifier):
-        callbacks = [rl.GroupNormalize(), EnsembleReward(["brief", "wordy"], "min"), RewardWatch(verifier)]
+        ensemble = EnsembleReward(["brief", "wordy"], "min")
+        callbacks = [rl.GroupNormalize(), ensemble, RewardWatch(verifier), BestOfN("brief", "right")]
         trainer = rl.Trainer(max_epochs=1, callbacks=callbacks, default_root_dir=tmp_path, logger=False)
         trainer.fit(rl.GRPO(policy="embedded", optimizer={"lr": 1e-4}), rl.RolloutDataModule(**data))
         return trainer.callback_metrics
@@ -178,6 +179,7 @@ def test_a_run_on_an_ensemble_alone_whose_member_cannot_verify_it(tmp_path):
     found = fit(None)  # the only one that is left is `right`
     assert float(found["val/reward_mean"]) != 0 and float(found["rollout/reward_mean"]) != 0
     assert float(found["reward/ensemble_sd"]) > 0
+    assert float(found["val/best_of@1"]) == pytest.approx(float(found["val/reward/right"]))
 
 
 def test_the_scale_is_that_of_the_responses_of_all_ranks(monkeypatch):
