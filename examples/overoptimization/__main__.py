@@ -54,7 +54,7 @@ def report(benches: list[Bench], picture: Path) -> str:
 def main() -> None:
     """Do what is not done, then draw and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few and small proxies, six short runs")
+    parser.add_argument("--quick", action="store_true", help="few and small proxies, eight short runs")
     parser.add_argument("--seeds", type=int, default=1, help="0 to this, less one")
     parser.add_argument("--parallel", type=int, default=2, help="stages side by side")
     parser.add_argument("--directory", type=Path, default=Path("runs/overoptimization"))

@@ -56,7 +56,9 @@ class Sizes:
         return sorted({3, *(2**power for power in range(30) if 2**power <= self.pool_answers // 4)})
 
 
-QUICK = Sizes(pool_prompts=40, pool_answers=256, pair_prompts=3_000, held_out=300, rollouts=45, start_answers=8)
+QUICK = Sizes(
+    pool_prompts=40, pool_answers=256, pair_prompts=3_000, held_out=300, rollouts=30, start_answers=8, lr=2e-4
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ SHORT = Study(
     QUICK,
     ("linear-200", "tiny-200", "linear-1000", "tiny-1000"),
     (
-        *_alone("tiny-1000", "gold"),
+        *_alone("tiny-1000", "gold", "linear-1000", "right"),
         Run("PPO tiny-1000", ("tiny-1000",), algorithm="PPO", panel="PPO"),
         _ensemble("mean of 2 kinds", ("linear-200", "tiny-200"), "mean"),
         Run("kl_coef 0.5", ("tiny-1000",), kl_coef=0.5, panel="kl_coef"),
