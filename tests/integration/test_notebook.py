@@ -8,6 +8,8 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
+#: A kernel is another new interpreter. `test_starts` runs code as a notebook has it, `test_reward_kinds` functions of a script.
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,7 @@ def test_the_start_in_a_notebook(place, monkeypatch):
     assert names["trainer"].global_step == 1
 
 
+@pytest.mark.slow  # test_loggers holds what Weights & Biases gets
 def test_the_start_with_weights_and_biases(place, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.chdir(place)

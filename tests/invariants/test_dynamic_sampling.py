@@ -226,17 +226,24 @@ def test_prompts_all_solved_or_all_failed_are_reported(threshold, right, wrong, 
 PLACES = [("epochs", 4), ("steps", 1), ("steps", 5), ("epochs", 2), ("steps", 2)]
 
 
+LONG = {"enable_checkpointing": True, "max_epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_policy, tmp_path_factory):
+    """A run that nobody has stopped, and the directory of its checkpoints."""
+    place = tmp_path_factory.mktemp("whole")
+    every = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
+    keep = [ModelCheckpoint(place / by, save_top_k=-1, filename="{step}", **cadence) for by, cadence in every.items()]
+    return run(tiny_policy, place, DynamicSampling(prompts_per_chunk=12), callbacks=keep, **LONG), place
+
+
 @pytest.mark.parametrize(
     "places", [PLACES[:3], pytest.param(PLACES[3:], marks=pytest.mark.slow)], ids=["some", "others"]
 )
-def test_resumed_is_uninterrupted(places, tiny_policy, tmp_path):
+def test_resumed_is_uninterrupted(places, whole, tiny_policy, tmp_path):
     """From the end and the middle of rollouts, with groups waiting and the cursor where no rollout number says."""
-    every = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
-    keep = [
-        ModelCheckpoint(tmp_path / by, save_top_k=-1, filename="{step}", **cadence) for by, cadence in every.items()
-    ]
-    options = {"enable_checkpointing": True, "max_epochs": 4}
-    whole = run(tiny_policy, tmp_path, DynamicSampling(prompts_per_chunk=12), callbacks=keep, **options)
+    whole, kept = whole
     assert all(rollout.metrics["rollout/surplus"] for rollout in whole.rollouts[:2])
     assert sum(rollout.metrics["rollout/chunks"] for rollout in whole.rollouts) != 4
     for by, stop in places:
@@ -245,25 +252,23 @@ def test_resumed_is_uninterrupted(places, tiny_policy, tmp_path):
             tiny_policy,
             tmp_path,
             DynamicSampling(prompts_per_chunk=12),
-            ckpt_path=tmp_path / by / f"step={stop}.ckpt",
-            **options,
+            ckpt_path=kept / by / f"step={stop}.ckpt",
+            **LONG,
         )
         assert resumed.steps == whole.steps[2 * stop :], (by, stop)
         assert same(resumed.after[-1], whole.after[-1]), (by, stop)
 
 
 @pytest.mark.parametrize("lost", ["cursor", "surplus"])
-def test_a_checkpoint_without_cursor_or_surplus_would_go_on_elsewhere(lost, tiny_policy, tmp_path):
+def test_a_checkpoint_without_cursor_or_surplus_would_go_on_elsewhere(lost, whole, tiny_policy, tmp_path):
     """The comparison above can fail."""
-    keep = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=2)
-    options = {"enable_checkpointing": True}
-    whole = run(tiny_policy, tmp_path, DynamicSampling(prompts_per_chunk=12), callbacks=[keep], **options)
-    path = tmp_path / "kept" / "step=2.ckpt"
-    checkpoint = torch.load(path, weights_only=True)
+    whole, kept = whole
+    checkpoint = torch.load(kept / "steps" / "step=2.ckpt", weights_only=True)
     (state,) = [value for name, value in checkpoint.items() if name.startswith("RolloutDataModule")]
     state["supply"][lost] = {"cursor": 8, "surplus": None}[lost]
+    path = tmp_path / "lost.ckpt"
     torch.save(checkpoint, path)
-    resumed = run(tiny_policy, tmp_path, DynamicSampling(prompts_per_chunk=12), ckpt_path=path, **options)
+    resumed = run(tiny_policy, tmp_path, DynamicSampling(prompts_per_chunk=12), ckpt_path=path, **LONG)
     assert len(resumed.steps) == len(whole.steps[4:]) and resumed.steps != whole.steps[4:]
 
 

@@ -84,7 +84,7 @@ def fit(make, policy, directory, *callbacks, after=(), ckpt_path=None):
     saver = ModelCheckpoint(directory / "checkpoints", save_last=True, every_n_epochs=100)
     run = trainer(
         directory, [RNGState(), record, saver, *callbacks, GracefulStop(), *after], online=make in ONLINE, enable_checkpointing=True,
-        max_epochs=3, limit_val_batches=1.0,
+        max_epochs=2, limit_val_batches=1.0,
     )  # fmt: skip
     try:
         run.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
