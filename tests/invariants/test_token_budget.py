@@ -57,11 +57,11 @@ def budgeted(make, budget, dtype="float32"):
     return made
 
 
-def run(make, budget, policy, directory):
-    """Return what was seen of a whole run in float64, and its data."""
+def run(make, budget, policy, directory, **limits):
+    """Return what was seen of a run in float64, a whole one if nothing limits it, and its data."""
     module, data = budgeted(make, budget, "float64")(policy)
     watch = Watch()
-    trainer(directory, [watch], online=make is grpo, max_epochs=2).fit(module, datamodule=data)
+    trainer(directory, [watch], online=make is grpo, max_epochs=2, **limits).fit(module, datamodule=data)
     return watch, data
 
 
@@ -117,7 +117,7 @@ def test_in_the_middle_of_an_epoch_the_number_of_microbatches_may_not_change(mak
 
 @pytest.mark.parametrize("make", cases([grpo, dpo, sft], soon=lambda make: make is not grpo))
 def test_with_room_for_everything_there_is_one_pass(make, tiny_policy, tmp_path):
-    watch, data = run(make, 10_000, tiny_policy, tmp_path)
+    watch, data = run(make, 10_000, tiny_policy, tmp_path, max_steps=2)
     assert data.sizes.accumulate == 1 and all(watch.ends)
 
 
@@ -145,6 +145,9 @@ def test_contradictory_sizes_are_refused(kind, sizes, said):
 
 @pytest.mark.parametrize("make", cases([grpo, sft], soon=lambda make: make is sft))
 def test_the_run_card_says_it(make, tiny_policy, tmp_path):
-    _, data = run(make, BUDGETS[make], tiny_policy, tmp_path)
+    _, data = run(make, BUDGETS[make], tiny_policy, tmp_path, max_steps=1)
     assert f"in {data.sizes.accumulate} microbatch(es) of up to {BUDGETS[make]} tokens" in data.describe()["update"]
-    assert "of up to" not in run(make, None, tiny_policy, tmp_path)[1].describe()["update"].split("each in")[-1]
+    assert (
+        "of up to"
+        not in run(make, None, tiny_policy, tmp_path, max_steps=1)[1].describe()["update"].split("each in")[-1]
+    )
