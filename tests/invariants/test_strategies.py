@@ -8,7 +8,19 @@ from safetensors.torch import load_file
 
 from rl_lightning.errors import UserError
 from tests.checks import cases, gradient_difference
-from tests.invariants.spread import RUNS, STRATEGIES, VARIANTS, Tell, fit, kept, result, resumed, stopped, variant
+from tests.invariants.spread import (
+    RUNS,
+    STRATEGIES,
+    VARIANTS,
+    Tell,
+    fit,
+    kept,
+    on_two,
+    result,
+    resumed,
+    stopped,
+    variant,
+)
 
 #: Strategy → largest relative difference of the first gradient, and of what comes after it. `FSDPStrategy` computes in
 #: float32, and AdamW divides small differences by small gradients.
@@ -18,6 +30,7 @@ TOLERANCES = {"ddp": (1e-12, 1e-12), "fsdp2": (1e-12, 1e-12), "fsdp1": (1e-6, 1e
 SOON = {"ddp": ("sft", "grpo", "dapo"), "fsdp2": ("reward model", "ppo", "ppo, shared critic"), "fsdp1": ("ppo",)}
 #: Name of the run → optimizer steps after which it is stopped: within an epoch, between epochs over one rollout, at an end.
 STOPS = {"ppo": (3, 6), "dapo": (4,), "dpo": (1,)}
+SHARDED = [name for name in STRATEGIES if name != "ddp"]
 #: Name of the run → moment, rank and epoch of a signal.
 SIGNALS = {
     "grpo": ("sampling", 1, 1),
@@ -29,13 +42,15 @@ SIGNALS = {
 
 @pytest.fixture(scope="module")
 def whole(ranks, tiny_policy, tmp_path_factory):
-    """An algorithm's run on two ranks under a strategy, from beginning to end, and where it keeps its checkpoints."""
+    """An algorithm's run on two ranks under a strategy, from beginning to end, and where it keeps its checkpoints, if any are wanted:
+    to gather every tensor after each step takes as long as the step."""
     runs = {}
 
     def of(strategy, name):
         if (strategy, name) not in runs:
             place = tmp_path_factory.mktemp("whole")
-            runs[strategy, name] = ranks(kept, name, tiny_policy, place, strategy)[0], place
+            train = kept if strategy in SHARDED and name in STOPS else on_two
+            runs[strategy, name] = ranks(train, name, tiny_policy, place, strategy)[0], place
         return runs[strategy, name]
 
     return of
@@ -82,9 +97,6 @@ def same(rest, whole):
     for actual, expected in zip(rest["steps"], whole["steps"][-len(rest["steps"]) :], strict=True):
         assert all(torch.equal(actual[key], value) for key, value in expected.items())
     assert all(torch.equal(rest["weights"][key], value) for key, value in whole["weights"].items())
-
-
-SHARDED = [name for name in STRATEGIES if name != "ddp"]
 
 
 @pytest.mark.parametrize(
