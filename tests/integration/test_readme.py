@@ -73,6 +73,10 @@ def test_every_command_runs_as_it_is_written(reader, monkeypatch, capsys):
             if words[1] == "chat"
             else []
         )
+        if words[1] == "fit" and not any(word.startswith("--data.prompts=") for word in words):
+            short.append(
+                "--data.prompts.init_args.train_size=64"
+            )  # of 20,000, which take two seconds to draw and encode
         with contextlib.ExitStack() as stack:
             if words[1] == "tensorboard":
                 interrupted = stack.enter_context(monkeypatch.context())

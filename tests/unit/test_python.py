@@ -18,7 +18,8 @@ QUICK = {"accelerator": "cpu", "limit_val_batches": 0, "enable_progress_bar": Fa
 
 
 def data():
-    return rl.RolloutDataModule(prompts_per_rollout=2, group_size=4, sampling={"max_new_tokens": 12})
+    prompts = rl.ChainSum(train_size=64, val_size=8, test_size=8)
+    return rl.RolloutDataModule(prompts=prompts, prompts_per_rollout=2, group_size=4, sampling={"max_new_tokens": 12})
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_tables_are_made_of_episodes_and_follow_from_the_environment(algorithm, 
         callbacks = [RejectionSampling(threshold=0.5)] if algorithm is RFT else []
         made = RewardDataModule(prompts=ChainSum(train_size=8, val_size=8), sampling=SAMPLING, environment=CHAT | more, group_size=4,
                                 cache_dir=str(tmp_path / "cache"), batch_size=2, seed=1)  # fmt: skip
-        trainer(tmp_path, callbacks, online=False).fit(module, datamodule=made)
+        trainer(tmp_path, callbacks, online=False, max_steps=1).fit(module, datamodule=made)
         return made.table.rows
 
     rows = table()
