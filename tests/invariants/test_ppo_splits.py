@@ -112,7 +112,7 @@ def test_a_mean_of_microbatch_means_is_another_gradient_of_the_critic(tiny_polic
     assert gradient_difference(apart(split)[1], apart(whole)[1]) > 1e-3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases(KINDS, soon=lambda kind: kind in ("shared", "whitened", "warming up")))
 def test_two_ranks_have_the_gradient_of_one(kind, ranks, tiny_policy, tmp_path):
     """Two microbatches each: whitening sums over ranks, and a policy that does not learn stays in step."""
     one = step_gradient(tiny_policy, tmp_path, kind, "float64")

@@ -71,6 +71,7 @@ def test_who_waits_for_its_turn_takes_no_core(tmp_path):
     assert one._process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_says_why(tmp_path):
     one = worker("tests.unit.bench.sides:fails", written(tmp_path), 1)
     with pytest.raises(SystemExit, match="the reason"):
