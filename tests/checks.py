@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -45,6 +46,16 @@ def holds_only_for(real: Callable[..., Any], **mutants: Callable[..., Any]) -> C
 def cases(*matrix: Iterable[Any], soon: Callable[..., bool]) -> list[Any]:
     """Return the parameters of all combinations; those that `soon` does not ask for are slow."""
     return [pytest.param(*case, marks=() if soon(*case) else pytest.mark.slow) for case in itertools.product(*matrix)]
+
+
+def takes_less(seconds: float, call: Callable[[], object], tries: int = 4) -> bool:
+    """Tell whether one of a few tries takes less than some seconds: a busy machine makes some of them slow, but hardly all."""
+    for _ in range(tries):
+        started = time.perf_counter()
+        call()
+        if time.perf_counter() - started < seconds:
+            return True
+    return False
 
 
 def gradient_difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

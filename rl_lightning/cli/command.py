@@ -18,7 +18,7 @@ from rl_lightning.cli.saved_config import SaveFitConfig
 from rl_lightning.defaults import TRAINER_DEFAULTS, complete, refusals_of_the_trainer
 from rl_lightning.errors import UserError
 from rl_lightning.options.parser import Parser
-from rl_lightning.options.yaml_files import dump, load
+from rl_lightning.options.yaml_files import dump, settings_of
 from rl_lightning.trainer import prepare
 
 #: Exit status of an audit that alarms.
@@ -60,7 +60,7 @@ class CLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse a missing checkpoint, and a directory that another run is writing to, before anything is written."""
         self.check_checkpoint()
-        settings = load(self._parser("fit").dump(self.config.fit))
+        settings = settings_of(self._parser("fit").dump(self.config.fit), "the configuration")
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for dashboard in [one for one in callbacks if isinstance(one, Dashboard)]:
             dashboard.settings = dashboard.settings or settings

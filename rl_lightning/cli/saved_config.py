@@ -12,7 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from rl_lightning.callbacks.loggers import run_directory
 from rl_lightning.errors import UserError
-from rl_lightning.options.yaml_files import dump, load
+from rl_lightning.options.yaml_files import dump, settings_of
 
 #: An interpolation relative to its own place, such as `${..name}`: jsonargparse turns the absolute ones of a YAML into these.
 _RELATIVE = re.compile(r"\$\{(\.+)([^${}]*)\}")
@@ -54,9 +54,11 @@ class SaveFitConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the file, on rank 0, where Lightning calls this."""
         if self.written is None:
-            settings = load(self.parser.dump(self.config, skip_unset=False))
+            settings = settings_of(self.parser.dump(self.config, skip_unset=False), "the configuration")
         else:
-            settings = absolute_interpolations(load(self.written)["fit"])
+            found = absolute_interpolations(settings_of(self.written, "the configuration")["fit"])
+            assert isinstance(found, dict)
+            settings = found
         if settings.get("ckpt_path") == "last":
             settings["ckpt_path"] = None  # the saved file describes the run from its beginning
         self._place.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -14,9 +13,14 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def load(text: str) -> Any:
-    """Return what YAML text says; raise `yaml.YAMLError` if it says nothing."""
-    return yaml.load(text, Loader=_LOADER)
+def load(text: str) -> object:
+    """Return what YAML text says.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML.
+    """
+    said: object = yaml.load(text, Loader=_LOADER)
+    return said
 
 
 def dump(settings: object) -> str:
@@ -46,7 +50,7 @@ def settings_of(text: str, name: str) -> dict[str, object]:
             kind = "a list" if isinstance(tree, yaml.SequenceNode) else "a single value"
             raise UserError(f"{name} holds {kind}: it takes sections such as model, data and trainer")
         _refuse_twice(tree, name, set())
-        settings: dict[str, object] = load(text)
+        settings: dict[str, object] = yaml.load(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         raise UserError(_said(error, name, text)) from error
     except yaml.YAMLError as error:  # a character that YAML does not allow

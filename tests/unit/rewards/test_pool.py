@@ -285,9 +285,14 @@ def test_setup_runs_first_untimed_and_its_failure_is_one_line():
 
 def test_starting_is_asynchronous_closing_is_idempotent_and_both_can_be_repeated(pool):
     pool.close()
-    started = time.perf_counter()
-    pool.start()
-    assert time.perf_counter() - started < 0.2
+
+    def again():
+        pool.close()
+        started = time.perf_counter()
+        pool.start()
+        return time.perf_counter() - started < 0.2
+
+    assert any(again() for _ in range(4))  # a busy machine may be slow, but hardly each time
     first = pool.map([(f"{MODULE}.pid", {})])[0].value
     pool.start()
     assert pool.map([(f"{MODULE}.pid", {})])[0].value == first

@@ -130,15 +130,19 @@ def test_python_callables(rewarder, caplog):
 def test_what_is_given_ahead_is_scored_in_the_background(rewarder):
     one = rewarder(spec("nap", seconds=0.3))
     one.score(samples(""))
-    ahead = one.ahead()
-    started = time.perf_counter()
-    for number, sample in enumerate(samples("", "")):
-        ahead.add(number, sample)
-    assert time.perf_counter() - started < 0.6
-    time.sleep(0.9)
-    started = time.perf_counter()
-    assert one.score(samples("", ""), ahead).total == [0.3, 0.3]
-    assert time.perf_counter() - started < 0.3
+
+    def soon():
+        ahead = one.ahead()
+        started = time.perf_counter()
+        for number, sample in enumerate(samples("", "")):
+            ahead.add(number, sample)
+        given = time.perf_counter() - started
+        time.sleep(0.9)
+        started = time.perf_counter()
+        assert one.score(samples("", ""), ahead).total == [0.3, 0.3]
+        return given < 0.6 and time.perf_counter() - started < 0.3
+
+    assert any(soon() for _ in range(4))  # a busy machine may be slow, but hardly each time
 
 
 @pytest.mark.parametrize("order", [[], [3, 0], [4, 2, 0, 1, 3]])
