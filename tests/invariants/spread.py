@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,24 @@ def _checkpoints() -> dict[str, Any]:
     return {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
 
 
-def kept(name: str, policy: str, directory: Path, strategy: str) -> dict[str, Any]:
-    """The same, with a checkpoint of every step and of every epoch's end in `kept`, and the policy exported to `hf`."""
-    steps = ModelCheckpoint(directory / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=1)
+class At(ModelCheckpoint):
+    """Keeps a checkpoint after some optimizer steps: to gather every tensor takes as long as a step."""
+
+    def __init__(self, directory: Path, steps: Sequence[int]) -> None:
+        super().__init__(directory, save_top_k=-1, filename="{step}", every_n_train_steps=1)
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Any, *batch: Any) -> None:
+        if trainer.global_step in self.steps:
+            super().on_train_batch_end(trainer, *batch)
+
+
+def kept(name: str, policy: str, directory: Path, strategy: str, steps: Sequence[int]) -> dict[str, Any]:
+    """The same, with checkpoints of some steps and of every epoch's end in `kept`, and the policy exported to `hf`."""
     ends = ModelCheckpoint(
         directory / "kept", save_top_k=-1, filename="{epoch}", every_n_epochs=1, save_on_train_epoch_end=True
     )
-    callbacks = [steps, ends, HFExport(str(directory / "hf"))]
+    callbacks = [At(directory / "kept", steps), ends, HFExport(str(directory / "hf"))]
     return on_two(name, policy, directory, strategy, callbacks=callbacks, **_checkpoints())
 
 
