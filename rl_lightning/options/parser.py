@@ -78,8 +78,9 @@ class Parser(LightningArgumentParser):
     def _refuse_unknown(self, names: list[str]) -> None:
         known = {*self.options(), "dict_kwargs"}
         unknown = [name for name in names if name.removesuffix("+").split(".")[0] not in known]
-        beside = [name for name in names if name not in _OF_CLASSES and not get_close_matches(name, _OF_CLASSES)]
-        if "class_path" in unknown and beside:
+        others = [name for name in names if name not in _OF_CLASSES] if "class_path" in unknown else []
+        beside = [name for name in others if not get_close_matches(name, _OF_CLASSES)]
+        if beside:
             self.error(f"{', '.join(beside)}: options of a class stand under init_args, beside its class_path")
         unknown = [name for name in unknown if name not in _OF_CLASSES] or unknown
         if unknown:
