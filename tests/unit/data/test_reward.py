@@ -27,6 +27,12 @@ from tests.unit.data import reward_ranks
 DIGITS = [RewardSpec("tests.rewards_light.sum_of_digits")]
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory whose cache tests share that are about what is made of the samples."""
+    return tmp_path_factory.mktemp("shared")
+
+
 class Watch(pl.Callback):
     """Keeps every batch, of training and of validation."""
 
@@ -82,9 +88,9 @@ def texts(batch):
 # --------------------------------------------------------------------------------------------------------- pairs
 
 
-def test_rows_are_chosen_and_rejected_in_turn(tiny_policy, tmp_path):
+def test_rows_are_chosen_and_rejected_in_turn(tiny_policy, place):
     """By the reward, computed here from the text; a step's weights are those of 2B rows; margins are gaps."""
-    watch = fit(reward_data(microbatch_size=2), dpo(tiny_policy), tmp_path)
+    watch = fit(reward_data(microbatch_size=2), dpo(tiny_policy), place)
     assert [len(batch) for batch in watch.batches] == [4] * 9
     assert [batch.ends_step for batch in watch.batches] == [False, False, True] * 3
     served = []
@@ -136,21 +142,21 @@ def test_reference_logprobs_are_those_of_the_frozen_policy(reference):
         )
 
 
-def test_another_reference_is_used(tiny_policy, tmp_path):
+def test_another_reference_is_used(tiny_policy, place, tmp_path):
     other = tiny_model()
     torch.nn.init.normal_(other.lm_head.weight)
     other.save_pretrained(tmp_path / "other")
     tiny_tokenizer().save_pretrained(tmp_path / "other")
-    own = fit(reward_data(), dpo(tiny_policy), tmp_path).batches[0]
-    changed = fit(reward_data(), dpo(tiny_policy, reference=str(tmp_path / "other")), tmp_path).batches[0]
+    own = fit(reward_data(), dpo(tiny_policy), place).batches[0]
+    changed = fit(reward_data(), dpo(tiny_policy, reference=str(tmp_path / "other")), place).batches[0]
     assert torch.equal(own.input_ids, changed.input_ids)
     assert_same(changed.ref_logprobs, dpo(tiny_policy).logprobs(changed, other).detach(), 1e-5)
     assert float((own.ref_logprobs - changed.ref_logprobs).abs().max()) > 0.1
 
 
-def test_more_pairs_a_prompt_and_a_smallest_gap(tiny_policy, tmp_path):
+def test_more_pairs_a_prompt_and_a_smallest_gap(tiny_policy, place):
     data = reward_data(pairs=PairOptions(pairs_per_prompt=3, min_gap=2.0), batch_size=1)
-    fit(data, dpo(tiny_policy), tmp_path, max_steps=1)
+    fit(data, dpo(tiny_policy), place, max_steps=1)
     assert 20 < len(data.table) <= 60
     assert float(data.table.margins.min()) > 2
     assert len(data.table.rows) == 2 * len(data.table)
@@ -388,19 +394,19 @@ def test_samples_from_files_are_scored_and_grouped_by_prompt(tiny_policy, tmp_pa
 # --------------------------------------------------------------------------------------------- epochs and evaluation
 
 
-def test_every_epoch_has_an_order_of_its_own_and_the_rest_waits(tiny_policy, tmp_path):
-    watch = fit(reward_data(), dpo(tiny_policy), tmp_path, max_epochs=3)
+def test_every_epoch_has_an_order_of_its_own_and_the_rest_waits(tiny_policy, place):
+    watch = fit(reward_data(), dpo(tiny_policy), place, max_epochs=3)
     pairs = [number for batch in watch.batches for number in batch.group_ids[0::2].tolist()]
     epochs = [pairs[first : first + 18] for first in (0, 18, 36)]
     assert all(len(set(epoch)) == 18 for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    again = fit(reward_data(), dpo(tiny_policy), tmp_path, max_epochs=3)
+    again = fit(reward_data(), dpo(tiny_policy), place, max_epochs=3)
     assert pairs == [number for batch in again.batches for number in batch.group_ids[0::2].tolist()]
 
 
-def test_a_reward_model_is_evaluated_on_held_out_pairs(tiny_policy, tmp_path):
+def test_a_reward_model_is_evaluated_on_held_out_pairs(tiny_policy, place):
     module = RewardModel(tiny_policy)
-    watch = fit(reward_data(), module, tmp_path, limit_val_batches=1.0)
+    watch = fit(reward_data(), module, place, limit_val_batches=1.0)
     trained = {prompt for batch in watch.batches for prompt, _ in texts(batch)}
     (batch,) = watch.held_out
     rows = texts(batch)
@@ -408,13 +414,13 @@ def test_a_reward_model_is_evaluated_on_held_out_pairs(tiny_policy, tmp_path):
     for chosen, rejected in zip(rows[0::2], rows[1::2], strict=True):
         assert chosen[0] == rejected[0] and sum_of_digits(response=chosen[1]) > sum_of_digits(response=rejected[1])
     Counting.asked = 0
-    run = trainer(tmp_path, online=False, limit_val_batches=1.0)
+    run = trainer(place, online=False, limit_val_batches=1.0)
     (metrics,) = run.validate(RewardModel(tiny_policy), datamodule=reward_data(generator=Counting()), verbose=False)
     assert Counting.asked == 24 and 0 <= metrics["val/accuracy"] <= 1
 
 
-def test_dpo_is_measured_on_held_out_pairs_and_by_sampling(tiny_policy, tmp_path):
-    watch = fit(reward_data(), dpo(tiny_policy), tmp_path, limit_val_batches=1.0)
+def test_dpo_is_measured_on_held_out_pairs_and_by_sampling(tiny_policy, place):
+    watch = fit(reward_data(), dpo(tiny_policy), place, limit_val_batches=1.0)
     pairs, answers = watch.held_out
     assert isinstance(pairs, PreferenceBatch) and len(pairs) == 12 and pairs.ref_logprobs.isfinite().all()
     trained = {prompt for batch in watch.batches for prompt, _ in texts(batch)}
@@ -462,9 +468,9 @@ def test_demonstrations_join_the_samples(tiny_policy, tmp_path):
         ({"sampler": "embedded"}, "sampler 'embedded' and policy .* have different tokenizers"),
     ],
 )
-def test_options_that_contradict(changes, message, tiny_policy, tmp_path):
+def test_options_that_contradict(changes, message, tiny_policy, place):
     with pytest.raises(UserError, match=message):
-        fit(reward_data(**changes), dpo(tiny_policy), tmp_path)
+        fit(reward_data(**changes), dpo(tiny_policy), place)
 
 
 @pytest.mark.parametrize(
@@ -475,9 +481,9 @@ def test_options_that_contradict(changes, message, tiny_policy, tmp_path):
         (RFT, [], {}, "RFT needs advantages"),
     ],
 )
-def test_what_the_algorithm_has_no_use_for(make, callbacks, changes, message, tiny_policy, tmp_path):
+def test_what_the_algorithm_has_no_use_for(make, callbacks, changes, message, tiny_policy, place):
     with pytest.raises(UserError, match=message):
-        fit(reward_data(**changes), make(policy=tiny_policy), tmp_path, *callbacks)
+        fit(reward_data(**changes), make(policy=tiny_policy), place, *callbacks)
 
 
 def test_demonstrations_that_are_not_there(tiny_policy, tmp_path):
