@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rl_lightning as rl
 from rl_lightning.algorithms import PolicyModule
 from rl_lightning.callbacks import DurableLogs, GracefulStop, HFExport, RNGState, RunCard, RunLock
+from rl_lightning.data import ChainSum
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import AtomicCheckpointIO
 
@@ -18,7 +19,7 @@ QUICK = {"accelerator": "cpu", "limit_val_batches": 0, "enable_progress_bar": Fa
 
 
 def data():
-    prompts = rl.ChainSum(train_size=64, val_size=8, test_size=8)
+    prompts = ChainSum(train_size=64, val_size=8, test_size=8)
     return rl.RolloutDataModule(prompts=prompts, prompts_per_rollout=2, group_size=4, sampling={"max_new_tokens": 12})
 
 
