@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 #: Rewards whose best of n is drawn, as far as they are there.
-_DRAWN = ("tiny-50", "tiny-200", "tiny-1000", "tiny-4000", "big-200", "big-4000", "linear-4000", "gold")
+_DRAWN = ("tiny-50", "linear-1000", "tiny-200", "tiny-1000", "tiny-4000", "big-200", "big-4000", "linear-4000", "gold")
 #: Panels of training runs: title, panels of the runs in it, runs that are drawn beside them.
 _PANELS = (
     ("GRPO and PPO, no penalty", ("GRPO", "PPO"), ("gold",)),
