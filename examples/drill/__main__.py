@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def _step(directory: Path) -> int:
     return int(last_checkpoint(directory)["global_step"]) if _can_resume(directory) else 0
 
 
-def draw_kills(count: int, seed: int) -> list[Kill]:
+def draw_kills(count: int, seed: int, algorithms: Sequence[str] = ALGORITHMS) -> list[Kill]:
     """Return the plans of all kills: each algorithm equally often, every fourth run killed twice."""
     chance = random.Random(seed)
     kills = []
@@ -131,7 +132,7 @@ def draw_kills(count: int, seed: int) -> list[Kill]:
         signals = chance.choices(list(SIGNALS), list(SIGNALS.values()), k=times)
         # In the first seconds the run has not begun and little can be lost, so fewer kills fall there.
         moments = [chance.betavariate(2, 1.2) for _ in range(times)]
-        kills.append(Kill(number, ALGORITHMS[number % len(ALGORITHMS)], moments, signals))
+        kills.append(Kill(number, algorithms[number % len(algorithms)], moments, signals))
     return kills
 
 
@@ -159,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--only", nargs="+", choices=ALGORITHMS, default=ALGORITHMS, help="runs of these alone")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--directory", type=Path, default=Path("runs/drill"), help="gets a folder for each drill")
     options = parser.parse_args()
@@ -166,7 +168,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     place = options.directory / time.strftime(f"%Y%m%d-%H%M%S-seed-{options.seed}")
     place.mkdir(parents=True)
-    kills = draw_kills(options.kills, options.seed)
+    kills = draw_kills(options.kills, options.seed, options.only)
     identical = 0
 
     with ThreadPoolExecutor(options.jobs) as pool, (place / "drill.txt").open("w", buffering=1) as record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from torch import nn
 
@@ -20,6 +21,29 @@ def left_out(module: nn.Module) -> set[str]:
         if parameters and not any(value.requires_grad for value in parameters):
             frozen |= {f"{prefix}.{name}" for name, _ in child.named_buffers(remove_duplicate=False)}
     return frozen
+
+
+def begin_step_anew(checkpoint: dict[str, Any], position: int) -> None:
+    """Let a checkpoint from between two microbatches of an optimizer step go on with the first of them.
+
+    The gradients of those before it are in no checkpoint, so Lightning, which would go on behind them, would take a step of what is
+    left. `ModelCheckpoint` saves there if its interval of time ends, or just after a run has gone on.
+
+    Args:
+        checkpoint: that Lightning is about to save.
+        position: number of microbatches of the epoch before the step.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    batches = loop["epoch_loop.batch_progress"]
+    ahead = batches["current"]["ready"] - position
+    if ahead <= 0:
+        return
+    completed = batches["total"]["ready"] - ahead
+    for counts, number in ((batches["current"], position), (batches["total"], completed)):
+        counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), number))
+    cleared = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["zero_grad"]
+    for counts in cleared.values():
+        counts.update({name: number - 1 for name, number in counts.items()})
 
 
 def check_adapter(saved: Mapping[str, object] | None, lora: LoraOptions | None) -> None:

@@ -17,7 +17,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rl_lightning.algorithms.state import check_adapter, check_kind, left_out
+from rl_lightning.algorithms.state import begin_step_anew, check_adapter, check_kind, left_out
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
 from rl_lightning.options import Checked, plain_options
@@ -143,10 +143,13 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Note what `load_from_checkpoint` makes the module of, and what the adapter is: its weights alone do not tell what they are
-        multiplied by."""
+        multiplied by. A checkpoint from within an optimizer step goes on from the step's beginning."""
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_options(self)
         checkpoint["lora"] = None if self.lora is None else asdict(self.lora)
+        data: Any = {} if self._trainer is None else checkpoint.get(type(self.trainer.datamodule).__qualname__, {})  # type: ignore[attr-defined]
+        if data.get("ranks"):
+            begin_step_anew(checkpoint, data["position"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter by a `UserError`."""

@@ -45,7 +45,7 @@ class DurableLogs(Callback, metaclass=Typed):
         checkpoint[_SEEN] = {name: float(value) for name, value in trainer.callback_metrics.items()}
         loop = trainer.fit_loop.epoch_loop
         progress: Any = loop.batch_progress.total
-        if progress.processed == progress.completed:
+        if progress.processed == progress.completed or loop._should_accumulate():
             return  # not at the end of a step
         metrics = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
         checkpoint[_KEY] = {"step": loop._batches_that_stepped, "metrics": {**metrics, "epoch": trainer.current_epoch}}

@@ -29,8 +29,9 @@ class StepCheckpoint(ModelCheckpoint, metaclass=Typed):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
-        """Save after a step that is due, unless it is the last one of the epoch."""
-        if not trainer.is_last_batch:
+        """Save after a step that is due, unless it is the last one of the epoch. After a microbatch that ends no step, Lightning would
+        save too if the run has just gone on: it does not know then what was saved before."""
+        if not trainer.is_last_batch and not trainer.fit_loop.epoch_loop._should_accumulate():
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

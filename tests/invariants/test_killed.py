@@ -169,6 +169,7 @@ def test_kills_are_a_function_of_the_seed():
     assert {number for kill in kills for number in kill.signals} == set(SIGNALS)
     assert {len(kill.moments) for kill in kills} == {1, 2}
     assert all(0 < moment < 1 for kill in kills for moment in kill.moments)
+    assert {kill.algorithm for kill in draw_kills(80, seed=3, algorithms=["episodes"])} == {"episodes"}
 
 
 @pytest.mark.slow
