@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 #: Module of the package → the page of the documentation that its messages name; the longest name that fits counts.
 PAGES = {
@@ -92,8 +93,13 @@ def page_of(module: str) -> str:
 
 def _page_behind(error: BaseException | None) -> str | None:
     """Return the page of the first mistake in a chain of errors."""
-    page = None
-    while error is not None:
-        page = error.page if isinstance(error, UserError) else page
+    return next((one.page for one in reversed([*chain(error)]) if isinstance(one, UserError)), None)
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, its cause, that one's cause, and so on, each once: errors that are raised again may go round in circles."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
         error = error.__cause__ or error.__context__
-    return page

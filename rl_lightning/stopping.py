@@ -109,10 +109,12 @@ class Ends:
     @cached_property
     def _thought_tokens(self) -> frozenset[int]:
         """Special tokens that open or close a thought, such as `[/THINK]`; they stay in the text."""
-        markers = "\n".join(marker for pair in DEFAULT_THOUGHTS for marker in pair)
+        markers = "\n".join(marker for pair in DEFAULT_THOUGHTS for marker in pair).lower()
         added = self.tokenizer.added_tokens_decoder
         return frozenset(
-            n for n, token in added.items() if token.special and len(token.content) > 2 and token.content in markers
+            n
+            for n, token in added.items()
+            if token.special and len(token.content) > 2 and token.content.lower() in markers
         )
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 #: Pairs of the texts that open and close a thought.
@@ -12,6 +13,9 @@ DEFAULT_THOUGHTS: Thoughts = (
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
     ("<reasoning>", "</reasoning>"),
+    ("<reflection>", "</reflection>"),
+    ("<scratchpad>", "</scratchpad>"),
+    ("<longcat_think>", "</longcat_think>"),
     ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("[THINK]", "[/THINK]"),
@@ -24,27 +28,52 @@ DEFAULT_THOUGHTS: Thoughts = (
     ("<|channel|>commentary", "<|channel|>final<|message|>"),
 )
 
+#: What a chat template, or a prompt without one, writes where another message begins or the answer is asked for.
+_ANOTHER_MESSAGE = re.compile(
+    r"<[|｜]|[|｜]>|<(start|end)_of_turn>|</?s>|\[/?INST\]|</?answer>|^\W*(user|human|assistant|question|answer)\b.*:",
+    re.IGNORECASE | re.MULTILINE,
+)
+
 
 def after_thought(response: str, prompt: str = "", thoughts: Thoughts = DEFAULT_THOUGHTS) -> str | None:
     """Return the text after the last thought of a response, or None if that thought is not closed.
 
     Args:
         response: text that the model wrote.
-        prompt: text before it. If it ends with an opening text, as some chat templates let it, the response begins inside a
-            thought.
-        thoughts: pairs of the texts that open and close a thought.
+        prompt: text before it. If it leaves a thought open, as some chat templates and an `assistant_prefix` do, the response
+            begins inside that thought.
+        thoughts: pairs of the texts that open and close a thought, in capitals or small letters.
 
     Example:
         >>> after_thought("<think>3+4</think>7"), after_thought("<think>3+4")
         ('7', None)
     """
-    asked = prompt.rstrip()
-    opened = any(asked.endswith(opening) for opening, _ in thoughts)
-    ends = [at + len(closing) for _, closing in thoughts if (at := response.rfind(closing)) >= 0]
-    if opened and not ends:
+    written = _folded(response)
+    ends = [at + len(closing) for _, closing in thoughts if (at := written.rfind(_folded(closing))) >= 0]
+    if not ends and _leaves_open(prompt, thoughts):
         return None
-    rest = response[max(ends, default=0) :]
-    return None if any(opening in rest for opening, _ in thoughts) else rest
+    end = max(ends, default=0)
+    return None if any(written.find(_folded(opening), end) >= 0 for opening, _ in thoughts) else response[end:]
+
+
+def _leaves_open(prompt: str, thoughts: Thoughts) -> bool:
+    """Return whether a prompt ends inside a thought.
+
+    Text may follow the opening text if that begins a line or the assistant's turn: elsewhere it is spoken of, as in "think in
+    <think> tags".
+    """
+    asked = _folded(prompt.rstrip())
+    at, opening = max(((asked.rfind(_folded(opening)), _folded(opening)) for opening, _ in thoughts), default=(-1, ""))
+    if at < 0 or any(asked.find(_folded(closing), at) >= 0 for _, closing in thoughts):
+        return False
+    behind = asked[at + len(opening) :]
+    begins = asked[:at].rstrip(" ")[-1:] in ("", "\n", ">", "]", ":", "｜")
+    return not behind or (begins and _ANOTHER_MESSAGE.search(behind) is None)
+
+
+def _folded(text: str) -> str:
+    """Return a text of the same length in small letters: "İ" alone becomes two of them."""
+    return text.replace("İ", "I").lower()
 
 
 def check_thoughts(thoughts: Thoughts) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 from torch import nn
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoraOptions
 from rl_lightning.models.adapters import is_adapter_weight
+
+#: How Lightning counts something: in this epoch or in all (`current`, `total`) → how far it has come (`ready` to `completed`).
+Counts = dict[str, dict[str, int]]
 
 
 def left_out(module: nn.Module) -> set[str]:
@@ -23,7 +26,7 @@ def left_out(module: nn.Module) -> set[str]:
     return frozen
 
 
-def begin_step_anew(checkpoint: dict[str, Any], position: int) -> None:
+def begin_step_anew(checkpoint: Mapping[str, object], data: type) -> None:
     """Let a checkpoint from between two microbatches of an optimizer step go on with the first of them.
 
     The gradients of those before it are in no checkpoint, so Lightning, which would go on behind them, would take a step of what is
@@ -31,18 +34,22 @@ def begin_step_anew(checkpoint: dict[str, Any], position: int) -> None:
 
     Args:
         checkpoint: that Lightning is about to save.
-        position: number of microbatches of the epoch before the step.
+        data: the class of the run's DataModule, whose position is the beginning of the step.
     """
-    loop = checkpoint["loops"]["fit_loop"]
-    batches = loop["epoch_loop.batch_progress"]
+    served = cast("Mapping[str, object]", checkpoint.get(data.__qualname__, {}))
+    if not served.get("ranks"):  # not within an epoch
+        return
+    loop = cast("Mapping[str, Mapping[str, Mapping[str, object]]]", checkpoint["loops"])["fit_loop"]
+    batches = cast("Counts", loop["epoch_loop.batch_progress"])
+    position = cast(int, served["position"])
     ahead = batches["current"]["ready"] - position
     if ahead <= 0:
         return
     completed = batches["total"]["ready"] - ahead
     for counts, number in ((batches["current"], position), (batches["total"], completed)):
         counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), number))
-    cleared = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["zero_grad"]
-    for counts in cleared.values():
+    optimizer = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    for counts in cast("Mapping[str, Counts]", optimizer)["zero_grad"].values():
         counts.update({name: number - 1 for name, number in counts.items()})
 
 

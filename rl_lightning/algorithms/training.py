@@ -147,9 +147,8 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         checkpoint["class_path"] = f"{type(self).__module__}.{type(self).__qualname__}"
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_options(self)
         checkpoint["lora"] = None if self.lora is None else asdict(self.lora)
-        data: Any = {} if self._trainer is None else checkpoint.get(type(self.trainer.datamodule).__qualname__, {})  # type: ignore[attr-defined]
-        if data.get("ranks"):
-            begin_step_anew(checkpoint, data["position"])
+        if self._trainer is not None:
+            begin_step_anew(checkpoint, type(self._trainer.datamodule))  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter by a `UserError`."""

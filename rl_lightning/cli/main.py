@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
 from rl_lightning import __version__
+from rl_lightning.cli.system import of_the_system
 from rl_lightning.errors import UserError
 from rl_lightning.manual import asked, contents
 from rl_lightning.shipped import copy, summary
@@ -45,13 +47,39 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: of the command line; those of this process if None.
     """
+    _secure_output()
     try:
         _obey(args)
+        error = _unwritten()
+    except BrokenPipeError as broken:
+        error = _unwritten() or broken
+    if isinstance(error, BrokenPipeError):  # whoever read the output, such as `head`, has had enough
+        sys.exit(128 + signal.SIGPIPE)
+    if error is not None:
+        _end(UserError(of_the_system(error) or f"cannot write what was printed: {error}", page="inside/faults"))
+
+
+def _unwritten() -> OSError | None:
+    """Write what was printed; return the error if that cannot be done, and forget it: at exit Python would try once more."""
+    try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+        return error
+    return None
+
+
+def _secure_output() -> None:
+    """See to it that nothing that is printed can harm the run: a closed output, or characters that its encoding does not have."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:  # closed; the next file that is opened would get this number, and whatever is printed there
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _obey(args: Sequence[str] | None) -> None:
@@ -68,7 +96,8 @@ def _obey(args: Sequence[str] | None) -> None:
         elif given[0] == "chat":
             from rl_lightning.cli.chat import chat
 
-            chat(_Arguments(prog="rl-lightning chat", description="Talk to a trained model."), given[1:])
+            parser = _Arguments(prog="rl-lightning chat", description="Talk to a trained model.")
+            _told(lambda: chat(parser, given[1:]))
         elif given[0] == "tensorboard":
             from rl_lightning.cli.board import board
 
@@ -80,17 +109,43 @@ def _obey(args: Sequence[str] | None) -> None:
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
             raise UserError(f"there is no command {given[0]!r}; {hint}")
         else:
-            _train(args)
+            _told(lambda: _train(args))
     except UserError as error:
         _end(error)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        said = of_the_system(error)
+        if said is None:
+            raise
+        _end(UserError(said, page="inside/faults"))
+
+
+def _told(action: Callable[[], None]) -> None:
+    """Do what needs torch and others, whose errors may have a user's mistake behind them.
+
+    Raises:
+        UserError: the mistake.
+    """
+    os.getcwd()  # a library of torch ends the process where the folder is gone
+    try:
+        action()
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        from rl_lightning.cli.mistakes import mistake_behind
+
+        mistake = mistake_behind(error)
+        if mistake is None or mistake is error:
+            raise
+        raise mistake from error
 
 
 def _train(args: Sequence[str] | None) -> None:
     """Run a command of the Trainer."""
     from rl_lightning.cli.command import run
-    from rl_lightning.cli.mistakes import mistake_behind
     from rl_lightning.quiet import calm
 
     calm()
@@ -98,19 +153,12 @@ def _train(args: Sequence[str] | None) -> None:
         str(Path.cwd()) not in sys.path
     ):  # as `python -m` has it: rewards and classes of the user's own lie in this folder
         sys.path.insert(0, str(Path.cwd()))
-    try:
-        run(args)
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        mistake = mistake_behind(error)
-        if mistake is None:
-            raise
-        _end(mistake)
+    run(args)
 
 
 def _end(mistake: UserError) -> NoReturn:
     print(f"rl_lightning: error: {mistake} (more: {mistake.more})", file=sys.stderr)
+    _unwritten()
     sys.exit(USAGE_ERROR)
 
 

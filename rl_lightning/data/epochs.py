@@ -63,7 +63,6 @@ class EpochLoader:
         self.source = source
         self._number = -1
         self._position = 0
-        self._step_began = 0  # where the microbatches of the present optimizer step begin
         self._epoch: Epoch | None = None
         self._restored: _Restored | None = None
 
@@ -79,30 +78,31 @@ class EpochLoader:
                 "now: use the same microbatch_size or max_tokens_per_microbatch, or a checkpoint from the end of an epoch"
             )
         if saved is None or self._number < 0 or self._position == _END:
-            self._number, self._position, self._step_began, saved = self._number + 1, 0, 0, None
+            self._number, self._position, saved = self._number + 1, 0, None
         if self.source.trainer is not None:
             check_position(self.source.trainer, self._position)
+        self._epoch = None  # a checkpoint from now on has nothing of the one before
         self._epoch = self.source.epoch(self._number, None if saved is None else saved["epoch"])
-        ended = False
-        for batch in self._epoch.microbatches(self._position):
+        served, ended = self._position, False
+        for batch in self._epoch.microbatches(served):
             if ended:
                 self.source.watch.on_boundary(True)
-            self._position += 1
-            ended = batch.ends_step
-            self._step_began = self._position if ended else self._step_began
+            served += 1
+            ended = batch.ends_step or served == len(self)
+            # A checkpoint has no gradients that are yet to be added up: it goes on from the beginning of their step.
+            self._position = served if ended else self._position
             yield Sealed(batch)
 
     def progress(self) -> dict[str, object]:
         """Return the epoch's number, the position in it, and, in its middle, the epoch itself as every rank has it.
 
-        The position is where an optimizer step begins: gradients that are yet to be added up are in no checkpoint. The end is not
-        given as a number of microbatches: whoever goes on from there may have another number of ranks.
+        The end is not given as a number of microbatches: whoever goes on from there may have another number of ranks.
         """
-        position, own = (_END, None) if self._position >= len(self) else (self._step_began, None)
+        position = _END if self._position >= len(self) else self._position
+        epoch = None if position == _END else self._epoch
+        own = None if epoch is None else epoch.state_dict()
         if self._restored is not None:  # nothing was asked for since
             own = self._restored["epoch"]
-        elif position != _END and self._position > 0 and self._epoch is not None:
-            own = self._epoch.state_dict()
         ranks = [] if own is None else from_every_rank(own)
         return {"number": self._number, "position": position, "microbatches": len(self), "ranks": ranks}
 
@@ -117,8 +117,7 @@ class EpochLoader:
                 f"the checkpoint is from the middle of an epoch on {len(states)} rank(s) and cannot go on with {ranks}: use as "
                 "many devices as then, or a checkpoint from the end of an epoch"
             )
-        self._number = progress["number"]
-        self._position = self._step_began = progress["position"]
+        self._number, self._position = progress["number"], progress["position"]
         inside = progress.get("microbatches") if states else None
         self._restored = {"epoch": states[rank] if states else None, "microbatches": inside}
 

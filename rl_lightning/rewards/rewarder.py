@@ -210,7 +210,9 @@ class Rewarder:
             if reward.weight:
                 for one in found[reward.name]:
                     if one.failure is not None:
-                        return f" First, {reward.name}: {(one.error or '').strip().splitlines()[-1]}."
+                        lines = [line for line in (one.error or "").splitlines() if line.strip()]
+                        said = [line for line in lines if not line.startswith("more: ")]  # a note, which names a page
+                        return f" First, {reward.name}: {said[-1] if said else 'it did not say why'}."
         names = ", ".join(reward.name for reward in self.rewards if reward.weight)
         return f" None of the rewards ({names}) applies to them: each returned None."
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -16,8 +17,8 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 
 from rl_lightning.errors import UserError
 
-#: With fewer bytes free than this, a write that failed is put down to a full disk.
-_NO_ROOM = 1 << 16
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 def atomic_save(value: object, path: str | Path) -> None:
@@ -33,22 +34,39 @@ def atomic_save(value: object, path: str | Path) -> None:
     path = Path(path)
     # Beside the target, hence on the same file system: only there is the replacement one step.
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    refused: list[OSError] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
+        with _Noting(unfinished, refused) as file:
             torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch's archive writer raises a RuntimeError on a full disk ...
+    except (OSError, RuntimeError) as error:  # what torch's archive writer raises does not say what the system refused
+        reason = next(iter(refused), error)
         kept = "; the file that was there before is as it was" if path.exists() else ""
-        # ... and does not always say why it failed.
-        full = path.parent.is_dir() and shutil.disk_usage(path.parent).free < _NO_ROOM
-        reason = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}" if full else _reason(error)
-        raise UserError(f"cannot write {path}: {reason}{kept}: make room or choose another place") from error
+        full = isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise UserError(
+            f"cannot write {path}: {_reason(reason)}{kept}: {'make room' if full else 'mend that'} or choose another place"
+        ) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder may be gone, or be a file
+            unfinished.unlink(missing_ok=True)
+
+
+class _Noting(io.BufferedWriter):
+    """A new file that notes what the system refuses to write."""
+
+    def __init__(self, path: Path, refused: list[OSError]) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self._refused = refused
+
+    def write(self, data: Buffer) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._refused.append(error)
+            raise
 
 
 def load_plain(path: str | Path, **options: Any) -> Any:

@@ -37,7 +37,7 @@ from rl_lightning.rewards.grading.structure import (
 )
 from rl_lightning.rewards.grading.terms import same_terms
 from rl_lightning.rewards.grading.units import letter_unit, split_unit, without_letters
-from rl_lightning.rewards.grading.wording import plain, said, with_point
+from rl_lightning.rewards.grading.wording import plain, said, same_words, with_point
 
 Lists = Literal["unordered", "ordered"]
 Layer = Literal["extract", "exact", "rational", "structure", "symbolic", "none"]
@@ -109,7 +109,9 @@ class Comparison:
     def same_text(self, first: str, second: str) -> bool:
         """Return whether two texts are equal up to spaces, and up to case if the rules ignore it."""
         first, second = tighten(first), tighten(second)
-        return first == second or (self.rules.ignore_case and first.casefold() == second.casefold())
+        if self.rules.ignore_case:
+            return first.casefold() == second.casefold()
+        return first == second or same_words(first, second)
 
     def same_number(self, expected: Quantity, given: Quantity, gold: str) -> bool:
         """Return whether two quantities are equal. A unit that only one of them has is ignored."""

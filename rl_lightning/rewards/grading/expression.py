@@ -159,15 +159,16 @@ class _Reader:
             raise _Unreadable
         tree = self.signed()
         while sign := self.take("symbol", "+", "-"):
-            part = self.product()
+            part = self.signed_product()
             tree = ("+", tree, ("-", part) if sign == "-" else part)
         self.nesting -= 1
         return tree
 
     def signed(self) -> Tree:
-        sign = self.take("symbol", "+", "-")
-        tree = self.product()
-        return ("-", tree) if sign == "-" else tree
+        return self.product() if self.take("symbol", "+") else self.signed_product()
+
+    def signed_product(self) -> Tree:
+        return ("-", self.product()) if self.take("symbol", "-") else self.product()
 
     def product(self) -> Tree:
         tree = self.power()
@@ -328,6 +329,8 @@ class _Reader:
         self.in_function -= 1
         if name in ("log", "lg"):
             tree: Tree = ("log", base or ("number", Fraction(10)), operand)
+        elif name == "exp":
+            tree = ("^", ("name", "e"), operand)
         else:
             tree = (name, operand)
         return tree if exponent is None else ("^", tree, exponent)

@@ -15,11 +15,11 @@ from rl_lightning.rewards.grading.structure import (
     as_interval,
     is_name,
     parse_based,
-    parse_clock,
     parse_label,
     parse_ratio,
     parse_relation,
 )
+from rl_lightning.rewards.grading.times import parse_clock, same_time
 
 
 def is_solved(relation: Relation) -> bool:
@@ -92,16 +92,14 @@ def multiplied(matrix: Matrix) -> list[list[Fraction]] | None:
 
 
 def same_notation(gold: str, response: str) -> bool | None:
-    """Compare numbers with a base, times of the day and ratios; None if the answers are none of these."""
+    """Compare numbers with a base, dates, times of the day and ratios; None if the answers are none of these."""
     bases = parse_based(gold), parse_based(response)
     if any(bases):
         return bases[0] == bases[1]
-    clocks = parse_clock(gold), parse_clock(response)
-    if clocks[0] and clocks[1]:
-        halves = {clocks[0][2], clocks[1][2]} - {None}
-        return clocks[0][:2] == clocks[1][:2] and len(halves) < 2
+    if (same := same_time(gold, response)) is not None:
+        return same
     ratios = parse_ratio(gold), parse_ratio(response)
-    if any(clocks) or not any(ratios):
+    if any(map(parse_clock, (gold, response))) or not any(ratios):
         return None
     quotients = [rf"\frac{{{one[0]}}}{{{one[1]}}}" if one else None for one in ratios]
     numbers = [parse_quantity(one or text) for one, text in zip(quotients, (gold, response), strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
@@ -18,6 +19,7 @@ ANSWER_KEYS = ("ground_truth", "answer", "final_answer", "gold", "target", "solu
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 _TRUTH = {True: ("True", "Yes"), False: ("False", "No")}
 _MOST_NESTING = 4
+_JSON_TEXTS = re.compile(r'\[\s*".*"\s*\]', re.DOTALL)
 _NOTHING_BEHIND = re.compile(r"####\s*$")
 #: What may stand between the parts of one answer: ``$x = \boxed{3}$ and $y = \boxed{4}$``.
 _BETWEEN = re.compile(
@@ -33,7 +35,8 @@ def gold_answers(answer: object, nesting: int = 0) -> list[str]:
     """Return the texts of a gold answer, as they are written; a response is right if it gives any of them.
 
     Args:
-        answer: text, a number, a truth value, a dict with one of :data:`ANSWER_KEYS`, or a list of alternatives.
+        answer: text, a number, a truth value, a dict with one of :data:`ANSWER_KEYS`, or a list of alternatives, which may be
+            JSON of texts.
         nesting: how deep in dicts and lists this is.
 
     Raises:
@@ -44,7 +47,7 @@ def gold_answers(answer: object, nesting: int = 0) -> list[str]:
     if answer is None:
         raise ValueError("there is no gold answer")
     if isinstance(answer, str):
-        return [answer]
+        return _listed(answer) or [answer]
     if isinstance(answer, Mapping):
         key = next((key for key in ANSWER_KEYS if answer.get(key) is not None), None)
         if key is None:
@@ -61,6 +64,17 @@ def gold_answers(answer: object, nesting: int = 0) -> list[str]:
             raise ValueError(f"gold answer {answer} is not a number")
         return [str(answer)]
     raise ValueError(f"gold answer {str(answer)[:80]!r} is of type {type(answer).__name__}")
+
+
+def _listed(text: str) -> list[str]:
+    """Return the texts of a list that is written as JSON, as in Skywork-OR1; nothing for other texts, such as the interval [1, 2]."""
+    if not _JSON_TEXTS.fullmatch(text.strip()):
+        return []
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return []
+    return found if all(isinstance(one, str) for one in found) else []
 
 
 def marked_in_gold(answer: str) -> str:

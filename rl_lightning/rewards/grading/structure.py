@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise, product
 from typing import NamedTuple
 
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(?([A-Z])[.:)]+ ?(.+)")
@@ -34,12 +35,13 @@ _BASES = {
     "octal": "8",
     "hexadecimal": "16",
 }
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?: ?(?:\\text\{ ?)?([AaPp])\.? ?[Mm]\.?(?: ?\})?)?")
 _WORD = r"(?!\\(?:sin|cos|tan|cot|sec|csc|ln|log|frac|sqrt|text)(?![a-z]))\\?[A-Za-z]+'*(?:_(?:\w|\{[^{}]*\}))?"
 _NAME = re.compile(
     rf"(?:m ?)?(?:\\(?:angle|triangle|vec|overrightarrow|overline|hat|mathbf|bar|boldsymbol) ?(?:\{{[A-Za-z]+\}}|[A-Za-z]+)"
     rf"|\|[A-Za-z]+\||\\text\{{[A-Za-z .]*\}}|{_WORD})(?:\^\{{-1\}})?(?: ?\([\w+*\\]{{1,16}}(?:, ?[\w\\]{{1,16}})*\))?|\({_WORD}(?:, ?{_WORD})+\)"
 )
+_SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z]) ?")
+_MOST_SIGNS = 4  # they have sixteen values
 _NUMBERS_RATIO = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?: ?(\d{1,9}(?:\.\d{1,9})?)")
 _RATIO = re.compile(r"([^:]{1,24}):([^:]{1,24})|\\frac ?\{([^{}]{1,24})\} ?\{([^{}]{1,24})\}")
 
@@ -174,7 +176,10 @@ def parse_label(text: str) -> tuple[str, str] | None:
 
 
 def as_interval(relation: Relation) -> Collection | None:
-    """Return the interval that an inequality of one variable, such as ``0 < x \\le 1``, says it is in, or None."""
+    """Return the interval that an inequality of one variable, such as ``0 < x \\le 1``, says it is in, or None; of ``x \\ne 1`` both
+    intervals, as a union."""
+    if relation.operators == [r"\ne"] and _NAME.fullmatch(relation.sides[0]):
+        return without_points([relation.sides[1]])
     brackets = {"<": ("(", ")"), r"\le": ("[", "]")}
     if any(operator not in brackets for operator in relation.operators):
         return None
@@ -194,6 +199,12 @@ def as_interval(relation: Relation) -> Collection | None:
     return None
 
 
+def without_points(points: Sequence[str]) -> Collection:
+    """Return the real numbers without some, in ascending order, as a union of intervals."""
+    ends = ["-\\infty", *points, "\\infty"]
+    return Collection("u", [f"({low},{high})" for low, high in pairwise(ends)])
+
+
 def parse_based(text: str) -> tuple[str, str] | None:
     r"""Return the digits and the base of ``204_5``, ``204_{\text{five}}`` or ``204 (base 5)``, or None."""
     found = _BASED.fullmatch(text)
@@ -204,12 +215,6 @@ def parse_based(text: str) -> tuple[str, str] | None:
     return (found[1].upper().lstrip("0") or "0", base) if base.isdigit() else None
 
 
-def parse_clock(text: str) -> tuple[int, int, str | None] | None:
-    """Return hours, minutes and ``a`` or ``p`` (None if it is not said) of a time of the day such as ``3:30 p.m.``, or None."""
-    found = _CLOCK.fullmatch(text)
-    return (int(found[1]), int(found[2]), found[3].lower() if found[3] else None) if found else None
-
-
 def parse_ratio(text: str) -> tuple[str, str] | None:
     """Return the two numbers of a ratio such as ``3:2``, or None."""
     found = _NUMBERS_RATIO.fullmatch(text)
@@ -217,12 +222,25 @@ def parse_ratio(text: str) -> tuple[str, str] | None:
 
 
 def both_signs(text: str) -> list[str]:
-    r"""Return the two texts that a text with ``\pm`` and ``\mp`` stands for; only the text itself if it has neither."""
-    if not re.search(r"\\[pm][pm](?![A-Za-z])", text):
+    r"""Return the texts that a text with ``\pm`` and ``\mp`` stands for; only the text itself if it has neither.
+
+    Several ``\pm`` in one expression are independent of each other: ``\pm 1 \pm 2`` has four values. Beside ``\mp``, and in a
+    tuple, all signs go together, and there are two.
+    """
+    signs = [found[1] for found in _SIGN.finditer(text)]
+    if not signs:
         return [text]
-    upper = re.sub(r"\\mp(?![A-Za-z]) ?", "-", re.sub(r"\\pm(?![A-Za-z]) ?", "+", text))
-    lower = re.sub(r"\\mp(?![A-Za-z]) ?", "+", re.sub(r"\\pm(?![A-Za-z]) ?", "-", text))
-    return [upper, lower]
+    together = "mp" in signs or "," in text or len(signs) > _MOST_SIGNS
+    ways = [("+",) * len(signs), ("-",) * len(signs)] if together else list(product("+-", repeat=len(signs)))
+    found = []
+    for way in ways:
+        upper = iter(way)
+        found.append(_SIGN.sub(lambda sign, upper=upper: _signed(sign[1], next(upper)), text))  # type: ignore[misc]
+    return found
+
+
+def _signed(command: str, upper: str) -> str:
+    return upper if command == "pm" else {"+": "-", "-": "+"}[upper]
 
 
 def _strip_brackets(text: str) -> tuple[str, str]:

@@ -206,7 +206,6 @@ _OPERATIONS: dict[str, Callable[..., Value]] = {
     "ceil": lambda a: mp.ceil(a),
     "ln": lambda a: mp.log(a),
     "log": lambda base, a: mp.log(a) / mp.log(base),
-    "exp": _bounded(lambda a: mp.exp(a)),
     "arcsin": _bounded(lambda a: mp.asin(a)),
     "arccos": _bounded(lambda a: mp.acos(a)),
     "arctan": _bounded(lambda a: mp.atan(a)),

@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from rl_lightning.rewards.grading.rational import parse_quantity
-from rl_lightning.rewards.grading.structure import is_name, parse_collection, parse_label
+from rl_lightning.rewards.grading.structure import is_name, parse_collection, parse_label, without_points
 
 _LONGEST_SENTENCE = 512  # characters
 _LEAD = re.compile(
@@ -26,7 +26,18 @@ _DENIED = re.compile(
 _CONDITION = re.compile(r"(?:\\\{|\{) ?(\w)(?: ?\\in ?\\mathbb\{R\})? ?[|:] ?(.+?) ?(?:\\\}|\})")
 _DECIMAL_COMMA = re.compile(r"[-+]?(?:0,\d+|\d+,\d{2,})")  # `1,5` may be two numbers
 _DECIMAL_POINT = re.compile(r"[-+]?\d*\.\d+")
-_ALL_NUMBERS = {r"\mathbb{R}": r"(-\infty,\infty)"}
+_ALL_NUMBERS = r"(-\infty,\infty)"
+#: Answers in words, and in another notation.
+_WORDS = {
+    r"\mathbb{R}": _ALL_NUMBERS,
+    **dict.fromkeys(("all real numbers", "all reals", "the real numbers"), _ALL_NUMBERS),
+    **{f"{sign}{word}": rf"{sign.strip('+')}\infty" for sign in ("", "-", "+") for word in ("infinity", "oo", "inf")},
+}
+_WORDS_ALONE = re.compile(r"(?:[Nn]o|[A-Za-z][a-z]{2,})(?: [A-Za-z]?[a-z]+)*")
+_ALL_BUT = re.compile(
+    r"(?:\\mathbb\{R\}|\(-\\infty, ?\\infty\)) ?(?:\\setminus|\\backslash|\\|-) ?\\\{([^{}]+)\\\}"
+    r"|all real numbers (?:except|other than)(?: for)? ([^a-z]+)"
+)
 
 
 def said(text: str) -> str | None:
@@ -43,14 +54,24 @@ def said(text: str) -> str | None:
     return rest.strip()
 
 
+def same_words(first: str, second: str) -> bool:
+    """Return whether two texts are the same words, up to whether one begins with a capital: ``Yes`` and ``yes``, no ``A`` and ``a``."""
+    return first.lower() == second.lower() and all(map(_WORDS_ALONE.fullmatch, (first, second)))
+
+
 def plain(text: str) -> str:
     r"""Return a normalized answer in a plainer form, for comparison.
 
     ``\{x \mid x > 2\}`` becomes ``x > 2``, and ``x = 1, 2`` becomes ``x = 1, x = 2``. ``a \approx b`` becomes ``a``, or
     ``a = b`` if ``a`` is only a name; it stays as it is if ``a`` is a number that does not round to ``b``.
     """
-    if text in _ALL_NUMBERS:
-        return _ALL_NUMBERS[text]
+    if text.lower() in _WORDS or text in _WORDS:
+        return _WORDS.get(text) or _WORDS[text.lower()]
+    if missing := _ALL_BUT.fullmatch(text):
+        points = [(parse_quantity(point.strip()), point.strip()) for point in (missing[1] or missing[2]).split(",")]
+        known = sorted((number.value, point) for number, point in points if number)
+        if len(known) == len(points):
+            return r"\cup".join(without_points([point for _, point in known]).items)
     condition = _CONDITION.fullmatch(text)
     if condition and re.search(rf"\b{condition[1]}\b", condition[2]):
         return condition[2]

@@ -65,6 +65,24 @@ def test_a_bad_gold_answer_says_what_is_wrong(answer, problem):
     assert is_equivalent(answer=answer, response="5").reason == "bad_gold"
 
 
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ('["18"]', "18", "81"),
+        (r'["\\frac{1}{2}", "0.6"]', "0.5", r"\frac{1}{3}"),
+        ({"ground_truth": '["18", "19"]'}, "19", "18, 19"),
+        ("[1, 2]", "[1,2]", "1"),
+        ('"18"', "18", "19"),
+        ('["18", 3]', '["18", 3]', "18"),
+        ('["a\\"]', '["a\\"]', "a"),
+    ],
+)
+def test_a_list_that_is_written_as_json_holds_alternatives(answer, right, wrong):
+    check_answer(answer)
+    assert answer_correct(response=rf"\boxed{{{right}}}", answer=answer) == 1.0
+    assert answer_correct(response=rf"\boxed{{{wrong}}}", answer=answer) == 0.0
+
+
 def test_final_answer_reads_gold_answers_too():
     assert final_answer(response="12;8#72", answer=GSM8K) == 1.0
     assert final_answer(response="12;8#72", answer={"ground_truth": ["71", "72"]}) == 1.0
@@ -84,6 +102,54 @@ def test_a_thought_that_the_prompt_opens_counts_only_when_it_ends(opening):
     end = dict(DEFAULT_THOUGHTS)[opening.strip()]
     assert answer_correct(response=f"{CUT_OFF}{end}Answer: 4", answer="4", prompt=prompt) == 1.0
     assert answer_correct(response=f"{CUT_OFF}{end}Answer: 5", answer="4", prompt=prompt) == 0.0
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        "<|im_start|>assistant\n<think>\nOkay, so I need to add two and two.",
+        "<|im_start|>assistant\n<THINK>First,",
+        "<|assistant|><reflection> Let me look at it again:\n\n1.",
+        "User: 2+2?\nAssistant: <scratchpad>The user asks for a sum.",
+        "[/INST][THINK]Well",
+    ],
+)
+def test_a_thought_that_the_prompt_opens_may_have_begun(opened):
+    assert answer_correct(response=CUT_OFF, answer="4", prompt=opened) == 0.0
+    ended = next(end for start, end in DEFAULT_THOUGHTS if start.lower() in opened.lower())
+    assert answer_correct(response=f"{CUT_OFF}{ended.upper()}Answer: 4", answer="4", prompt=opened) == 1.0
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Think in <think> tags first. 2+2?",
+        "<|im_start|>user\n<think> is where to think. 2+2?<|im_end|>\n<|im_start|>assistant\n",
+        "<start_of_turn>user\nBegin with\n<think>\nplease. 2+2?<end_of_turn>\n<start_of_turn>model\n",
+        "Answer in this form:\n<think>\n(thoughts)\n<answer>\n(answer)\n2+2?",
+        "<think>\nHow to begin.\nQuestion: 2+2?\nAnswer:",
+        "<|assistant|><think>Two and two.</think>It is",
+        "Example: <think>1+1</think> 2. Now 2+2?",
+    ],
+)
+def test_a_thought_that_a_prompt_speaks_of_is_not_open(prompt):
+    assert answer_correct(response=r"\boxed{4}", answer="4", prompt=prompt) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        (r"<THINK>\boxed{5}?</THINK> \boxed{4}", 1.0),
+        (r"<Think>\boxed{4}, or", 0.0),
+        (r"<think>so</think> \boxed{5}<Reflection> No, \boxed{4}", 0.0),
+        (r"<think>so</think> \boxed{5}<reflection> No</reflection> \boxed{4}", 1.0),
+        (r"<SCRATCHPAD>\boxed{4} İ", 0.0),
+        (r"İİ<SCRATCHPAD>\boxed{5} İ</ScratchPad>İ\boxed{4}", 1.0),
+        (r"A thinker thinks: \boxed{4}", 1.0),
+    ],
+)
+def test_thoughts_in_capitals_and_in_other_words(response, score):
+    assert answer_correct(response=response, answer="4") == score
 
 
 def test_a_thought_that_the_prompt_ended_is_over():
