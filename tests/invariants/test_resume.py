@@ -183,12 +183,8 @@ def test_resumed_within_an_optimizer_step_begins_that_step_anew(make, tiny_polic
     last = ModelCheckpoint(tmp_path / "whole", filename="last", every_n_epochs=3, save_on_train_epoch_end=True)
     _, expected = fit(make, tiny_policy, tmp_path, [EveryMicrobatch(tmp_path), last])
     whole = load_plain(last.best_model_path)
-    for microbatch in (
-        1,
-        3,
-        9,
-        10,
-    ):  # in the first step, in the second, in the first of the next epoch, at a step's end
+    # In the first step, in the second, in the first of the next epoch, and at a step's end.
+    for microbatch in (1, 3, 9, 10):
         again = ModelCheckpoint(
             tmp_path / f"{microbatch}", filename="last", every_n_epochs=3, save_on_train_epoch_end=True
         )
