@@ -62,8 +62,7 @@ def what_acts(sampling: Sampling, plays: bool, cut: int, out_of_turns: int) -> s
     room = f"sampling.max_new_tokens ({sampling.max_new_tokens}"
     if not plays:
         return f"raise {room}), or let OverlongShaping reward shorter ones"
-    said = (
-        [f"{cut - out_of_turns} had no room left under {room} tokens, replies included)"] if cut > out_of_turns else []
-    )
-    said += [f"{out_of_turns} had had sampling.max_turns ({sampling.max_turns})"] if out_of_turns else []
-    return f"{' and '.join(said)}: raise it, or set environment.unfinished if running out pays"
+    said = [f"{cut - out_of_turns} had no room left under {room} tokens, replies included)"] * (cut > out_of_turns)
+    said += [f"{out_of_turns} had had sampling.max_turns ({sampling.max_turns})"] * (out_of_turns > 0)
+    which = " and ".join(said) or "by sampling.max_new_tokens or sampling.max_turns"  # whose groups were dropped
+    return f"{which}: raise it, or set environment.unfinished if running out pays"
