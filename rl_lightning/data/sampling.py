@@ -116,11 +116,10 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
     def describe(self) -> dict[str, str]:
         """Return the lines of the run card that speak of the data."""
         sizes = ", ".join(f"{len(prompts):,} {split}" for split, prompts in self.encoded.items())
-        listed = self.rewarder.rewards if self.rewarder else []
-        rewards = ", ".join(f"{reward.name} × {reward.weight:g}" for reward in listed)
+        listed = [f"{reward.name} × {reward.weight:g}" for reward in (self.rewarder.rewards if self.rewarder else [])]
         return {
             "prompts": f"{type(self.source).__name__}: {sizes}",
-            "rewards": rewards,
+            "rewards": ", ".join(listed),
             **(self.playing.describe(self.sampling) if self.playing is not None else {}),
             "responses": f"{self.text_format}; sampling stops at {self.ends}",
         }

@@ -145,7 +145,7 @@ ANY = {
     "environments": 6,
     "algorithms": 33,
     "options": 19,
-    "callbacks": 12,
+    "callbacks": 13,
     "strategies": 12,
     "models": 11,
     "generation": 8,

@@ -93,6 +93,7 @@ def test_the_ten_lines_play_a_game_of_a_server(url):
 
 def test_a_policy_is_sampled_in_it(url, tiny_policy, tmp_path, monkeypatch):
     from rl_lightning import GRPO, RolloutDataModule
+    from rl_lightning.data import EnvironmentExamples
     from tests.support import trainer
     from tests.unit.data.test_episodes import Keep
 
@@ -100,7 +101,8 @@ def test_a_policy_is_sampled_in_it(url, tiny_policy, tmp_path, monkeypatch):
     page.write_text(re.search(r"```python\n(def openenv\(.*?)```", PAGE.read_text(), re.S)[1])
     monkeypatch.syspath_prepend(tmp_path)
     environment = {"function": "openenv_of_the_page.openenv", "arguments": {"url": url}}
-    data = RolloutDataModule(prompts=None, environment=environment, prompts_per_rollout=2, group_size=2, seed=1,
+    prompts = EnvironmentExamples(**environment, train_size=4, val_size=0, test_size=0, timeout_s=30.0)
+    data = RolloutDataModule(prompts=prompts, environment=environment, prompts_per_rollout=2, group_size=2, seed=1,
                              sampling={"max_new_tokens": 12, "max_turns": 3, "max_turn_tokens": 1}, reward_limits={"timeout_s": 30.0})  # fmt: skip
     seen = Keep()
     trainer(tmp_path, [seen]).fit(GRPO(policy=tiny_policy, kl_coef=0.0), datamodule=data)
