@@ -89,10 +89,10 @@ def row(game: str, places: list[Path]) -> str:
     won = [read(place, "val/pass@1")[1] for place in places]
     worth = [read(place, "val/reward_mean")[1] for place in places]
     turns = [read(place, "rollout/turns_mean")[1] for place in places]
-    after = " ".join(f"{values[-1]:.3f}" for values in won)
+    before, after = (" ".join(f"{values[end]:.3f}" for values in won) for end in (0, -1))
     first, last = (np.mean([values[end] for values in worth]) for end in (0, -1))
     few, many = (np.mean([values[end] for values in turns]) for end in (0, -1))
-    return f"| {game} | {won[0][0]:.3f} | {after} | {first:.2f} → {last:.2f} | {few:.1f} → {many:.1f} |"
+    return f"| {game} | {before} | {after} | {first:.2f} → {last:.2f} | {few:.1f} → {many:.1f} |"
 
 
 def main() -> None:
@@ -107,7 +107,7 @@ def main() -> None:
     directory = options.directory.resolve()
     runs = {game: trained(game, options.seeds, options.rollouts, directory) for game in options.only}
     seeds = ", ".join(map(str, options.seeds))
-    print(f"| | won before | won after, seeds {seeds} | reward | turns |\n|---|---|---|---|---|")
+    print(f"| | won before, seeds {seeds} | won after | reward | turns |\n|---|---|---|---|---|")
     print("\n".join(row(game, places) for game, places in runs.items()))
     draw(runs, options.picture)
     print(f"saved {options.picture}")
