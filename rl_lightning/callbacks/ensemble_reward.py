@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
@@ -63,11 +61,11 @@ class EnsembleReward(RolloutCallback):
         """The members."""
         return tuple(self.members)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Tensor | None]:
         """Return the scale of the members."""
         return {"scale": self._scale}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Tensor | None]) -> None:
         """Go on with the scale of a checkpoint."""
         self._scale = state_dict["scale"]
 
