@@ -105,7 +105,11 @@ class EnsembleReward(RolloutCallback):
         if isinstance(batch, Rollout):
             self.on_rollout_rewards(trainer, pl_module, batch)
 
-    on_test_batch_start = on_validation_batch_start
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Rows, batch_idx: int, *_: object
+    ) -> None:
+        """Do as in validation."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx)
 
     def _measured(self, trainer: Trainer, scores: Tensor) -> Tensor:
         """Return mean and standard deviation of each member over the responses of all ranks, from scores, (k, B)."""
