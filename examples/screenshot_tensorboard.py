@@ -68,7 +68,7 @@ def main() -> None:
                     "--no-sandbox",
                     "--disable-gpu",
                     f"--window-size={arguments.size}",
-                    "--virtual-time-budget=15000",
+                    "--virtual-time-budget=40000",
                     f"--screenshot={arguments.output}",
                     f"http://localhost:{port}/{page}",
                 ],

@@ -10,9 +10,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 #: Curves of the first group, which TensorBoard opens.
 FIRST = (
-    "rollout/reward_mean", "rollout/length_mean", "rollout/truncated_fraction", "train/loss", "val/pass@1", "val/reward_mean", "val/loss",
-    "val/accuracy", "val/token_accuracy",
-)  # fmt: skip
+    "rollout/reward_mean",
+    "val/pass@1",
+    "val/reward_mean",
+    "val/loss",
+    "val/accuracy",
+    "val/token_accuracy",
+    "train/loss",
+)
 #: TensorBoard sorts groups by the codes of their characters: capitals come before all others.
 GROUP = "Overview"
 #: Lightning adds `epoch` to every point: a counter, and the first group that TensorBoard would open.
@@ -22,8 +27,9 @@ _LAST = {"epoch": "work/epoch"}
 class TensorBoard(TensorBoardLogger):
     """Lightning's logger for TensorBoard, which writes the curves that matter into the group that TensorBoard opens first.
 
-    TensorBoard sorts groups of curves by name, and opens the first two. The curves of `FIRST` are written there a second time, in the
-    group `Overview`; `epoch` is `work/epoch`, in the last group. All other names are those that callbacks and checkpoints see.
+    TensorBoard sorts groups of curves by name, and opens the first two. The curves of `FIRST` are written a second time, in the group
+    `Overview`, but for the loss of runs that learn from rollouts, which is near 0 by construction. `epoch` is `work/epoch`, in the
+    last group. All other names are those that callbacks and checkpoints see.
 
     Args:
         save_dir: curves go to the folder `name` in it.
@@ -41,10 +47,13 @@ class TensorBoard(TensorBoardLogger):
         default_hp_metric: bool = False,
         **settings: object,
     ) -> None:
+        self._rollouts = False
         super().__init__(save_dir, name=name, version=version, default_hp_metric=default_hp_metric, **settings)  # type: ignore[arg-type]
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write numbers at a step."""
-        again = {f"{GROUP}/{name}": metrics[name] for name in FIRST if name in metrics}
+        self._rollouts |= any(name.startswith("rollout/") for name in metrics)
+        shown = FIRST[:-1] if self._rollouts else FIRST
+        again = {f"{GROUP}/{name}": metrics[name] for name in shown if name in metrics}
         super().log_metrics({**again, **{_LAST.get(name, name): value for name, value in metrics.items()}}, step)

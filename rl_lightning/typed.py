@@ -50,6 +50,17 @@ class Typed(ABCMeta):
                 raise UserError(f"{cls.__name__}: {name}: expected {said(expected[name])}, not {described(value)}")
         return super().__call__(*arguments, **options)
 
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What `help` and notebooks show: the parameters of the constructor."""
+        return signature(cls)
+
+
+def signature(cls: type) -> inspect.Signature:
+    """Return the signature of a class's constructor, without the object itself."""
+    whole = inspect.signature(constructor(cls))
+    return whole.replace(parameters=list(whole.parameters.values())[1:])
+
 
 def constructor(cls: type) -> Callable[..., None]:
     """Return the constructor of a class, which may be an ancestor's."""
@@ -115,7 +126,7 @@ def fits(value: object, expected: object) -> bool:
     if origin is Callable:
         return callable(value)
     if isinstance(origin, type):
-        if isinstance(value, str) or not isinstance(value, (list, tuple) if origin is list else origin):
+        if isinstance(value, str | bytes) or not isinstance(value, (list, tuple) if origin is list else origin):
             return False
         members = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
         return all(any(fits(one, kind) for kind in inner if kind is not Ellipsis) for one in members)

@@ -15,10 +15,14 @@ from pathlib import Path
 from examples.plot_runs import picture
 
 ROOT = Path(__file__).parents[2]
-#: 2,560 sampled answers, or as many demonstrations; validation at the start, and four times later.
+#: 2,560 sampled answers, or three times as many demonstrations; validation at the start, and some times later.
 _ROLLOUTS = ["--trainer.max_epochs=20", "--trainer.check_val_every_n_epoch=5"]
 _ANSWERS = ["--data.max_prompts=320", "--trainer.val_check_interval=0.25"]
-_DEMONSTRATIONS = ["--data.prompts.train_size=2560", "--trainer.val_check_interval=0.25"]
+_DEMONSTRATIONS = [
+    "--data.prompts.train_size=7680",
+    "--trainer.val_check_interval=0.2",
+    "--data.evaluation.max_prompts=64",
+]
 _HELD_OUT = ["--data.evaluation.max_prompts=32"]
 _GROUPS, _ALONE = ["--data.prompts_per_rollout=16"], ["--data.prompts_per_rollout=128"]
 _FOUR_UPDATES = ["--data.minibatch_size=32"]
@@ -72,7 +76,7 @@ def arguments(name: str, directory: Path) -> list[str]:
         directory: of the runs.
     """
     if name == "sft":
-        return [*_DEMONSTRATIONS, *_HELD_OUT]
+        return _DEMONSTRATIONS
     if name in _OFFLINE:  # all learn from the same answers
         return [*_ANSWERS, *_HELD_OUT, f"--data.cache_dir={directory / 'cache'}"]
     size = [*_ROLLOUTS, *_HELD_OUT, *(_ALONE if name in _WITHOUT_GROUPS else _GROUPS)]

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from rl_lightning.errors import UserError
 from rl_lightning.typed import Typed
 
 
@@ -21,9 +22,14 @@ class StepCheckpoint(ModelCheckpoint, metaclass=Typed):
         every_n_train_steps: optimizer steps between two checkpoints.
         save_last: also keep `last.ckpt`, which `--ckpt_path last` loads.
         **checkpoint_options: dirpath, filename, save_top_k and so on: see `ModelCheckpoint`.
+
+    Raises:
+        UserError: for less than one step.
     """
 
     def __init__(self, every_n_train_steps: int = 1, save_last: bool = True, **checkpoint_options: Any) -> None:
+        if every_n_train_steps < 1:
+            raise UserError(f"StepCheckpoint: every_n_train_steps must be at least 1, not {every_n_train_steps}")
         super().__init__(every_n_train_steps=every_n_train_steps, save_last=save_last, **checkpoint_options)
 
     def on_train_batch_end(

@@ -18,7 +18,7 @@ from rl_lightning import __version__
 from rl_lightning.cli.system import of_the_system
 from rl_lightning.errors import UserError
 from rl_lightning.manual import asked, contents
-from rl_lightning.shipped import copy, summary
+from rl_lightning.shipped import copy, shipped, summary
 
 #: Exit status after a `UserError`.
 USAGE_ERROR = 2
@@ -107,6 +107,8 @@ def _obey(args: Sequence[str] | None) -> None:
         elif given[0].isidentifier() and given[0] not in COMMANDS:
             close = difflib.get_close_matches(given[0], COMMANDS, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(COMMANDS)}"
+            if given[0].lower() in shipped():
+                hint = f"to train: fit --config {given[0].lower()}"
             raise UserError(f"there is no command {given[0]!r}; {hint}")
         else:
             _told(lambda: _train(args))
@@ -164,7 +166,7 @@ def _end(mistake: UserError) -> NoReturn:
 
 class _Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.format_usage().strip()}")
+        raise UserError(f"{message}; {' '.join(self.format_usage().split())}")
 
 
 def _init(args: Sequence[str]) -> None:

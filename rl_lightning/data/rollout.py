@@ -192,7 +192,7 @@ class RolloutDataModule(SamplingDataModule):
             policy=trained_policy(self.trainer, self.ends),
             module=cast(PolicyLearner, self.module),
             stages=Stages(self.trainer),
-            prompts=list(self.encoded["train"]),
+            prompts=self.encoded["train"],
             sampling=self.sampling,
             refill=self.refill,
             supply=Supply() if self.collector is None else self.collector.supply,

@@ -76,6 +76,8 @@ class EnvironmentSpec:
         for name, number in (("weight", self.weight), ("unfinished", self.unfinished), ("failed", self.failed)):
             if number is not None and not math.isfinite(number):
                 raise UserError(f"environment.{name} must be a finite number, not {number}")
+        if not all(one is None or isinstance(one, str) or callable(one) for one in (self.function, *self.tools)):
+            raise UserError("environment: its function and tools are functions, or dotted paths of functions")
         names = [_name(tool) for tool in self.tools]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

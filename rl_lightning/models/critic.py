@@ -12,6 +12,7 @@ from rl_lightning.models.adapters import is_adapted
 from rl_lightning.models.forward import layout
 from rl_lightning.models.loading import PolicyFiles
 from rl_lightning.models.reading import without_load_report
+from rl_lightning.typed import Typed
 
 
 class CriticFiles(PolicyFiles):
@@ -75,7 +76,7 @@ class ValueHead(nn.Module):
             return functional.linear(hidden.to(dtype), self.weight.to(dtype), self.bias.to(dtype)).squeeze(-1)
 
 
-class Critic(nn.Module):
+class Critic(nn.Module, metaclass=Typed):
     """A backbone, separate from the policy, with a value head.
 
     Args:

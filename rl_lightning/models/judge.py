@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from rl_lightning.errors import UserError
 from rl_lightning.models.classifier import ClassifierFiles, classifier_logits
 from rl_lightning.text import Extras, Messages, TextFormat, content_text, cut_left
+from rl_lightning.typed import Typed
 
 
 class Text(NamedTuple):
@@ -43,7 +44,7 @@ class _Prompt:
     extra: Extras = field(default_factory=dict)
 
 
-class Judge:
+class Judge(metaclass=Typed):
     """A frozen classifier that scores texts.
 
     Args:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -72,7 +73,7 @@ class _Location(TypedDict, total=False):
     trust_remote_code: bool
 
 
-class PolicyFiles:
+class PolicyFiles(metaclass=Typed):
     """Configuration, tokenizer and weights of a policy; each is read on first use.
 
     Args:
@@ -88,8 +89,8 @@ class PolicyFiles:
     #: The model's name in messages.
     role = "policy"
 
-    def __init__(self, policy: str, options: LoadOptions | None = None) -> None:
-        self.policy = policy
+    def __init__(self, policy: str | os.PathLike[str], options: LoadOptions | None = None) -> None:
+        self.policy = os.fspath(policy)
         self.options = options or LoadOptions()
 
     @cached_property

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from rl_lightning.errors import UserError
 from rl_lightning.options.hints import option_hint, option_types
 from rl_lightning.options.parser import Parser
-from rl_lightning.typed import by_name, constructor, described, fits, said
+from rl_lightning.typed import by_name, constructor, described, fits, said, signature
 
 #: Attribute of a made object that holds what it was made from.
 _GIVEN = "_given_options"
@@ -59,8 +59,7 @@ class Checked(type):
     @property
     def __signature__(cls) -> inspect.Signature:
         """What `help` and notebooks show: the parameters of the constructor."""
-        whole = inspect.signature(constructor(cls))
-        return whole.replace(parameters=list(whole.parameters.values())[1:])
+        return signature(cls)
 
 
 KindT = TypeVar("KindT")

@@ -51,14 +51,23 @@ def option_hint(name: str, parser: Options, section: str = "") -> str:
     if parser.described is None and not section:
         paths += _everywhere(type(parser))
     meant = _renamed(name, paths) or _nested(name, paths)
-    if not meant and name in RENAMED and parser.described is None:
-        elsewhere = _renamed(name, _everywhere(type(parser)))
-        return f"; {elsewhere[0]} sets that" if elsewhere else ""
+    if not meant and name in RENAMED:
+        elsewhere = [path for path in _renamed(name, _everywhere(type(parser))) if _elsewhere(path, parser)]
+        if elsewhere:
+            inside = elsewhere[0].removeprefix("data.init_args.") + " of the DataModule"
+            return f"; {inside if parser.described else elsewhere[0]} sets that"
+        if parser.described is None:
+            return ""
     meant = meant or difflib.get_close_matches(name, options, n=1)
     if meant:
         return f"; did you mean '{meant[0]}'?"
     shown = [option for option in options if option not in ("class_path", "init_args", "config")]
     return f"; it takes {', '.join(sorted(shown))}" if 0 < len(shown) <= _LISTED else ""
+
+
+def _elsewhere(path: str, parser: Options) -> bool:
+    """Whether a path from the top is worth a word: any for a command; for a class, one of the DataModule."""
+    return parser.described is None or path.startswith("data.init_args.")
 
 
 def _renamed(name: str, paths: Iterable[str]) -> list[str]:

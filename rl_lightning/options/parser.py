@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
@@ -176,7 +177,9 @@ def _unknown_class(name: str, reason: str, parser: Parser, place: str) -> str:
         options = ", ".join(field.name for field in dataclasses.fields(settings) if field.init)
         return f"{name} is no class that this takes; it takes the options {options}"
     because = f" ({reason})" if reason else ""
-    return f"{name} is no class that this takes{because}{class_hint(name, parser, place)}"
+    rows = place.split(".")[-1] == "prompts" and ("/" in name or Path(name).exists())
+    hint = f"; a file is FileExamples with train: {name}, a data set of the hub DatasetExamples with path: {name}"
+    return f"{name} is no class that this takes{because}{hint if rows else class_hint(name, parser, place)}"
 
 
 def _plainly(text: str, message: str) -> str:

@@ -54,6 +54,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "prompt_max_len": ("prompt_options.max_length", "max_length"),
     "train_files": ("prompts", "train"),
     "dataset": ("prompts",),
+    "eval_dataset": ("prompts",),
     "train_dataset": ("prompts",),
     "dataset_name": ("prompts", "name"),
     "reward_fn": ("rewards", "function"),
@@ -104,6 +105,7 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "desirable_weight": ("desirable",),
     "undesirable_weight": ("undesirable",),
     # models
+    "model": ("policy",),
     "model_name_or_path": ("policy",),
     "model_name": ("policy",),
     "model_path": ("policy",),

@@ -21,9 +21,10 @@ from rl_lightning.rewards.crew import Crew, Function, kill_all
 from rl_lightning.rewards.dispatch import Call, Dispatch
 from rl_lightning.rewards.messages import Preparation
 from rl_lightning.rewards.spec import Outcome
+from rl_lightning.typed import Typed
 
 
-class WorkerPool:
+class WorkerPool(metaclass=Typed):
     """Persistent subprocesses for short calls, each killed and replaced when a call hangs or crashes it.
 
     Workers are fresh interpreters, neither forks (unsafe beside threads and CUDA) nor ``multiprocessing`` children

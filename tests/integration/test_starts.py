@@ -44,6 +44,7 @@ SHAPES = {
         "chosen": answered(n, str(n + 1)), "rejected": answered(n, "no idea"),
     },
     "prompts": lambda n: {"prompt": [{"role": "user", "content": f"{n}+1=?"}]},
+    "labelled": lambda n: {"prompt": f"{n}+1=?", "completion": str(n + 1), "label": n % 2 == 0},
     "problems": lambda n: {"question": f"What is {n} plus 1?", "answer": f"{n} and 1 are {n + 1}.\n#### {n + 1}"},
 }  # fmt: skip
 
@@ -90,6 +91,17 @@ def test_a_start_from_the_command_line(title, says, place, monkeypatch, capfd):
         cli = run([*arguments, *SHORT, *SMALL[name], *evaluation])
     assert cli.trainer.global_step >= 1
     assert set(says) <= set(cli.trainer.callback_metrics), sorted(cli.trainer.callback_metrics)
+
+
+@pytest.mark.parametrize(("name", "file"), [("ppo", "problems"), ("rft", "labelled"), ("reward_model", "pairs")])
+def test_one_line_is_enough(name, file, place, monkeypatch, tmp_path):
+    monkeypatch.chdir(place)
+    where = [f"--data.prompts.train={file}.jsonl", "--model.policy=MODEL", f"--trainer.default_root_dir={tmp_path}"]
+    reward = ["--data.rewards=[{function: tests.rewards_for_runs.length}]"] if file == "problems" else []
+    cut = ["--data.minibatch_size=4"] if name == "ppo" else []
+    small = SMALL.get(name) or SMALL["dpo"]
+    cli = run(["fit", "--config", name, "--data.prompts=FileExamples", *where, *SHORT, *small, *reward, *cut])
+    assert cli.trainer.global_step >= 1
 
 
 def test_the_start_in_a_notebook(place, monkeypatch):

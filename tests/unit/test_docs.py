@@ -318,6 +318,17 @@ def test_the_command_line_names_the_page(capsys):
     assert capsys.readouterr().err in TEXTS["docs/reference/command-line.md"]
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [("sft", "to train: fit --config sft"), ("GRPO", "to train: fit --config grpo"), ("fitt", "did you mean 'fit'?"), ("eval", "there are init")],
+)  # fmt: skip
+def test_a_command_that_there_is_not_is_told_another(given, hint, capsys):
+    with pytest.raises(SystemExit):
+        main([given, "--model_name_or_path", "x"])
+    said = capsys.readouterr().err
+    assert f"there is no command '{given}'; {hint}" in said and said.count("\n") == 1
+
+
 def test_the_version_that_is_cited_is_the_one_that_is_there():
     import rl_lightning
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf.errors import OmegaConfBaseException
 
-from rl_lightning.algorithms import ObjectiveModule
+from rl_lightning.algorithms import GRPO, SFT, ObjectiveModule
 from rl_lightning.cli import CLI, run
 from rl_lightning.cli.mistakes import mistake_behind
 from rl_lightning.cli.saved_config import absolute_interpolations
@@ -108,6 +108,21 @@ def test_no_hint_leads_to_what_the_section_does_not_take(argument, refusal):
 def test_what_another_section_has_is_named_with_its_whole_path(refusal):
     assert refusal("--trainer.max_tokens=5").endswith("; data.init_args.sampling.max_new_tokens sets that")
     assert refusal("--trainer.learning_rate=1").endswith("; model.init_args.optimizer.lr sets that")
+
+
+def test_a_data_set_in_the_place_of_a_source_is_told_its_source(refusal):
+    said = refusal("--data.prompts=trl-lib/tldr")
+    assert said.endswith(
+        "; a file is FileExamples with train: trl-lib/tldr, a data set of the hub DatasetExamples with path: trl-lib/tldr"
+    )
+
+
+def test_what_the_data_module_has_is_named_in_python_too(refusal):
+    assert refusal("--model.train_dataset=a.jsonl").endswith("; prompts of the DataModule sets that")
+    with pytest.raises(UserError, match=r"SFT has no option 'train_dataset'; prompts of the DataModule sets that"):
+        SFT(train_dataset=[])
+    with pytest.raises(UserError, match=r"GRPO has no option 'model'; did you mean 'policy'\?"):
+        GRPO(model="embedded")
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import inspect
 
 import pytest
 
+from rl_lightning.environments import EnvironmentSpec
 from rl_lightning.errors import UserError
 from rl_lightning.options import Checked
-from rl_lightning.typed import Typed
+from rl_lightning.rewards import RewardSpec
+from rl_lightning.typed import Typed, constructor
 
 ROOMS = ("", ".callbacks", ".data", ".data.sources", ".generation", ".rewards", ".algorithms", ".models")
 #: What a class cannot be made without.
@@ -38,7 +40,7 @@ WRONG = ["wrong", -1, 3.5, True, [Other()], {"a": Other()}, Other(), b"x", {1}, 
 TYPED = public(Typed)
 
 
-def made(kind, **options):
+def made(kind, /, **options):
     """Return what is said of options; None if nothing is."""
     try:
         kind(**{**NEEDED.get(kind.__name__, {}), **options})
@@ -49,6 +51,7 @@ def made(kind, **options):
 
 def test_what_takes_options_is_looked_at():
     assert {"FileExamples", "GroupNormalize", "HFExport", "Sampling", "PromptOptions", "RewardLimits"} <= TYPED.keys()
+    assert {"PolicyFiles", "ClassifierFiles", "CriticFiles", "Critic", "Judge", "WorkerPool"} <= TYPED.keys()
     plain = {name for name in public(type) if name.endswith(("Options", "Examples", "Limits", "Callback", "Generator"))}
     assert plain <= TYPED.keys() | public(Checked).keys()
 
@@ -56,6 +59,7 @@ def test_what_takes_options_is_looked_at():
 @pytest.mark.parametrize("name", sorted(TYPED))
 def test_a_wrong_value_is_one_line(name):
     kind = TYPED[name]
+    assert [*inspect.signature(kind).parameters] == [*inspect.signature(constructor(kind)).parameters][1:]
     said = made(kind, no_such_option=1)
     assert said is not None and f"{name} has no option 'no_such_option'" in said
     for option in inspect.signature(kind).parameters.values():
@@ -69,6 +73,12 @@ def test_a_wrong_value_is_one_line(name):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda all: all["Judge"]("nowhere"), "Judge: files: expected ClassifierFiles, not 'nowhere'"),
+        (lambda all: all["Critic"]("nowhere"), "Critic: backbone: expected PreTrainedModel, not 'nowhere'"),
+        (lambda all: all["PolicyFiles"](5), "PolicyFiles: policy: expected str or os.PathLike[str], not 5"),
+        (lambda all: all["WorkerPool"]("two"), "WorkerPool: workers: expected int, not 'two'"),
+        (lambda all: RewardSpec(function=5), "function of a reward cannot be 5"),
+        (lambda all: EnvironmentSpec(function=5), "environment: its function and tools are functions"),
         (
             lambda all: all["FileExamples"](promt_column="q"),
             "FileExamples has no option 'promt_column'; did you mean 'prompt_column'?",

@@ -240,6 +240,10 @@ def as_table(rows: object, name: str) -> Table:
 
         frame = pyarrow.Table.from_pandas(rows, preserve_index=False).to_pylist()
         return replace(as_table(frame, name), sparse=True)
+    if isinstance(rows, Sequence) and not isinstance(
+        rows, str | bytes | list | tuple
+    ):  # such as one column of a data set
+        rows = list(rows)
     if isinstance(rows, list | tuple) and rows and isinstance(rows[0], str):
         rows = [{"prompt": prompt} for prompt in rows]
     if isinstance(rows, Mapping) and all(isinstance(values, list | tuple) for values in rows.values()):

@@ -111,6 +111,31 @@ def test_mlflow_gets_tables_histograms_and_the_configuration(logged):
     assert client.list_artifacts(name, "policy/ratio")
 
 
+def test_two_runs_of_one_process_are_two_runs_of_a_database(tmp_path, tiny_policy, monkeypatch):
+    """MLflow's own default: sqlite, which the shipped overlay names."""
+    for needed in ("mlflow", "sqlalchemy", "alembic"):
+        pytest.importorskip(needed)
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(sys, "argv", ["rl-lightning"])
+    monkeypatch.chdir(tmp_path)  # beside a database, MLflow keeps tables and histograms in ./mlruns
+    address = f"sqlite:///{tmp_path}/ä b.db"
+    rewards = []
+    for seed in (1, 2):
+        cli = run(
+            ["fit", *SMALL, "--config=logger/mlflow", f"--trainer.logger.tracking_uri={address}", "--trainer.max_epochs=2",
+             f"--trainer.default_root_dir={tmp_path}/{seed}", f"--model.policy={tiny_policy}", f"--seed_everything={seed}"]
+        )  # fmt: skip
+        rewards.append(float(cli.trainer.callback_metrics["rollout/reward_mean"]))
+    client = MlflowClient(address)
+    runs = client.search_runs([client.get_experiment_by_name("rl_lightning").experiment_id])
+    found = {kept.data.params["seed_everything"]: kept for kept in runs}
+    assert set(found) == {"1", "2"} and all(kept.info.status == "FINISHED" for kept in runs)
+    assert [found[seed].data.metrics["rollout/reward_mean"] for seed in ("1", "2")] == pytest.approx(rewards)
+    for kept in runs:
+        assert [one.step for one in client.get_metric_history(kept.info.run_id, "rollout/reward_mean")] == [0, 1]
+
+
 def test_tensorboard_gets_settings_a_layout_and_no_point_for_them(logged):
     events = EventAccumulator(str(logged / "tensorboard")).Reload()
     tags = events.Tags()

@@ -47,6 +47,12 @@ def test_what_is_ambiguous_is_refused_in_one_sentence(name):
     assert LAYOUTS[name]["refused"] in str(caught.value)
 
 
+def test_one_column_of_a_data_set_is_a_list_of_prompts():
+    datasets = pytest.importorskip("datasets")
+    column = datasets.Dataset.from_list([{"prompt": "1+1="}, {"prompt": "2+2="}])["prompt"]
+    assert [example.prompt for example in as_source(column).load("train")] == ["1+1=", "2+2="]
+
+
 def test_what_is_said_is_a_way_out():
     row = LAYOUTS["open-r1/OpenR1-Math-220k"]["row"]
     (example,) = as_source([row], prompt_column="problem").load("train")
