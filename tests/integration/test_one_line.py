@@ -15,6 +15,8 @@ from rl_lightning.cli import main
 from rl_lightning.errors import UserError
 from tests.tiny import tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 DATA_COMMANDS = ("fit", "validate", "test", "predict", "audit")
 COMMANDS = (*DATA_COMMANDS, "chat", "generate")
