@@ -18,7 +18,7 @@ NAME ?=
 ARGS ?=
 MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 
-.PHONY: demo test lint check check-all tensorboard embedded drill bench docs versions resolve clean
+.PHONY: demo test lint check check-all tensorboard embedded drill bench gpu docs versions resolve clean
 
 demo: $(VENV)/core  ## GRPO on the embedded policy, and the evaluation before and after
 	$(BIN)/python examples/demo.py --seeds $(SEEDS) --rollouts $(ROLLOUTS) --directory $(DIRECTORY)
@@ -52,6 +52,9 @@ drill: $(VENV)/core  ## kill N runs at random moments, go on with them, compare:
 
 bench: $(VENV)/bench  ## this library beside TRL on the same work; all benchmarks, or those in NAME
 	$(BIN)/python -m examples.bench $(NAME) --model $(MODEL)
+
+gpu: $(VENV)/dev  ## on a machine with a GPU, installed with TORCH=torch: its tests, and a report of sampling and training in gpu_report.md
+	$(BIN)/python -m examples.gpu $(ARGS)
 
 docs: $(VENV)/dev  ## build the documentation into site/, without a network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

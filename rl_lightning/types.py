@@ -6,7 +6,6 @@ B rows (prompts × group), P prompt columns (padded left), R response columns (p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from rl_lightning.functional import less_divergence
 from rl_lightning.text import transcript
+from rl_lightning.travel import table_carried, with_tensors
 
 RowsT = TypeVar("RowsT", bound="Rows")
 
@@ -71,27 +71,14 @@ class Rows:
         return [ids[:length] for ids, length in zip(self.response_ids.tolist(), self.lengths.tolist(), strict=True)]
 
     def select(self: RowsT, rows: Tensor) -> RowsT:
-        """Return a table of some rows, (n,) long row numbers, in the given order; lists and dictionaries follow."""
-        return self._map(lambda value: value[rows])
+        """Return a table of some rows, (n,) long row numbers, in the given order; lists and dictionaries follow, metrics do not."""
+        order = torch.arange(len(self))[rows].tolist()
+        lists = {name: [value[row] for row in order] for name, value in vars(self).items() if isinstance(value, list)}
+        return dataclasses.replace(with_tensors(self, lambda value: value[rows]), **lists)
 
     def to(self: RowsT, device: torch.device | str) -> RowsT:
-        """Return the same table on a device."""
-        return self._map(lambda value: value.to(device))
-
-    def _map(self: RowsT, change: Callable[[Tensor], Tensor]) -> RowsT:
-        """Apply a change to every tensor; lists, which have a row each, follow through a tensor of row numbers. Metrics are of no
-        row, tensors or not."""
-        changed: dict[str, Any] = {}
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                changed[item.name] = change(value)
-            elif isinstance(value, dict) and item.name != "metrics":
-                changed[item.name] = {k: change(v) for k, v in value.items()}
-            elif isinstance(value, list):
-                order = change(torch.arange(len(value))).tolist()
-                changed[item.name] = [value[row] for row in order]
-        return dataclasses.replace(self, **changed)
+        """Return the same table on a device, moved in one copy; see `rl_lightning.travel`."""
+        return table_carried(self, device)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Two gloo ranks that stay: every check on two processes runs in the same pair, one after the other."""
+"""Processes that stay: every check on two gloo ranks runs in the same pair, one after the other."""
 
 from __future__ import annotations
 
@@ -19,18 +19,28 @@ from tests.processes import Warm
 SIZE = 2
 
 
+def meet(rank: int, meeting: str) -> None:
+    """Join the process group of the ranks."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
+    rank_zero_only.rank = rank
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=SIZE)
+
+
 class Ranks:
-    """Calls functions on two ranks of one process group.
+    """Calls functions on two ranks of one process group, or in as many processes as are prepared in another way.
 
     The pair is started by the first call and serves all others; after a failure the next call starts another. A Trainer with
     `devices=2` in such a function finds its group there, as under a launcher, and starts no process of its own.
 
     Args:
         directory: where the ranks meet and print.
+        size: how many there are.
+        prepare: called with the rank and the address of the meeting, in each process before the first check.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, size: int = SIZE, prepare: Callable[[int, str], None] = meet) -> None:
         self._directory, self._pairs = directory, 0
+        self._size, self._prepare = size, prepare
         self._processes: list[Warm] = []
         self._pipes: list[Connection] = []
 
@@ -45,7 +55,7 @@ class Ranks:
         for pipe in self._pipes:
             pipe.send_bytes(pickle.dumps((check, arguments, named)))
         results: dict[int, Any] = {}
-        while len(results) < SIZE:
+        while len(results) < self._size:
             waiting = [pipe for rank, pipe in enumerate(self._pipes) if rank not in results]
             ready = wait(waiting, timeout_s)
             for pipe in ready:
@@ -58,7 +68,7 @@ class Ranks:
                     self._fail(f"rank {rank}: {error}")
             if not ready:
                 self._fail(f"no answer in {timeout_s} s")
-        return [results[rank] for rank in range(SIZE)]
+        return [results[rank] for rank in range(self._size)]
 
     def printed(self, rank: int) -> str:
         """Return what a rank of this pair has printed so far."""
@@ -78,25 +88,23 @@ class Ranks:
 
     def _start(self) -> None:
         self._pairs += 1
-        for rank in range(SIZE):
+        for rank in range(self._size):
             own, theirs = Pipe()
             meeting = f"file://{self._directory}/pair{self._pairs}"
-            self._processes.append(Warm(_serve, rank, meeting, theirs, output=self._log(rank)))
+            self._processes.append(Warm(_serve, rank, meeting, theirs, self._prepare, output=self._log(rank)))
             self._pipes.append(own)
             theirs.close()
 
     def _fail(self, said: str) -> None:
-        tails = [f"--- rank {rank} printed\n{self.printed(rank)[-3000:]}" for rank in range(SIZE)]
+        tails = [f"--- rank {rank} printed\n{self.printed(rank)[-3000:]}" for rank in range(self._size)]
         self.close()
         raise AssertionError("\n".join([said, *tails]))
 
 
-def _serve(rank: int, meeting: str, pipe: Connection) -> None:
+def _serve(rank: int, meeting: str, pipe: Connection, prepare: Callable[[int, str], None]) -> None:
     """Answer calls until the other end is closed."""
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
-    rank_zero_only.rank = rank
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=SIZE)
+    prepare(rank, meeting)
     while True:
         try:
             check, arguments, named = pickle.loads(pipe.recv_bytes())

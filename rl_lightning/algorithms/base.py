@@ -15,6 +15,7 @@ from rl_lightning.functional import Reduction
 from rl_lightning.models import LoadOptions, LoraOptions
 from rl_lightning.shapes import require
 from rl_lightning.strategies import data_parallel_size, sum_over_ranks
+from rl_lightning.travel import chosen, host_number
 from rl_lightning.types import Microbatch, PreferenceBatch, Rows
 
 
@@ -126,9 +127,9 @@ class ObjectiveModule(TrainedModule):
         """
         mask = batch.response_mask
         for name, value in values.items():
-            table = torch.as_tensor(value, device=mask.device)
+            table = value if isinstance(value, Tensor) else torch.full((), value, device=mask.device)
             if isinstance(batch, PreferenceBatch) and table.shape == (len(batch) // 2,):
-                self.observations.add({name: table}, torch.ones_like(table, dtype=torch.bool))
+                self.observations.add({name: table})
                 continue
             if table.shape == mask.shape[:1]:
                 self.observations.add({name: table}, mask.any(1) & ~table.isnan())
@@ -160,8 +161,8 @@ class ObjectiveModule(TrainedModule):
             name for name in ("train/loss", "rollout/reward_mean", "rollout/length_mean", "kl/k3") if name in metrics
         ]
         for name, value in metrics.items():
-            self.log(name, value, prog_bar=name in shown)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            self.log(name, host_number(value), prog_bar=name in shown)
+        self.log("train/lr", host_number(self.optimizers().param_groups[0]["lr"]))  # type: ignore[union-attr]
 
 
 class Observations:
@@ -178,13 +179,13 @@ class Observations:
         #: Name → the observed tokens of the latest microbatch, one-dimensional, for histograms.
         self.latest: dict[str, Tensor] = {}
 
-    def add(self, values: Mapping[str, Tensor], mask: Tensor) -> None:
-        """Add (B, R) values where the mask is True."""
+    def add(self, values: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
+        """Add (B, R) values where the mask is True, or all values."""
         for name, value in values.items():
-            chosen = value.detach()[mask]
-            self.latest[name] = chosen
-            self._sums[name] = self._sums.get(name, 0.0) + chosen.double().sum()
-            self._counts[name] = self._counts.get(name, 0.0) + mask.sum().double()
+            self.latest[name] = seen = value.detach() if mask is None else chosen(value.detach(), mask)
+            self._sums[name] = self._sums.get(name, 0.0) + seen.double().sum()
+            count = torch.full((), seen.numel(), dtype=torch.float64, device=seen.device)
+            self._counts[name] = self._counts.get(name, 0.0) + count
 
     def add_to_loss(self, loss: Tensor) -> None:
         """Add a microbatch's share of the loss."""

@@ -198,7 +198,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the norm of the gradient before it is clipped, and drop it where it must not move anything: it is not finite, or
         nothing counts in this step."""
-        norm = gradient_norm(self.trainer, self.parameters())
+        norm = gradient_norm(self.trainer, self.parameters()).cpu()
         self.log("train/grad_norm", norm)
         finite = bool(norm.isfinite())
         # Float16 training expects overflows now and then: its scaler skips such steps and halves its scale, to some end.

@@ -12,6 +12,7 @@ from rl_lightning.functional import kl_k3
 from rl_lightning.learner import PolicyLearner
 from rl_lightning.models import PolicyFiles, read_responses
 from rl_lightning.strategies import sum_over_ranks
+from rl_lightning.travel import carried
 from rl_lightning.typed import Typed
 from rl_lightning.types import Rollout, Rows
 
@@ -50,7 +51,7 @@ class HeldOutDivergence(Callback, metaclass=Typed):
         files = PolicyFiles(self.reference, own.options) if self.reference else own
         model: nn.Module = files.load(trainable=False)
         self._model = module.placed(model.to(pl_module.device))
-        self._sums = torch.zeros(4, dtype=torch.float64, device=pl_module.device)
+        self._sums = torch.zeros(4, dtype=torch.float64)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Rows, batch_idx: int, *_: object
@@ -61,12 +62,13 @@ class HeldOutDivergence(Callback, metaclass=Typed):
         module = cast(_Measured, pl_module)
         assert self._model is not None
         for rows in torch.arange(len(batch)).split(self.rows):
-            part = batch.microbatch(rows)
+            part = batch.microbatch(rows).to(pl_module.device)
             mask = batch.policy_attention[rows][:, : part.response_length]
             with module.rollout_mode(self._model):
                 own = read_responses(module.policy, part, entropy="value")
                 ref = read_responses(self._model, part).logprobs
-            sums = (kl_k3(own.logprobs, ref)[mask].sum(), own.entropy[mask].sum(), mask.any(1).sum(), mask.sum())
+            logprobs, entropy, ref = carried([own.logprobs, own.entropy, ref], "cpu")
+            sums = (kl_k3(logprobs, ref)[mask].sum(), entropy[mask].sum(), mask.any(1).sum(), mask.sum())
             self._sums += torch.stack([one.double() for one in sums])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

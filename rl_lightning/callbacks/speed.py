@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import RolloutCallback
 from rl_lightning.models.roofline import Limits, Tokens, Work, measured_limits
+from rl_lightning.travel import host_number
 from rl_lightning.types import Microbatch, Rollout
 
 
@@ -77,23 +78,30 @@ class Speed(RolloutCallback):
         seconds = self._trained - self._sampled
         if seconds <= 0:
             return
-        limits = self._limits
-        pl_module.log("speed/train_tokens_per_s", self._tokens.read / seconds)
-        if limits is not None:
+        found = self._of_training(seconds) | self._of_rollout(seconds, trainer.world_size)
+        for name, value in found.items():
+            pl_module.log(name, host_number(value))
+
+    def _of_training(self, seconds: float) -> dict[str, float]:
+        found = {"speed/train_tokens_per_s": self._tokens.read / seconds}
+        if self._limits is not None:
             flops = sum(one.training(self._tokens) for one in self._work)
-            pl_module.log("speed/train_roofline", limits.least_seconds(flops, 0) / seconds)
-        rollout = self._rollout
+            found["speed/train_roofline"] = self._limits.least_seconds(flops, 0) / seconds
+        return found
+
+    def _of_rollout(self, seconds: float, ranks: int) -> dict[str, float]:
+        rollout, limits = self._rollout, self._limits
         if rollout is None:
-            return
-        tokens, found, ranks = int(rollout.policy_lengths.sum()), rollout.metrics, trainer.world_size
-        pl_module.log("time/train_s", seconds)
-        pl_module.log("speed/tokens_per_s", ranks * tokens / (self._trained - self._started))
+            return {}
+        tokens, found = int(rollout.policy_lengths.sum()), rollout.metrics
+        seen = {"time/train_s": seconds, "speed/tokens_per_s": ranks * tokens / (self._trained - self._started)}
         if found.get("time/generate_s"):
-            pl_module.log("speed/generate_tokens_per_s", found["work/tokens"] / ranks / found["time/generate_s"])
+            seen["speed/generate_tokens_per_s"] = found["work/tokens"] / ranks / found["time/generate_s"]
         if limits is not None and found.get("work/steps"):
             counts = (found[f"work/{name}"] / ranks for name in ("steps", "rows", "seen"))
             share = limits.least_seconds(*self._work[0].decoding(*counts)) / found["time/generate_s"]
-            pl_module.log("speed/generate_roofline", share)
+            seen["speed/generate_roofline"] = share
+        return seen
 
     def _find_limits(self, trainer: Trainer, module: LightningModule) -> Limits:
         if self.peak_flops is not None and self.bandwidth is not None:

@@ -25,6 +25,7 @@ from rl_lightning.learner import PolicyLearner, SampledPolicy
 from rl_lightning.measures import Seconds, rollout_metrics
 from rl_lightning.shapes import require
 from rl_lightning.strategies import metrics_of_all_ranks, sum_over_ranks
+from rl_lightning.travel import brought_home
 from rl_lightning.types import Rollout
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Collector:
 
     def epoch(self, number: int, state: dict[str, object] | None) -> RolloutEpoch:
         """Collect rollout `number`, or restore it, and return what it is trained on."""
-        rollout = self.collect(number) if state is None else Rollout.from_state_dict(state).to(self.module.device)
+        rollout = self.collect(number) if state is None else Rollout.from_state_dict(state)
         longest, from_copy = self.sampling.max_new_tokens, self.sampler.generator.samples_from_copy
         return RolloutEpoch(self.layout, self.sizes, self.module, self.total, number, rollout, longest, from_copy)
 
@@ -96,8 +97,7 @@ class Collector:
             filling.add(part, self.stages.keep(part, self.layout.group_size))  # 5 callbacks drop groups
         filled = filling.end()
         self._report(filled.shortage)
-        rollout = filled.rollout.to(self.module.device)
-        rollout.metrics = dict(filled.metrics)
+        rollout = replace(filled.rollout, metrics=dict(filled.metrics))
         if filled.sampled is not None:
             rollout.metrics |= filled.sampled.metrics | rollout_metrics(filled.sampled, self.total)
         rollout = self.score(rollout, number, filled.stale)  # 6 the policy, the reference and the critic look at it
@@ -149,10 +149,10 @@ class Collector:
         # All ranks do the same passes, whether their own rows are stale or not.
         single_update = self.layout.updates == 1 and not stale
         with self.sampler.profile("[rl_lightning]score"), self.module.rollout_mode():
-            parts = [
-                (rows, self.module.score(rollout.microbatch(rows), single_update=single_update))
-                for rows in self._first_epoch(rollout)
-            ]
+            parts = []
+            for rows in self._first_epoch(rollout):  # the rollout stays on the host
+                batch = rollout.microbatch(rows).to(self.module.device)
+                parts.append((rows, brought_home(self.module.score(batch, single_update=single_update))))
         rollout = replace(rollout, **joined_scores(rollout, parts, type(self.module).__name__))
         rollout.metrics["time/score_s"] = Seconds(time.perf_counter() - started)
         return replace(rollout, old_logprobs=logprobs_when_sampled(rollout, number)) if stale else rollout

@@ -74,7 +74,7 @@ class Sampler:
             progress: `f(done, total)`, called instead of the watch.
 
         Returns:
-            A rollout on the policy's device, row i × G + j the j-th response to prompt i. Its metrics hold what generation and
+            A rollout on the host, row i × G + j the j-th response to prompt i. Its metrics hold what generation and
             rewards cost.
         """
         request = Request(

@@ -18,7 +18,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.hooks import Watch
 from rl_lightning.learner import Learner
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
-from rl_lightning.types import Rows, Sealed
+from rl_lightning.types import Rollout, Rows, Sealed
 
 
 class EpochDataModule(pl.LightningDataModule):
@@ -67,8 +67,8 @@ class EpochDataModule(pl.LightningDataModule):
         return self.loader
 
     def transfer_batch_to_device(self, batch: Sealed, device: torch.device, dataloader_idx: int) -> Rows:
-        """Open a batch and move it."""
-        return batch.batch.to(device)
+        """Open a batch and move it; rollouts, which are measured and written down, stay on the host."""
+        return batch.batch if isinstance(batch.batch, Rollout) else batch.batch.to(device)
 
     # ---------------------------------------------------------------- held out
 

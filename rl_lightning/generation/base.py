@@ -107,7 +107,7 @@ class Request:
 
 @dataclass
 class Responses:
-    """Sampled responses, one a row, on the device of the model.
+    """Sampled responses, one a row, on the host.
 
     Args:
         prompt_ids, prompt_mask: (B, P) long and bool, padded left; a prompt is repeated for each of its responses.

@@ -36,6 +36,10 @@ class Refused(Exception):
         self.reason = reason
 
 
+class Lost(UserError):
+    """The server cannot be reached, or did not answer in time."""
+
+
 class Connection:
     """A client of a server that speaks JSON. Threads may use it at the same time.
 
@@ -64,19 +68,20 @@ class Connection:
 
         Raises:
             Refused: if the server answers with an error.
-            UserError: if it cannot be reached, takes too long, or does not answer in JSON.
+            Lost: if it cannot be reached or takes too long.
+            UserError: if it does not answer in JSON.
         """
         for attempt in range(self.retries + 1):
             try:
                 return self._once(method, path, body)
             except TimeoutError as error:
-                raise UserError(
+                raise Lost(
                     f"{self.url}{path} did not answer within {self.timeout_s:g} s: raise generator.timeout_s, or check whether "
                     "the server hangs"
                 ) from error
             except (ConnectionError, http.client.HTTPException, urllib.error.URLError) as error:
                 if attempt == self.retries:
-                    raise UserError(
+                    raise Lost(
                         f"cannot reach {self.url} ({_reason(error)}): is the server running, and is generator.url its address?"
                     ) from error
                 with self._lock:

@@ -121,7 +121,7 @@ class CopyGenerator(Generator):
         progress: Progress | None = None,
         finished: Finished | None = None,
     ) -> Responses:
-        """See `Generator.generate`. The engine samples with the weights of the last `update`; of `model` only the device is used.
+        """See `Generator.generate`. The engine samples with the weights of the last `update`, not with `model`.
 
         Raises:
             UserError: for a temperature between 0 and 0.01, or an answer that does not fit the request.
@@ -137,7 +137,7 @@ class CopyGenerator(Generator):
         answers = self.answers(questions, request, progress)
         for answer, question in zip(answers, questions, strict=True):
             check_answer(answer, request, question.longest)
-        return assembled(answers, request, next(model.parameters()).device)
+        return assembled(answers, request)
 
 
 def seeds(streams: Sequence[Stream]) -> list[int]:
@@ -182,13 +182,12 @@ def check_answer(answer: Answer, request: Request, longest: int) -> None:
         )
 
 
-def assembled(answers: Sequence[Answer], request: Request, device: torch.device) -> Responses:
+def assembled(answers: Sequence[Answer], request: Request) -> Responses:
     """Return answers as tensors.
 
     Args:
         answers: one a response of the request, in its order.
         request: what they answer. If it truncates the vocabulary, log-probabilities become NaN; see `CopyGenerator`.
-        device: of the tensors.
     """
     prompt_ids, prompt_mask = pad_left([prompt.input_ids for prompt in request.row_prompts], request.pad_id)
     ids, mask = pad_right([answer.ids for answer in answers], request.pad_id)
@@ -198,10 +197,10 @@ def assembled(answers: Sequence[Answer], request: Request, device: torch.device)
     ]
     logprobs: Tensor = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return Responses(
-        prompt_ids=prompt_ids.to(device),
-        prompt_mask=prompt_mask.to(device),
-        response_ids=ids.to(device),
-        response_mask=mask.to(device),
-        logprobs=logprobs.float().to(device),
-        truncated=torch.tensor([not has_ended(answer, request) for answer in answers], device=device),
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        response_ids=ids,
+        response_mask=mask,
+        logprobs=logprobs.float(),
+        truncated=torch.tensor([not has_ended(answer, request) for answer in answers]),
     )

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaModel, LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RMSNorm
 
-from rl_lightning.generation.slots import Slots
+from rl_lightning.generation.slots import Slots, narrow
 from rl_lightning.models.noise import hooked_by_others
 
 #: Families whose step is the same: norms before attention and before the feed-forward layer, rotary positions.
@@ -52,11 +52,11 @@ def _written_out(model: LlamaForCausalLM) -> Step:
         rotation = _rotation(*body.rotary_emb(states, position_ids=given["position_ids"]))
         for layer, cache in zip(layers, slots.layers, strict=True):
             attention = layer.self_attn
-            query, key, value = _projected(attention, _normed(layer.input_layernorm, states), rotation)
+            query, key, value = _projected(attention, narrow(_normed(layer.input_layernorm, states)), rotation)
             seen = cache.update(key, value)
             read, _ = attend(attention, query, *seen, given["attention_mask"], scaling=attention.scaling)
             states = states + attention.o_proj(read.flatten(2))
-            states = states + layer.mlp(_normed(layer.post_attention_layernorm, states))
+            states = states + layer.mlp(narrow(_normed(layer.post_attention_layernorm, states)))
         logits: Tensor = model.lm_head(_normed(body.norm, states))[:, -1]
         return logits
 
@@ -82,7 +82,7 @@ def _projected(
     # Queries and keys are rotated together, (n, 1, heads + kv_heads, D): x cos + roll(x) sin, half the operations.
     both = torch.cat([query, key], 2)
     cos, sin = rotation
-    rotated = torch.addcmul(both * cos, both.roll(attention.head_dim // 2, -1), sin)
+    rotated = narrow(torch.addcmul(both * cos, both.roll(attention.head_dim // 2, -1), sin))
     query, key = rotated.split([query.shape[2], key.shape[2]], 2)
     return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 

@@ -9,23 +9,25 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from rl_lightning.generation.base import Request, Responses
 from rl_lightning.generation.decoding import decoding_step
 from rl_lightning.generation.kept import Kept, Layers, Past, closed_up, side_by_side
 from rl_lightning.generation.options import Sampling
 from rl_lightning.generation.sampling import check_drawn, uniforms
-from rl_lightning.generation.slots import Slots
+from rl_lightning.generation.slots import Slots, narrow
 from rl_lightning.models.families import accepts
 from rl_lightning.models.forward import padded
 from rl_lightning.padding import pad_left
 from rl_lightning.stopping import StopStrings
+from rl_lightning.travel import carried
 
 #: Prompt tokens read in one pass.
 _PREFILL_TOKENS = 8192
 
 #: New prompts are read once this share of the slots is free: a pass over few prompts costs nearly as much as over many.
-_REFILL_AT = 1 / 8
+REFILL_AT = 1 / 8
 
 #: Draws the next token of n responses from logits (n, V): see `NativeGenerator.draw`.
 Draw = Callable[[Tensor, Tensor, Sampling, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -58,14 +60,16 @@ class Batch:
     def empty(cls, request: Request, device: torch.device) -> Batch:
         """Return a table without a token yet, with the random numbers of every response."""
         rows, columns = len(request.streams), max(request.row_caps)
+        stops = torch.tensor(sorted(request.stop_ids))
+        known = carried([torch.tensor(request.row_caps), uniforms(request.streams, columns), stops], device)
         return cls(
             ids=torch.full((rows, columns), request.pad_id, device=device),
             logprobs=torch.zeros(rows, columns, dtype=torch.float32, device=device),
             lengths=torch.zeros(rows, dtype=torch.long, device=device),
             stopped=torch.zeros(rows, dtype=torch.bool, device=device),
-            caps=torch.tensor(request.row_caps, device=device),
-            uniforms=uniforms(request.streams, columns).to(device),
-            stops=torch.tensor(sorted(request.stop_ids), device=device),
+            caps=known[0],
+            uniforms=known[1],
+            stops=known[2],
             strings=request.stop_strings,
         )
 
@@ -106,19 +110,29 @@ class Batch:
         Raises:
             UserError: if logits were not finite.
         """
-        check_drawn(self.logprobs)
-        device = self.ids.device
+        ids, logprobs, lengths, stopped = carried([self.ids, self.logprobs, self.lengths, self.stopped], "cpu")
+        check_drawn(logprobs)
         prompts = pad_left([prompt.input_ids for prompt in request.prompts], request.pad_id)
-        prompt_ids, prompt_mask = (part.to(device).repeat_interleave(request.group_size, 0) for part in prompts)
-        width = int(self.lengths.max())
+        prompt_ids, prompt_mask = (part.repeat_interleave(request.group_size, 0) for part in prompts)
+        width = int(lengths.max())
         return Responses(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
-            response_ids=self.ids[:, :width],
-            response_mask=torch.arange(width, device=device) < self.lengths[:, None],
-            logprobs=self.logprobs[:, :width],
-            truncated=~self.stopped,
+            response_ids=ids[:, :width],
+            response_mask=torch.arange(width) < lengths[:, None],
+            logprobs=logprobs[:, :width],
+            truncated=~stopped,
         )
+
+
+class _FirstRead(DynamicLayer):
+    """Begins as what it is first given; transformers' own makes an empty tensor on the host and moves it, for every layer."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Set what new keys and values, (N, heads, P, D) each, are appended to: none."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
 
 
 class _Filled(Protocol):
@@ -129,7 +143,7 @@ class _Filled(Protocol):
 
 
 @dataclass
-class _Prefilled:
+class Prefilled:
     """N prompts that have been read, and responses to them that wait for a slot.
 
     Args:
@@ -172,7 +186,7 @@ class Decoding:
     kept: Kept | None = None
     work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "rows": 0, "prefill_rows": 0, "seen": 0})
     _next: int = 0
-    _prefilled: _Prefilled | None = None
+    _prefilled: Prefilled | None = None
 
     def to_the_end(self, batch: Batch) -> Iterator[list[int]]:
         """Sample until every response has ended; yield, step by step, the numbers of those that have."""
@@ -182,7 +196,7 @@ class Decoding:
         step = decoding_step(self.model)
         while active or self._is_waiting:
             free = self.most - len(active)
-            if not active or (self._is_waiting and free >= max(1, self.most * _REFILL_AT)):
+            if not active or (self._is_waiting and free >= max(1, self.most * REFILL_AT)):
                 part = self._prefill(free)
                 # Responses that get a slot now; each draws its first token from the logits of its own prompt.
                 chosen, part.waiting = part.waiting[:free], part.waiting[free:]
@@ -223,8 +237,12 @@ class Decoding:
         """Keep the cache of a response that has ended; its last token has not been read."""
         assert self.kept is not None
         prompt = self.request.prompts[row // self.request.group_size].input_ids
-        read = [*prompt, *batch.ids[row, : int(batch.lengths[row]) - 1].tolist()]
-        self.kept.put(self.request.streams[row], read, layers)
+        self.kept.put(self.request.streams[row], [*prompt, *self.said(batch, row)[:-1]], layers)
+
+    def said(self, batch: Batch, row: int) -> list[int]:
+        """Return the tokens of a response."""
+        said: list[int] = batch.ids[row, : int(batch.lengths[row])].tolist()
+        return said
 
     @property
     def _is_waiting(self) -> bool:
@@ -239,7 +257,7 @@ class Decoding:
         tokens, logprobs = self.draw(logits, uniform, self.request.sampling, index, columns)
         return tokens, batch.write(index, tokens, logprobs)
 
-    def _prefill(self, free: int) -> _Prefilled:
+    def _prefill(self, free: int) -> Prefilled:
         """Return prompts that have been read and have responses without a slot: those of the last call, or the next ones.
 
         Args:
@@ -263,7 +281,7 @@ class Decoding:
         waiting = [
             ((first + prompt) * samples + sample, prompt) for prompt in range(len(chosen)) for sample in range(samples)
         ]
-        return _Prefilled(layers, mask, logits, waiting)
+        return Prefilled(layers, mask, logits, waiting)
 
     def _past(self, prompt: int) -> Past | None:
         """Return what is kept of the response that a prompt goes on with; there is one a prompt."""
@@ -283,12 +301,12 @@ class Decoding:
             the last token of each prompt.
         """
         new = [ids[len(past.ids) :] for ids, past in zip(prompts, pasts, strict=True)] if pasts else prompts
-        device = next(self.model.parameters()).device
         # (N, P) with P the longest of these prompts; `logits_to_keep` spares the head all columns but the last.
-        ids, mask = (part.to(device) for part in pad_left(new, self.request.pad_id))
-        self.work["prefill_rows"] += int(mask.sum())
+        ids, mask = carried(pad_left(new, self.request.pad_id), next(self.model.parameters()).device)
+        self.work["prefill_rows"] += sum(map(len, new))
         keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
         cache = DynamicCache(config=self.model.config)
+        cache.layers = [_FirstRead() if type(layer) is DynamicLayer else layer for layer in cache.layers]
         if pasts:
             before, known = side_by_side(pasts)
             for number, (keys, values) in enumerate(before):
@@ -298,7 +316,7 @@ class Decoding:
         if "position_ids" in given:  # those of the new columns
             given["position_ids"] = cast(Tensor, given["position_ids"])[:, -ids.shape[1] :]
         output = self.model(**given, **keep, past_key_values=cache, use_cache=True)
-        layers = [(layer.keys, layer.values) for layer in cast("list[_Filled]", cache.layers)]
+        layers = [(narrow(layer.keys), narrow(layer.values)) for layer in cast("list[_Filled]", cache.layers)]
         if pasts:
             layers, mask = closed_up(layers, mask)
         return layers, mask, output.logits[:, -1]

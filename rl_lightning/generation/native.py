@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,11 +14,13 @@ from transformers import PreTrainedModel
 
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Finished, Generator, Progress, Request, Responses
-from rl_lightning.generation.blocked import blocked_weights
+from rl_lightning.generation.blocked import blocked_weights, narrow_weights
 from rl_lightning.generation.kept import Kept
 from rl_lightning.generation.loop import Batch, Decoding
 from rl_lightning.generation.options import Sampling
+from rl_lightning.generation.room import room_for
 from rl_lightning.generation.sampling import draw
+from rl_lightning.generation.steady import Replayed, SteadyDecoding
 from rl_lightning.generation.transformers import TransformersGenerator
 from rl_lightning.measures import Sum
 from rl_lightning.models.families import unlike_plain_attention
@@ -34,19 +38,23 @@ class NativeGenerator(Generator):
 
     Args:
         max_tokens: prompt and response tokens that the cache has room for. It bounds memory and changes no response: as many
-            responses are sampled side by side as fit.
+            responses are sampled side by side as fit. If null, 65,536 on a CPU, and on a GPU what fits into half of its free memory.
         max_rows: responses sampled side by side; no bound but `max_tokens` if null.
         bf16: multiply in bfloat16, whatever the precision of training. It is faster where the processor has instructions for it.
             The log-probabilities then differ from the trainer's, and online algorithms correct for that.
+        graphs: replay decoding steps from CUDA graphs, on a GPU; see `rl_lightning.generation.steady`.
     """
 
-    def __init__(self, max_tokens: int = 65536, max_rows: int | None = None, bf16: bool = False) -> None:
+    def __init__(
+        self, max_tokens: int | None = None, max_rows: int | None = None, bf16: bool = False, graphs: bool = False
+    ) -> None:
         for name, value in (("max_tokens", max_tokens), ("max_rows", max_rows)):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
         self.max_tokens = max_tokens
         self.max_rows = max_rows
         self.bf16 = bf16
+        self.graphs = graphs
         if bf16:
             self.samples_from_copy = True
         self._work: dict[str, float] = {}
@@ -93,31 +101,40 @@ class NativeGenerator(Generator):
         reason = _unlike_what_slots_hold(model, capacity)
         if reason is not None:
             return self._through_transformers(reason, model, request, progress)
-        if capacity > self.max_tokens:
+        room = self.max_tokens or room_for(model)
+        if capacity > room:
             raise UserError(
-                f"NativeGenerator.max_tokens={self.max_tokens} has no room for one response: the longest prompt and "
+                f"NativeGenerator.max_tokens={room} has no room for one response: the longest prompt and "
                 f"max_new_tokens={request.sampling.max_new_tokens} make {capacity} tokens: raise "
                 "max_tokens, or shorten one of them"
             )
-        most = min(self.max_tokens // capacity, self.max_rows or rows, rows)
+        most = min(room // capacity, self.max_rows or rows, rows)
         # Where responses begin anew, nothing of earlier ones is of use: the weights may have changed since.
         before = self._kept if any(len(stream) > 2 for stream in request.streams) else None
         held = 0 if before is None else before.held
-        self._kept = Kept(self.max_tokens - most * capacity - held) if request.goes_on else None
-        run = Decoding(self.draw, cast(PreTrainedModel, model), request, most, before, self._kept)
+        self._kept = Kept(room - most * capacity - held) if request.goes_on else None
         batch = Batch.empty(request, next(model.parameters()).device)
+        run = self._decoding(batch.ids.device)(
+            self.draw, cast(PreTrainedModel, model), request, most, before, self._kept
+        )
         done = 0
-        with self._precision(batch.ids.device), blocked_weights(model, most):
+        with self._precision(batch.ids.device), blocked_weights(model, most), narrow_weights(model):
             for ended in run.to_the_end(batch):
                 done += len(ended)
                 if finished is not None:
                     for row in ended:
-                        finished(row, batch.ids[row, : int(batch.lengths[row])].tolist())
+                        finished(row, run.said(batch, row))
                 if progress is not None:
                     progress(done, rows)
         for name, count in run.work.items():
             self._work[f"work/{name}"] = Sum(self._work.get(f"work/{name}", 0) + count)
         return batch.responses(request)
+
+    def _decoding(self, device: torch.device) -> Callable[..., Decoding]:
+        """Return the loop of a device: where the host runs ahead, one that waits for it seldom."""
+        if device.type != "cuda":
+            return Decoding
+        return partial(SteadyDecoding, replayed=Replayed() if self.graphs else None)
 
     def _precision(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
         return torch.autocast(device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
@@ -129,7 +146,7 @@ class NativeGenerator(Generator):
         if type(model) not in self._told:
             self._told.add(type(model))
             log.warning("%s %s: sampled by its own generate, which is slower", type(model).__name__, reason)
-        rows = max(1, self.max_tokens // request.longest_row)
+        rows = max(1, (self.max_tokens or room_for(model)) // request.longest_row)
         other = TransformersGenerator(min(rows, self.max_rows or rows))
         with self._precision(next(model.parameters()).device):
             return other.generate(model, request, progress)

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from rl_lightning.travel import carried
+
 
 class StepInputs(TypedDict):
     """The arguments of a model's forward pass over the next token of n rows.
@@ -60,7 +62,7 @@ class Slots:
         self._ends = torch.zeros(count, dtype=torch.long, device=device)
         self._columns: list[int] = []
         self._rows = torch.arange(count, device=device)
-        self.layers: list[_SlotLayer] = []
+        self.layers: list[SlotLayer] = []
         self.cache = Cache(layers=[])
 
     @property
@@ -77,7 +79,7 @@ class Slots:
             owner: (n,) long; the prompt, 0 to N - 1, that each new row begins with.
         """
         if not self.layers:
-            self.layers = [_SlotLayer(self, keys, values) for keys, values in prompts]
+            self.layers = [SlotLayer(self, keys, values) for keys, values in prompts]
             self.cache.layers = [*self.layers]
         new, width = slice(self.used, self.used + len(owner)), mask.shape[1]
         for layer, (keys, values) in zip(self.layers, prompts, strict=True):
@@ -117,7 +119,7 @@ class Slots:
             order[hole] = mover
         if holes:
             width = max(self._columns)
-            to, source = (torch.tensor(rows, device=self._rows.device) for rows in (holes, movers))
+            to, source = carried([torch.tensor(holes), torch.tensor(movers)], self._rows.device)
             for table in [table for layer in self.layers for table in (layer.keys, layer.values)]:
                 table[:, :, :width].index_copy_(0, to, table[:, :, :width].index_select(0, source))
             for state in (self._bias, self._positions, self._ends):
@@ -145,7 +147,7 @@ class Slots:
         self._ends[: self.used] += 1
         self._columns = [column + 1 for column in self._columns]
 
-    def write(self, layer: _SlotLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, layer: SlotLayer, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values of one token of every row in use.
 
         Args:
@@ -161,11 +163,18 @@ class Slots:
             layer.keys[place], layer.values[place] = keys, values
         else:
             place = (self._rows[: self.used], slice(None), self._ends[: self.used])
-            layer.keys[place], layer.values[place] = keys[:, :, 0], values[:, :, 0]
+            layer.keys[place] = keys[:, :, 0].to(layer.keys.dtype)
+            layer.values[place] = values[:, :, 0].to(layer.values.dtype)
         return layer.keys[: self.used, :, :width], layer.values[: self.used, :, :width]
 
 
-class _SlotLayer(DynamicLayer):
+def narrow(table: Tensor) -> Tensor:
+    """Return keys or values in the dtype that attention reads them in: that of autocast, where they may be float32 after a rotation."""
+    device = table.device.type
+    return table.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else table
+
+
+class SlotLayer(DynamicLayer):
     """The keys and values of one layer, (count, heads, capacity, D) each, as a cache layer of transformers.
 
     Args:

@@ -21,6 +21,7 @@ from rl_lightning.generation.base import Finished, Generator, Progress, Request,
 from rl_lightning.generation.sampling import check_drawn, draw, uniforms
 from rl_lightning.padding import pad_left, pad_right
 from rl_lightning.stopping import StopStrings
+from rl_lightning.travel import carried
 
 
 class TransformersGenerator(Generator):
@@ -80,17 +81,18 @@ class TransformersGenerator(Generator):
                 )
             turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
             mask = torch.arange(turn_ids.shape[1], device=device) < drawing.lengths[:, None]
-            stopped.append(drawing.stopped)
+            turn_ids, turn_logprobs, mask, ended = carried([turn_ids, turn_logprobs, mask, drawing.stopped], "cpu")
+            stopped.append(ended)
             check_drawn(turn_logprobs[mask])
             ids += [row[kept].tolist() for row, kept in zip(turn_ids, mask, strict=True)]
             logprobs += [row[kept] for row, kept in zip(turn_logprobs, mask, strict=True)]
         prompt_ids, prompt_mask = pad_left(prompts, request.pad_id)
         response_ids, response_mask = pad_right(ids, request.pad_id)
         return Responses(
-            prompt_ids=prompt_ids.to(device),
-            prompt_mask=prompt_mask.to(device),
-            response_ids=response_ids.to(device),
-            response_mask=response_mask.to(device),
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            response_ids=response_ids,
+            response_mask=response_mask,
             logprobs=torch.nn.utils.rnn.pad_sequence(logprobs, batch_first=True),
             truncated=~torch.cat(stopped),
         )

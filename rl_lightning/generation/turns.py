@@ -188,7 +188,7 @@ class Turns:
         return None if progress is None else lambda done, of: progress(total - live, total)
 
     def _responses(self, rows: Sequence[_Row]) -> Responses:
-        pad_id, device = self.request.pad_id, next(self.model.parameters()).device
+        pad_id = self.request.pad_id
         prompt_ids, prompt_mask = pad_left([row.prompt for row in rows], pad_id)
         response_ids, attention = pad_right([row.ids for row in rows], pad_id)
         turns, _ = pad_right([row.turns for row in rows], 0)
@@ -196,12 +196,12 @@ class Turns:
             [torch.tensor(row.logprobs) for row in rows], batch_first=True
         )
         return Responses(
-            prompt_ids=prompt_ids.to(device),
-            prompt_mask=prompt_mask.to(device),
-            response_ids=response_ids.to(device),
-            response_mask=(turns > 0).to(device),
-            logprobs=logprobs.float().to(device),
-            truncated=torch.tensor([row.truncated for row in rows], device=device),
-            turns=turns.to(device),
-            attention=attention.to(device),
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            response_ids=response_ids,
+            response_mask=turns > 0,
+            logprobs=logprobs.float(),
+            truncated=torch.tensor([row.truncated for row in rows]),
+            turns=turns,
+            attention=attention,
         )

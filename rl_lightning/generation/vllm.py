@@ -93,6 +93,7 @@ class VLLMGenerator(CopyGenerator):
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
             "trust_remote_code": files.options.trust_remote_code,
+            **({"gpu_memory_utilization": free_share(device)} if device.type == "cuda" else {}),
             **self.engine,
         }
         shards = options.get("tensor_parallel_size", 1)
@@ -221,6 +222,13 @@ class VLLMGenerator(CopyGenerator):
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
         self.snapshots.close()
+
+
+def free_share(device: torch.device) -> float:
+    """Return the share of a GPU's memory that an engine beside the trainer may have: what is free, less a twentieth of it. vLLM refuses
+    to start where less is free than the share that it is given, 0.92 by default."""
+    free, total = torch.cuda.mem_get_info(device)
+    return round(0.95 * free / total, 3)
 
 
 def _answer(output: Any) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from rl_lightning.errors import UserError
 from rl_lightning.generation.background import in_background
 from rl_lightning.generation.base import Progress, Request
-from rl_lightning.generation.connection import Connection, Refused
+from rl_lightning.generation.connection import Connection, Lost, Refused
 from rl_lightning.generation.copies import Answer, CopyGenerator, Question
 from rl_lightning.generation.snapshots import Snapshots, together
 from rl_lightning.measures import Sum
@@ -29,7 +30,10 @@ _HOW_TO_START = "start it as VLLM_SERVER_DEV_MODE=1 vllm serve DIRECTORY --logpr
 
 
 class VLLMServerGenerator(CopyGenerator):
-    """Samples with a server of vLLM that is running already, on this machine or another; all ranks use the same one.
+    """Samples with servers of vLLM that are running already, on this machine or others; all ranks use the same ones.
+
+    Requests are spread over the servers. What a server that is lost was asked for, the others are asked for; when it is back it is given
+    the weights at the next update, and takes part again.
 
     Weights are handed over through a directory that trainer and server both see: rank 0 writes it, and the server's workers
     read it. The server has the endpoints for that in its development mode only. That mode gives anybody who reaches the server
@@ -40,10 +44,11 @@ class VLLMServerGenerator(CopyGenerator):
 
     Args:
         url: address of the server, such as http://localhost:8000.
-        directory: where weights are handed over; the server must see it under the same path.
-        concurrency: requests of each rank at a time.
+        directory: where weights are handed over; the servers must see it under the same path.
+        concurrency: requests of each rank at a time, to all servers together.
         timeout_s: seconds to wait for one response, or for an update.
         retries: times that a request is sent again after a lost connection; counted as `generator/retries`.
+        urls: addresses of further servers.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class VLLMServerGenerator(CopyGenerator):
         concurrency: int = 64,
         timeout_s: float = 600.0,
         retries: int = 3,
+        urls: list[str] | None = None,
     ) -> None:
         super().__init__()
         if directory is None:
@@ -65,44 +71,86 @@ class VLLMServerGenerator(CopyGenerator):
                 f"concurrency and timeout_s must be above 0 and retries at least 0, not {concurrency}, {timeout_s:g} and {retries}"
             )
         self.concurrency = concurrency
-        self.server = Connection(url, timeout_s, retries)
+        self.servers = [Connection(one, timeout_s, retries) for one in dict.fromkeys([url, *(urls or [])])]
         self.snapshots = Snapshots(directory, shared=True)
-        self._model = ""
+        #: The servers that have the weights → the name that each has given the model.
+        self._models: dict[Connection, str] = {}
+        self._losing = threading.Lock()
 
     # ------------------------------------------------------------------- weights
 
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
-        """Write the weights to the directory and have the server reload them; the first time, check the server's settings."""
-        if not self._model:
-            (self._model, *_) = together(lambda: self._look(model))
+        """Write the weights to the directory and have the servers reload them; check the settings of those that are new, or back."""
+        together(lambda: self._look_at_all(model))
         snapshot, writes = self.snapshots.write(model)
-        together(lambda: self._reload(snapshot) if writes else None)
+        given = together(lambda: self._give(snapshot) if writes else [])
+        urls = {url for urls in given for url in urls}
+        self._models = {server: name for server, name in self._models.items() if server.url in urls}
         self.snapshots.forget(snapshot)
 
-    def _look(self, model: nn.Module) -> str:
-        """Check the server's settings; return the name of the served model.
+    def _look_at_all(self, model: nn.Module) -> None:
+        """Check the settings of every server that has no weights yet.
+
+        Raises:
+            Lost: if none can be reached.
+        """
+        missing: Lost | None = None
+        for server in self.servers:
+            if server not in self._models:
+                try:
+                    self._models[server] = self._look(server, model)
+                except Lost as error:
+                    missing = error
+                    log.warning("The vLLM server at %s takes no part: %s", server.url, error)
+        if missing is not None and not self._models:
+            raise missing
+
+    def _give(self, snapshot: Path) -> list[str]:
+        """Have every server reload the weights; return the addresses of those that did."""
+        for server in list(self._models):
+            try:
+                self._reload(server, snapshot)
+            except Lost as error:
+                self._lose(server, error)
+        return [server.url for server in self._models]
+
+    def _lose(self, server: Connection, error: Lost) -> None:
+        """Go on without a server until the next update.
+
+        Raises:
+            Lost: if there is no other.
+        """
+        with self._losing:
+            if self._models.pop(server, None) is not None:
+                log.warning("Going on without the vLLM server at %s: %s", server.url, error)
+                self.count("generator/lost_servers", Sum(1))
+            if not self._models:
+                raise error
+
+    def _look(self, server: Connection, model: nn.Module) -> str:
+        """Check a server's settings; return the name of the served model.
 
         Raises:
             UserError: for a server that serves another model, or reports log-probabilities before the temperature.
         """
-        served = self._ask("GET", "/v1/models")["data"][0]
-        info = self._ask("GET", "/server_info?config_format=json", "its development mode is off")["vllm_config"]
+        served = self._ask(server, "GET", "/v1/models")["data"][0]
+        info = self._ask(server, "GET", "/server_info?config_format=json", "its development mode is off")["vllm_config"]
         mode = info["model_config"]["logprobs_mode"]
         if mode != "processed_logprobs":
             raise UserError(
-                f"the vLLM server at {self.server.url} reports {mode}, not log-probabilities at the sampling temperature: {_HOW_TO_START}"
+                f"the vLLM server at {server.url} reports {mode}, not log-probabilities at the sampling temperature: {_HOW_TO_START}"
             )
-        self._check_vocabulary(served["id"], model)
-        self._check_head(served["root"], info["device_config"]["device"], model)
+        self._check_vocabulary(server, served["id"], model)
+        self._check_head(server, served["root"], info["device_config"]["device"], model)
         return str(served["id"])
 
-    def _check_vocabulary(self, name: str, model: nn.Module) -> None:
+    def _check_vocabulary(self, server: Connection, name: str, model: nn.Module) -> None:
         """Compare vocabularies: the server must know the policy's last token id, V - 1, and refuse V."""
         size = cast(PreTrainedModel, model).config.get_text_config().vocab_size
         for token, known in ((size - 1, True), (size, False)):
             body = {"model": name, "prompt": [token], "max_tokens": 1}
             try:
-                self.server.ask("POST", "/v1/completions", body)
+                server.ask("POST", "/v1/completions", body)
                 answers = True
             except Refused as refusal:
                 if "out of vocabulary" not in refusal.reason:
@@ -110,11 +158,11 @@ class VLLMServerGenerator(CopyGenerator):
                 answers = False
             if answers != known:
                 raise UserError(
-                    f"the vLLM server at {self.server.url} has {'more' if answers else 'fewer'} than the {size} tokens of the "
+                    f"the vLLM server at {server.url} has {'more' if answers else 'fewer'} than the {size} tokens of the "
                     "policy: have it serve the policy"
                 )
 
-    def _check_head(self, root: str, device: str, model: nn.Module) -> None:
+    def _check_head(self, server: Connection, root: str, device: str, model: nn.Module) -> None:
         """Refuse a server on a CPU whose language-model head would keep its first weights; see `save_snapshot`."""
         tied = cast(PreTrainedModel, model).config.get_text_config().tie_word_embeddings
         config = Path(root) / "config.json"
@@ -122,13 +170,14 @@ class VLLMServerGenerator(CopyGenerator):
             return
         if json.loads(config.read_text()).get("tie_word_embeddings", True):
             raise UserError(
-                f"the vLLM server at {self.server.url} runs on a CPU with a head that shares the weights of the embeddings, "
+                f"the vLLM server at {server.url} runs on a CPU with a head that shares the weights of the embeddings, "
                 "and updates would not reach that head: start it from a directory that python -m rl_lightning.generation.export has written"
             )
 
-    def _reload(self, snapshot: Path) -> None:
+    def _reload(self, server: Connection, snapshot: Path) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(snapshot)}}
         self._ask(
+            server,
             "POST",
             "/collective_rpc",
             f"it could not load {snapshot}: check that it sees that directory and serves this policy, and restart it, because its "
@@ -136,15 +185,17 @@ class VLLMServerGenerator(CopyGenerator):
             body,
         )
         # Cached keys and values of prompts come from the old weights.
-        if not self._ask("POST", "/reset_prefix_cache")["success"]:
+        if not self._ask(server, "POST", "/reset_prefix_cache")["success"]:
             raise UserError(
-                f"the vLLM server at {self.server.url} could not drop its cache of prompts after an update, because it is "
+                f"the vLLM server at {server.url} could not drop its cache of prompts after an update, because it is "
                 "answering others: it can serve one run at a time"
             )
 
-    def _ask(self, method: str, path: str, hint: str = "", body: Mapping[str, object] | None = None) -> Any:
+    def _ask(
+        self, server: Connection, method: str, path: str, hint: str = "", body: Mapping[str, object] | None = None
+    ) -> Any:
         try:
-            return self.server.ask(method, path, body)
+            return server.ask(method, path, body)
         except Refused as refusal:
             what = hint if not hint.startswith("its") else f"{hint}: {_HOW_TO_START}"
             raise UserError(f"{refusal}{'; ' if what else ''}{what}") from refusal
@@ -163,7 +214,7 @@ class VLLMServerGenerator(CopyGenerator):
         answers: dict[int, Answer] = {}
         try:
             with in_background(
-                lambda number: self._answer(questions[number], request), len(questions), self.concurrency
+                lambda number: self._answer(number, questions[number], request), len(questions), self.concurrency
             ) as ended:
                 while len(answers) < len(questions):
                     answers |= ended(_LOOK_EVERY_S)
@@ -173,10 +224,9 @@ class VLLMServerGenerator(CopyGenerator):
             self._count_retries()
         return [answers[number] for number in range(len(questions))]
 
-    def _answer(self, question: Question, request: Request) -> Answer:
+    def _answer(self, number: int, question: Question, request: Request) -> Answer:
         sampling, strings = request.sampling, request.stop_strings
         body = {
-            "model": self._model,
             "prompt": question.prompt,
             "seed": question.seed,
             "max_tokens": question.longest,
@@ -196,24 +246,37 @@ class VLLMServerGenerator(CopyGenerator):
         }
         if strings is not None:
             body |= {"stop": list(strings.strings), "include_stop_str_in_output": True}
-        try:
-            (choice,) = self.server.ask("POST", "/v1/completions", body)["choices"]
-        except Refused as refusal:
-            raise UserError(str(refusal)) from refusal
+        (choice,) = self._completed(number, body)["choices"]
         ids, said = choice["token_ids"], choice["logprobs"] or {}
         logprobs = said.get("token_logprobs") or [None] * len(ids)
         # The server may look for stop strings only every few tokens: cut off what it sampled behind one.
         length = None if strings is None else strings.end(ids)
         return Answer(ids[:length], logprobs[:length])
 
+    def _completed(self, number: int, body: dict[str, object]) -> Any:
+        """Return what a server answers; where it is lost, what another one does. Request `number` begins with its own server."""
+        while True:
+            with self._losing:
+                serving = list(self._models.items())
+            if not serving:
+                raise Lost("no vLLM server is left to answer: start one, and the run again from its last checkpoint")
+            server, name = serving[number % len(serving)]
+            try:
+                return server.ask("POST", "/v1/completions", {"model": name, **body})
+            except Refused as refusal:
+                raise UserError(str(refusal)) from refusal
+            except Lost as error:
+                self._lose(server, error)
+
     def _count_retries(self) -> None:
-        lost = self.server.take_lost()
-        if lost:
-            log.warning("The connection to the vLLM server at %s was lost %d time(s)", self.server.url, lost)
-            self.count("generator/retries", Sum(lost))
+        for server in self.servers:
+            lost = server.take_lost()
+            if lost:
+                log.warning("The connection to the vLLM server at %s was lost %d time(s)", server.url, lost)
+                self.count("generator/retries", Sum(lost))
 
     def close(self) -> None:
         """Remove the weights that were handed over. A later `update` checks the server again."""
         super().close()
-        self._model = ""
+        self._models = {}
         self.snapshots.close()

@@ -14,8 +14,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 from rl_lightning.errors import UserError
 from rl_lightning.models.forward import accepts
 from rl_lightning.models.loading import PolicyFiles
+from rl_lightning.models.packed_attention import masks_on_host
 from rl_lightning.models.reading import without_load_report
 from rl_lightning.models.seeding import seeded
+from rl_lightning.travel import carried, on_host
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +143,12 @@ def classifier_logits(model: nn.Module, input_ids: Tensor, attention_mask: Tenso
         input_ids, attention_mask: (B, T).
     """
     config = cast(PreTrainedModel, model).config
-    order = attention_mask.long().argsort(stable=True, dim=1, descending=True)
-    lengths = attention_mask.sum(1)
-    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths.unsqueeze(1)
-    ids = input_ids.gather(1, order)[:, : mask.shape[1]].masked_fill(~mask, config.get_text_config().pad_token_id)
+    here, real = on_host(input_ids), on_host(attention_mask)
+    order, lengths = real.long().argsort(stable=True, dim=1, descending=True), real.sum(1)
+    mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    ids = here.gather(1, order)[:, : mask.shape[1]].masked_fill(~mask, config.get_text_config().pad_token_id)
+    ids, mask = carried([ids, mask], input_ids.device)
     extra = {"use_cache": False} if accepts(model, "use_cache") else {}
-    logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), **extra).logits
+    given = mask if masks_on_host(model, mask) else mask.long()
+    logits: Tensor = model(input_ids=ids, attention_mask=given, **extra).logits
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from rl_lightning.functional import entropy_from_logits, logprobs_from_logits
 from rl_lightning.models.families import accepts
 from rl_lightning.models.head import Entropy, read_instead
-from rl_lightning.models.packed_attention import packed, packs
+from rl_lightning.models.packed_attention import masks_on_host, packed, packs
 from rl_lightning.models.packing import Packing
+from rl_lightning.travel import carried, on_host
 from rl_lightning.types import Rows
 
 #: Model → whether its output is what its head returns, unchanged. Only then may the head return something else than logits.
@@ -36,7 +37,9 @@ def position_ids(attention_mask: Tensor) -> Tensor:
 
 def padded(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, object]:
     """Return the arguments of a model's forward for padded rows, (B, T)."""
-    arguments: dict[str, object] = {"input_ids": input_ids, "attention_mask": attention_mask.long()}
+    # The mask as it is, so that the host's copy of it is found: see `packed_attention.py`.
+    mask = attention_mask if masks_on_host(model, attention_mask) else attention_mask.long()
+    arguments: dict[str, object] = {"input_ids": input_ids, "attention_mask": mask}
     if accepts(model, "position_ids"):
         arguments["position_ids"] = position_ids(attention_mask)
     return arguments
@@ -95,12 +98,12 @@ def layout(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, width: i
         The arguments; and (B, R + 1) long, the position that predicts each response token, and last the position of the last
         token itself. Positions are counted row by row over the whole pass. Do not read columns beyond a response.
     """
-    if packs(model) or packs(model, int(attention_mask.sum(1).max())):
+    if packs(model) or packs(model, int(on_host(attention_mask).sum(1).max())):
         rows = Packing(input_ids, attention_mask, width)
         return packed(rows), rows.before
     count, length = input_ids.shape
-    places = torch.arange(count * length, device=input_ids.device).view(count, length)
-    return padded(model, input_ids, attention_mask), places[:, -width - 1 :]
+    places = torch.arange(count * length).view(count, length)[:, -width - 1 :]
+    return padded(model, input_ids, attention_mask), carried([places], input_ids.device)[0]
 
 
 def read_responses(model: nn.Module, rows: Rows, entropy: Entropy = "none", hidden: bool = False) -> Reading:
@@ -115,15 +118,18 @@ def read_responses(model: nn.Module, rows: Rows, entropy: Entropy = "none", hidd
         hidden: whether to return hidden states.
     """
     arguments, before = layout(model, rows.input_ids, rows.attention_mask, rows.response_length)
-    there = rows.response_attention
     extra = {"output_hidden_states": True} if hidden else {}
-    values, output = _read(
-        model, arguments | extra, before[:, :-1][there], rows.response_ids[there], rows.temperature, entropy
-    )
+    # Which tokens are real is known on the host: what is read where is put together there, and no device is asked.
+    width = rows.response_length
+    there = on_host(rows.attention_mask)[:, -width:]
+    tokens = on_host(rows.input_ids)[:, -width:][there]
+    known = [on_host(before)[:, :-1][there], tokens, there.flatten().nonzero()[:, 0]]
+    positions, tokens, places = carried(known, rows.input_ids.device)
+    values, output = _read(model, arguments | extra, positions, tokens, rows.temperature, entropy)
 
     def table(column: Tensor) -> Tensor:
         """(K,) numbers of all response tokens → (B, R)."""
-        return column.new_zeros(there.shape).masked_scatter(there, column)
+        return column.new_zeros(there.numel()).index_copy(0, places, column).view(there.shape)
 
     states = output.hidden_states[-1].flatten(0, 1)[before] if hidden else None
     return Reading(table(values[0]), table(values[1]), states)

@@ -13,9 +13,26 @@ from torch.nn import functional
 #: Compute no entropy, its value, or its value and gradient; or in its place, as `top`, whether a token is the most probable one: 1 or 0.
 Entropy = Literal["none", "value", "gradient", "top"]
 
-#: Logits held at a time. If a pass has no more than this, they are kept, as probabilities, for the backward pass. If it has
-#: more, they are computed in chunks of this size, once forward and once again backward.
+#: Logits held at a time on a CPU, and on any device at least. If a pass has no more than this, they are kept, as probabilities, for
+#: the backward pass. If it has more, they are computed in chunks of this size, once forward and once again backward.
 LOGITS_AT_ONCE = 1 << 24
+
+#: On a GPU a chunk of logits in float32 takes about one part in so many of the memory that it has in all.
+_PARTS_OF_MEMORY = 64
+
+
+def logits_at_once(device: torch.device) -> int:
+    """Return how many logits are held at a time on a device.
+
+    It follows from the memory that a GPU has, not from what is free: what is computed in which chunk must not differ from run to run.
+
+    Args:
+        device: a GPU of 80 GB holds 2²⁸ logits, 1 GB; at a vocabulary of 152 thousand, those of 1,766 tokens.
+    """
+    if device.type != "cuda":
+        return LOGITS_AT_ONCE
+    numbers = torch.cuda.get_device_properties(device).total_memory // (torch.float32.itemsize * _PARTS_OF_MEMORY)
+    return max(LOGITS_AT_ONCE, 1 << (int(numbers).bit_length() - 1))
 
 
 @contextlib.contextmanager
@@ -47,7 +64,7 @@ def read_instead(
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             chosen, weight, bias = chosen.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        rows = max(1, LOGITS_AT_ONCE // head.out_features)
+        rows = max(1, logits_at_once(hidden.device) // head.out_features)
         with torch.autocast(device, enabled=False):
             found[:] = [_TokenLogprobs.apply(chosen, weight, bias, tokens, temperature, entropy, rows)]
         return found[0]

@@ -16,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from rl_lightning.models.families import unlike_plain_attention
 from rl_lightning.models.packing import Packing
+from rl_lightning.travel import on_host
 
 #: Kernel, by transformers' name → the name that our attention on top of it is registered under. Rows that are not packed go
 #: through transformers' own `sdpa` in both cases.
@@ -45,6 +46,13 @@ def _attention(
     """
     if packing is not None:
         return attend(packing, query, key, value, scaling), None
+    if query.shape[2] == 1 and query.device.type != "cpu" and not dropout and attention_mask is not None:
+        # A decoding step on a GPU, whose kernels for masks know no grouped heads: the heads that share keys are rows of one query.
+        count, shared = query.shape[0], key.shape[1]
+        rows = query.unflatten(1, (shared, -1)).squeeze(3)  # (n, key-value heads, heads of each, D)
+        seen = attention_mask.expand(count, shared, rows.shape[2], -1)
+        grouped = scaled_dot_product_attention(rows, key, value, seen, scale=scaling)
+        return grouped.reshape(count, 1, query.shape[1], -1), None
     if query.shape[2] == 1 and query.device.type == "cpu" and not dropout:
         # A decoding step. SDPA takes grouped keys as they are, which is a third faster than repeating them, as transformers does.
         read_once = scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
@@ -55,9 +63,30 @@ def _attention(
     return read
 
 
+def _mask(attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **sizes: Any) -> Tensor | None:
+    """Return the mask of rows that are not packed: transformers' `sdpa_mask`, which would ask a device whether there is padding.
+
+    Args:
+        attention_mask: (B, T) bool, or None.
+        allow_is_causal_skip: None may be returned where no token is padding.
+        sizes: see `sdpa_mask`.
+    """
+    if attention_mask is not None and attention_mask.device.type != "cpu":
+        whole = bool(on_host(attention_mask).all())
+        attention_mask, allow_is_causal_skip = None if whole else attention_mask, allow_is_causal_skip and whole
+    mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **sizes)
+    return mask
+
+
 for _kernel, _attend in (("sdpa", Packing.attend), ("flex_attention", Packing.attend_whole)):
     AttentionInterface.register(_NAMES[_kernel], partial(_attention, _attend))
-    AttentionMaskInterface.register(_NAMES[_kernel], sdpa_mask)
+    AttentionMaskInterface.register(_NAMES[_kernel], _mask)
+
+
+def masks_on_host(model: nn.Module, attention_mask: Tensor) -> bool:
+    """Return whether a model's mask is made by `_mask`, from a mask on a device."""
+    ours = isinstance(model, PreTrainedModel) and model.config._attn_implementation in _NAMES.values()
+    return ours and attention_mask.device.type != "cpu" and attention_mask.dtype == torch.bool
 
 
 def enable_packing(model: PreTrainedModel) -> None:

@@ -27,7 +27,6 @@ and gives FlexAttention this table as a mask. `packed_attention.py` makes them a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, cached_property
 
 import torch
@@ -36,45 +35,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from rl_lightning.models.blocks import Block, laid_out
 from rl_lightning.models.spread import Spread, Take
-
-#: A further block pays if it saves this many padded tokens: a call of the attention kernel costs about as much.
-_WORTH_A_BLOCK = 256
+from rl_lightning.travel import carried, on_host
 
 #: Bytes. If the padded queries of a layer have more, padded queries, keys and values are not kept for the backward pass but
 #: computed again there.
 _KEEP_BELOW = 1 << 23
-
-
-@dataclass
-class _Block:
-    """Segments of similar length, padded to one width: the batch of one call of the attention kernel.
-
-    All blocks lie behind one another in *padded space*, a table of `Packing._area` slots:
-
-        block 0 (shared trunks)     block 1 (other trunks)      block 2 (branches)
-        a b                         f g h i j k                 c d | e .
-
-    Args:
-        start: first slot of the block in padded space.
-        rows: segments.
-        width: slots per segment.
-        owner: (rows,) long; for branches, the row of each one's trunk in block 0; None for trunks.
-        bias: (rows, 1, width, seen + width), added to the attention scores of branches: 0 or −∞; None for trunks.
-        seen: for branches, the length of the longest of their trunks.
-    """
-
-    start: int
-    rows: int
-    width: int
-    owner: Tensor | None = None
-    bias: Tensor | None = None
-    seen: int = 0
-
-    @property
-    def places(self) -> slice:
-        """The slots of the block in padded space."""
-        return slice(self.start, self.start + self.rows * self.width)
 
 
 class Packing:
@@ -95,7 +62,9 @@ class Packing:
     """
 
     def __init__(self, input_ids: Tensor, attention_mask: Tensor, response_length: int) -> None:
+        # All of this is computed on the host, and travels to the device of the rows in one copy.
         prompt, device = input_ids.shape[1] - response_length, input_ids.device
+        input_ids, attention_mask = on_host(input_ids), on_host(attention_mask)
         mask, position = attention_mask.bool(), attention_mask.long().cumsum(1) - 1
         # Which rows have the prompt of the row above? In the sketch, for rows 0 1 2:
         #   first  1 0 1   a new prompt begins        trunk  0 0 1   number of the row's trunk
@@ -114,64 +83,54 @@ class Packing:
         lengths = torch.cat([in_trunk.sum(1), in_branch.sum(1)])
         starts = lengths.cumsum(0) - lengths
         prompts = mask[:, :prompt].sum(1)
-        self.input_ids = torch.cat([input_ids[heads][in_trunk], input_ids[branches][in_branch]])[None]
-        self.positions = torch.cat([position[heads][in_trunk], position[branches][in_branch]])[None]
+        packed_ids = torch.cat([input_ids[heads][in_trunk], input_ids[branches][in_branch]])[None]
+        positions = torch.cat([position[heads][in_trunk], position[branches][in_branch]])[None]
 
         # Of each row, (B,): where in L its prompt ends, and where its response begins.
         last_of_prompt = starts[trunk] + prompts - 1
         own_start = last_of_prompt + 1  # in a trunk that is a whole row, the response follows the prompt
         own_start[branches] = starts[len(heads) :]
-        column = torch.arange(response_length + 1, device=device).minimum((mask.sum(1) - prompts)[:, None])
-        self.before = torch.where(column == 0, last_of_prompt[:, None], own_start[:, None] + column - 1)
+        column = torch.arange(response_length + 1).minimum((mask.sum(1) - prompts)[:, None])
+        before = torch.where(column == 0, last_of_prompt[:, None], own_start[:, None] + column - 1)
 
-        #: (L,) long; the segment of each token, and the segment of its trunk: for a token of a trunk, its own.
-        trunk_of = torch.cat([torch.arange(len(heads), device=device), trunk[branches]])
-        self._segment = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
-        self._trunk = trunk_of.repeat_interleave(lengths)
+        blocks, offsets = laid_out(lengths.tolist(), shared.tolist(), trunk[branches].tolist(), device)
+        trunk_of = torch.cat([torch.arange(len(heads)), trunk[branches]])
+        self._settle([packed_ids, positions, before], lengths, trunk_of, starts, torch.tensor(offsets), blocks, device)
 
-        self._place(lengths.tolist(), shared.tolist(), trunk[branches].tolist(), device)
-        #: (L,) long; the slot of each token in padded space.
-        self._slots = torch.arange(int(lengths.sum()), device=device) + (self._offsets - starts).repeat_interleave(
-            lengths
-        )
-
-    def _place(self, lengths: list[int], shared: list[bool], owners: list[int], device: torch.device) -> None:
-        """Put every segment into a block of padded space: first all shared trunks, then other trunks, then branches.
+    def _settle(
+        self,
+        read: list[Tensor],
+        lengths: Tensor,
+        trunk_of: Tensor,
+        starts: Tensor,
+        offsets: Tensor,
+        blocks: list[Block],
+        device: torch.device,
+    ) -> None:
+        """Bring everything to the device.
 
         Args:
-            lengths: tokens of each segment, trunks before branches.
-            shared: by trunk, whether it has branches.
-            owners: by branch, the number of its trunk.
-            device: of the tensors that are made.
+            read: what a model, and whoever reads its result, is given: `input_ids`, `positions`, `before`.
+            lengths, trunk_of, starts, offsets: by segment, its tokens; the segment of its trunk; its first place in the row, and in
+                padded space.
+            blocks: of padded space.
+            device: of the rows.
         """
-        trunks = len(shared)
-        order = [trunk for trunk in range(trunks) if shared[trunk]]
-        parts = [order] if order else []
-        parts += _buckets([trunk for trunk in range(trunks) if not shared[trunk]], lengths)
-        branch_parts = _buckets(list(range(trunks, len(lengths))), lengths)
-        number = {trunk: place for place, trunk in enumerate(order)}
-        offsets, start = [0] * len(lengths), 0
-        self._blocks: list[_Block] = []
-        for part in parts + branch_parts:
-            block = _Block(start, len(part), max(lengths[segment] for segment in part))
-            for row, segment in enumerate(part):
-                offsets[segment] = start + row * block.width
-            if part[0] >= trunks:
-                own = [owners[segment - trunks] for segment in part]
-                block.owner = torch.tensor([number[trunk] for trunk in own], device=device)
-                block.seen = max(lengths[trunk] for trunk in own)
-                block.bias = _bias(block, torch.tensor([lengths[trunk] for trunk in own], device=device))
-            self._blocks.append(block)
-            start = block.places.stop
-        self._area = start
-        self._offsets = torch.tensor(offsets, device=device)
-
-    @cached_property
-    def _padding(self) -> Tensor:
-        """(area − L,) long: the slots of padded space without a token."""
-        free = torch.ones(self._area, dtype=torch.bool, device=self._slots.device)
-        free[self._slots] = False
-        return free.nonzero()[:, 0]
+        self._blocks, self._area = blocks, blocks[-1].places.stop if blocks else 0
+        tokens = torch.arange(int(lengths.sum()))
+        slots = tokens + (offsets - starts).repeat_interleave(lengths)
+        free = torch.ones(self._area, dtype=torch.bool).index_fill(0, slots, False).nonzero()[:, 0]
+        segments = [table.repeat_interleave(lengths) for table in (torch.arange(len(lengths)), trunk_of)]
+        branches = [block for block in blocks if block.owner is not None]
+        tables = [table for block in branches for table in (block.owner, block.trunks) if table is not None]
+        arrived = iter(carried([*read, *segments, slots, free, *tables], device))
+        self.input_ids, self.positions, self.before = next(arrived), next(arrived), next(arrived)
+        #: (L,) long; the segment of each token, and the segment of its trunk: for a token of a trunk, its own.
+        self._segment, self._trunk = next(arrived), next(arrived)
+        #: (L,) long, the slot of each token in padded space; (area − L,) long, the slots without a token.
+        self._slots, self._padding = next(arrived), next(arrived)
+        for block in branches:
+            block.settle(next(arrived), next(arrived))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Return the attention output of every token over the tokens that it sees, through SDPA.
@@ -245,41 +204,13 @@ class Packing:
                 trunks = [key, value]
             if repeat > 1:
                 key, value = (one.repeat_interleave(repeat, 1) for one in (key, value))
-            bias = None if block.bias is None else block.bias.to(query.dtype)
+            bias = block.mask(query.dtype)
             read = scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, is_causal=bias is None, scale=scaling
             )
             parts.append(read.transpose(1, 2).flatten(0, 1))
         taken: Tensor = Take.apply(torch.cat(parts) if len(parts) > 1 else parts[0], self._slots, self._padding)
         return taken
-
-
-def _buckets(segments: list[int], lengths: list[int]) -> list[list[int]]:
-    """Return segments in parts of similar length, longest first; a new part begins where it saves enough padding."""
-    parts: list[list[int]] = []
-    ordered = sorted(segments, key=lambda segment: -lengths[segment])
-    width = 0
-    for done, segment in enumerate(ordered):
-        if not parts or (width - lengths[segment]) * (len(ordered) - done) >= _WORTH_A_BLOCK:
-            parts.append([])
-            width = lengths[segment]
-        parts[-1].append(segment)
-    return parts
-
-
-def _bias(block: _Block, trunk_lengths: Tensor) -> Tensor:
-    """Return the additive mask of a block of branches, (rows, 1, width, seen + width): each sees its whole trunk and, of
-    itself, the tokens up to the query.
-
-    Args:
-        block: its sizes.
-        trunk_lengths: (rows,) long, tokens of each branch's trunk.
-    """
-    steps = torch.arange(block.width, device=trunk_lengths.device)
-    seen = torch.arange(block.seen, device=trunk_lengths.device) < trunk_lengths[:, None]
-    causal = (steps <= steps[:, None]).expand(block.rows, -1, -1)
-    visible = torch.cat([seen[:, None].expand(-1, block.width, -1), causal], 2)[:, None]
-    return torch.zeros(visible.shape, device=visible.device).masked_fill_(~visible, -torch.inf)
 
 
 @cache

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rl_lightning.models.families import unlike_plain_attention
+from rl_lightning.travel import on_host
 from rl_lightning.types import Rows
 
 #: Edge of the square matrices and bytes of the table that limits are measured with, on a CPU and on other devices.
@@ -82,10 +83,11 @@ class Tokens:
 
     def add(self, rows: Rows) -> None:
         """Count the tokens of one more forward pass over some rows."""
-        responses = rows.lengths.double()
-        prompts = rows.attention_mask.sum(1).double() - responses
+        mask, groups = on_host(rows.attention_mask), on_host(rows.group_ids)
+        responses = mask[:, -rows.response_length :].sum(1).double()
+        prompts = mask.sum(1).double() - responses
         new = torch.ones_like(responses)
-        new[1:] = (rows.group_ids[1:] != rows.group_ids[:-1]).double()
+        new[1:] = (groups[1:] != groups[:-1]).double()
         self.read += float(responses.sum() + (new * prompts).sum())
         self.predicted += float(responses.sum())
         own = responses * (prompts + (responses + 1) / 2)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from rl_lightning.measures import merged
 
@@ -45,12 +47,30 @@ def sum_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
     return torch.as_tensor(total, device=value.device)
 
 
+def _plain(value: object) -> object:
+    """Return a value with its dataclasses, also those in lists, as dictionaries of their fields."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return _plain(vars(value)) if is_dataclass(value) and not isinstance(value, type) else value
+
+
 def from_every_rank(value: ValueT) -> list[ValueT]:
     """Return the values that the ranks give, by rank. All ranks call this together.
 
     Args:
-        value: this rank's; picklable.
+        value: this rank's; picklable. Its tensors are on the host: pickle would move one of a GPU to the GPU of the same number on the
+            other ranks.
+
+    Raises:
+        TypeError: for a tensor on another device.
     """
+    strange = {leaf.device.type for leaf in tree_leaves(_plain(value)) if isinstance(leaf, Tensor)} - {"cpu"}
+    if strange:
+        raise TypeError(
+            f"only tensors of the host are sent as objects, not of {', '.join(sorted(strange))}: move them first"
+        )
     if number_of_ranks() == 1:
         return [value]
     values = [value] * number_of_ranks()

@@ -1,5 +1,6 @@
 """What tests on two ranks and in warm processes stand on: `tests.ranks` and `tests.processes`."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ import time
 import pytest
 import torch
 
+from rl_lightning.strategies import from_every_rank
 from tests.processes import ROOT, Warm, command_line
 from tests.ranks import Ranks
 
@@ -81,3 +83,19 @@ def test_the_command_line_in_one_is_the_command_line(tmp_path):
     assert (tmp_path / "log").read_text().strip() == (
         "rl_lightning: error: unrecognized arguments: --trainer.max_epohcs=3; did you mean 'max_epochs'? (more: rl-lightning docs reference/options)"
     )
+
+
+@dataclasses.dataclass
+class Holder:
+    table: torch.Tensor
+    name: str = "table"
+
+
+@pytest.mark.parametrize(
+    "value", [lambda one: one, lambda one: [1, one], lambda one: {"a": (one,)}, Holder, lambda one: [Holder(one)]]
+)
+def test_objects_for_other_ranks_hold_tensors_of_the_host_alone(value):
+    here = value(torch.zeros(2))
+    assert from_every_rank(here) == [here]
+    with pytest.raises(TypeError, match="only tensors of the host"):
+        from_every_rank(value(torch.zeros(2, device="meta")))

@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-import torch
 
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling, VLLMGenerator
@@ -38,7 +37,7 @@ def test_seeds_are_a_function_of_the_stream_and_fit_64_bits(implementation):
 def test_answers_become_the_same_tensors_as_a_hand_writes():
     answers = [Answer([7, 8, 1], [-0.5, -1.0, -2.0]), Answer([9], [-3.0])]
     asked = request_for([[3, 4], [5]], [(0, 0), (0, 1)], Sampling(3), frozenset({1}))
-    responses = assembled(answers, asked, torch.device("cpu"))
+    responses = assembled(answers, asked)
     assert responses.prompt_ids.tolist() == [[3, 4], [0, 5]]
     assert responses.prompt_mask.tolist() == [[True, True], [False, True]]
     assert responses.response_ids.tolist() == [[7, 8, 1], [9, 0, 0]]
@@ -53,7 +52,7 @@ def test_what_an_engine_did_not_say_is_not_a_number():
     asked = request_for([[3], [5]], [(0, 0), (0, 1)], Sampling(3), frozenset({1}))
     for answer in answers:
         check_answer(answer, asked, 3)
-    logprobs = assembled(answers, asked, torch.device("cpu")).logprobs
+    logprobs = assembled(answers, asked).logprobs
     assert logprobs.nan_to_num(9.0).tolist() == [[-0.5, 9.0, 9.0], [9.0, -3.0, 0.0]]
 
 

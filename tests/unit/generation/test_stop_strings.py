@@ -117,7 +117,9 @@ def test_a_server_of_vllm_is_asked_for_the_strings_and_to_keep_them():
         # Two tokens behind the one that completes the string, as a server that looks at several at a time would answer.
         return {"choices": [{"token_ids": [3, 4, 5, 6], "logprobs": {"token_logprobs": [-1.0, -2.0, -3.0, -4.0]}}]}
 
-    generator.server = SimpleNamespace(ask=ask, take_lost=lambda: 0)
+    (server,) = generator.servers
+    server.ask = ask
+    generator._models = {server: "served"}
     question, limits = [Question([1], 0, 9)], ([[1]], [(0, 0)], Sampling(9), frozenset({1}))
     (found,) = generator.answers(question, request_for(*limits, StopStrings(TOKENIZER, ("de",))), None)
     assert found == Answer([3, 4], [-1.0, -2.0])

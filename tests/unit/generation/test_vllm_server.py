@@ -472,3 +472,40 @@ def test_episodes_are_played_with_a_server_and_every_turn_has_a_seed_of_its_own(
     # What the server reported is what the policy itself says of those tokens.
     assert float(rollout.metrics.get("sampler/ratio_mean", 1.0)) == pytest.approx(1.0, abs=1e-3)
     assert (rollout.rollout_logprobs[turns > 0] < 0).all() and not rollout.rollout_logprobs[turns == 0].any()
+
+
+# ------------------------------------------------------------------------------------------------ several servers
+
+
+def test_servers_share_requests_and_answer_for_one_that_is_lost(served, policy, files, tmp_path, caplog):
+    def asked(fake, path, since):
+        return sum(where == path for where, _ in fake.asked[since:])
+
+    with FakeVLLM(served) as one, FakeVLLM(served) as other:
+        alone = started(one, tmp_path)
+        alone.update(policy, files, 0)
+        expected = sample(alone, policy, files)
+        several = started(one, tmp_path, urls=[other.url], retries=0)
+        several.update(policy, files, 0)
+        marks = [len(fake.asked) for fake in (one, other)]
+        assert torch.equal(sample(several, policy, files).response_ids, expected.response_ids)
+        assert [asked(*each) for each in zip((one, other), ["/v1/completions"] * 2, marks, strict=True)] == [6, 6]
+
+        other.drop = 10**6
+        assert torch.equal(sample(several, policy, files).response_ids, expected.response_ids)
+        assert several.metrics()["generator/lost_servers"] == 1
+        assert f"Going on without the vLLM server at {other.url}" in caplog.text
+
+        moved(policy)
+        several.update(policy, files, 1)  # it is still away
+        other.drop = 0
+        several.update(policy, files, 2)  # and back
+        marks = [len(fake.asked) for fake in (one, other)]
+        found = sample(several, policy, files)
+        assert not torch.equal(found.response_ids, expected.response_ids)
+        assert float((found.logprobs - scored(policy, found)).abs().max()) < 1e-4, "a server has the old weights"
+        assert [asked(*each) for each in zip((one, other), ["/v1/completions"] * 2, marks, strict=True)] == [6, 6]
+
+        one.drop = other.drop = 10**6
+        with pytest.raises(UserError, match="cannot reach"):
+            sample(several, policy, files)

@@ -29,6 +29,7 @@ from transformers import (
 
 from rl_lightning.functional import entropy_from_logits, logprobs_from_logits
 from rl_lightning.models import LoraOptions, add_adapter, read_responses, response_logits
+from rl_lightning.models import blocks as blocks_module
 from rl_lightning.models import forward as forward_module
 from rl_lightning.models import head as head_module
 from rl_lightning.models import packing as packing_module
@@ -164,7 +165,7 @@ def test_chunks_of_logits_change_nothing(monkeypatch, packed, logits):
 
 def test_blocks_and_recomputed_attention_change_nothing(monkeypatch):
     for worth, keep in ((1, 0), (1, 1 << 30), (1 << 30, 0)):
-        monkeypatch.setattr(packing_module, "_WORTH_A_BLOCK", worth)
+        monkeypatch.setattr(blocks_module, "_WORTH_A_BLOCK", worth)
         monkeypatch.setattr(packing_module, "_KEEP_BELOW", keep)
         check("qwen2", rows())
 

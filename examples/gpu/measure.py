@@ -1,0 +1,199 @@
+"""Measurements on one GPU, with policies of random weights: nothing is downloaded."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from rl_lightning.generation import NativeGenerator, Request, Sampling
+from rl_lightning.generation.loop import Decoding
+from rl_lightning.generation.room import room_for
+from rl_lightning.models import read_responses
+from rl_lightning.models.head import logits_at_once
+from rl_lightning.models.packed_attention import enable_packing
+from rl_lightning.models.roofline import Limits, Tokens, Work, measured_limits
+from rl_lightning.types import Rows
+
+DEVICE = torch.device("cuda")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Args:
+        hidden, layers, heads, shared, vocabulary: of the policy; by default those of Qwen2.5-0.5B.
+        rows: responses that are sampled side by side, one measurement each.
+        prompt, response: tokens.
+        groups, answers: prompts, and responses to each, of the packed row that is trained on.
+    """
+
+    hidden: int = 896
+    layers: int = 24
+    heads: int = 14
+    shared: int = 2
+    vocabulary: int = 151936
+    rows: Sequence[int] = (8, 64, 256)
+    prompt: int = 256
+    response: int = 256
+    groups: int = 8
+    answers: int = 8
+
+    def policy(self) -> PreTrainedModel:
+        """Return a policy with random weights in bfloat16."""
+        torch.manual_seed(0)
+        config = Qwen2Config(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.hidden * 11 // 2,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.shared,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            dtype=torch.bfloat16,
+        )
+        model = Qwen2ForCausalLM(config).to(torch.bfloat16).to(DEVICE).eval()
+        enable_packing(model)
+        return model
+
+
+class _Prompt(NamedTuple):
+    input_ids: list[int]
+    example: object = None
+
+
+class StepByStep(NativeGenerator):
+    """Samples as on a CPU: the host looks after every token."""
+
+    def _decoding(self, device: torch.device) -> Callable[..., Decoding]:
+        return Decoding
+
+
+#: The loops that are compared.
+LOOPS: dict[str, Callable[[], NativeGenerator]] = {
+    "step by step": StepByStep,
+    "chunks": NativeGenerator,
+    "graphs": lambda: NativeGenerator(graphs=True),
+}
+
+
+@contextmanager
+def counted_waits() -> Iterator[list[int]]:
+    """Yield a list that is given how often the host waited for the GPU inside, as torch's own debug mode sees it."""
+    found: list[int] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            found.append(sum("synchroniz" in str(one.message) for one in said))
+
+
+def constants(plan: Plan) -> dict[str, object]:
+    """Return what follows from the device: chunks of logits, and room in the cache."""
+    return {"logits at once": logits_at_once(DEVICE), "tokens in the cache": room_for(plan.policy())}
+
+
+def limits() -> Limits:
+    """Return the measured FLOP/s in bfloat16, and bytes a second."""
+    return measured_limits(DEVICE, torch.bfloat16)
+
+
+def sampling(plan: Plan, known: Limits) -> list[dict[str, object]]:
+    """Return, by rows and loop, tokens a second, the share of the roofline, waits a token, and whether the tokens are the same."""
+    model, results = plan.policy(), []
+    for rows in plan.rows:
+        first: list[list[int]] | None = None
+        for name, make in LOOPS.items():
+            generator = make()
+            _sample(plan, model, generator, rows, 20)  # kernels are loaded
+            generator.metrics()
+            with counted_waits() as waits:
+                started = time.perf_counter()
+                said = _sample(plan, model, generator, rows, plan.response)
+                torch.cuda.synchronize()
+                seconds = time.perf_counter() - started
+            work = generator.metrics()
+            flops, read = Work.of(model).decoding(*(work[f"work/{key}"] for key in ("steps", "rows", "seen")))  # type: ignore[union-attr]
+            first = first or said
+            results.append(
+                {
+                    "rows": rows,
+                    "loop": name,
+                    "tokens/s": round(rows * plan.response / seconds),
+                    "share of the roofline": round(known.least_seconds(flops, read) / seconds, 3),
+                    "waits a step": round(waits[0] / plan.response, 3),
+                    "same tokens": round(sum(map(_same, said, first)) / rows, 3),
+                }
+            )
+    return results
+
+
+def _same(one: list[int], other: list[int]) -> bool:
+    return one == other
+
+
+def _sample(plan: Plan, model: PreTrainedModel, generator: NativeGenerator, rows: int, tokens: int) -> list[list[int]]:
+    numbers = torch.Generator().manual_seed(rows)
+    prompts = torch.randint(plan.vocabulary, (max(1, rows // 8), plan.prompt), generator=numbers).tolist()
+    group = rows // len(prompts)
+    streams = [(0, number) for number in range(len(prompts) * group)]
+    request = Request([_Prompt(ids) for ids in prompts], group, streams, Sampling(tokens), frozenset(), None, 0)
+    ids: list[list[int]] = generator.generate(model, request).response_ids.tolist()
+    return ids
+
+
+def training(plan: Plan, known: Limits) -> dict[str, object]:
+    """Return tokens a second of a packed forward and backward pass, its share of the roofline, waits, and the peak of memory."""
+    model = plan.policy().train()
+    batch = packed_rows(plan)
+    _pass(model, batch)
+    torch.cuda.reset_peak_memory_stats()
+    with counted_waits() as waits:
+        started = time.perf_counter()
+        _pass(model, batch)
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    tokens = Tokens()
+    tokens.add(batch)
+    flops = Work.of(model).training(tokens)  # type: ignore[union-attr]
+    return {
+        "tokens": round(tokens.read),
+        "tokens/s": round(tokens.read / seconds),
+        "share of the roofline": round(known.least_seconds(flops, 0) / seconds, 3),
+        "waits": waits[0] - 1,  # the last one is ours
+        "peak GiB": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+    }
+
+
+def packed_rows(plan: Plan) -> Rows:
+    """Return random answers of random lengths to random prompts, on the device."""
+    numbers = torch.Generator().manual_seed(0)
+    count = plan.groups * plan.answers
+    ids = torch.randint(plan.vocabulary, (plan.groups, plan.prompt), generator=numbers).repeat_interleave(
+        plan.answers, 0
+    )
+    answers = torch.randint(plan.vocabulary, (count, plan.response), generator=numbers)
+    lengths = torch.randint(1, plan.response + 1, (count,), generator=numbers)
+    mask = torch.arange(plan.response) < lengths[:, None]
+    whole = torch.cat([torch.ones(count, plan.prompt, dtype=torch.bool), mask], 1)
+    groups = torch.arange(plan.groups).repeat_interleave(plan.answers)
+    return Rows(torch.cat([ids, answers], 1), whole, mask, groups, 1.0).to(DEVICE)
+
+
+def _pass(model: PreTrainedModel, batch: Rows) -> None:
+    loss: Tensor = -read_responses(model, batch).logprobs.sum()
+    loss.backward()
+    model.zero_grad()

@@ -1,0 +1,149 @@
+"""Tiny runs of every algorithm, on the simulated device and on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+
+from rl_lightning.algorithms import GRPO
+from rl_lightning.callbacks import GroupNormalize, HFExport, Speed
+from rl_lightning.data import Evaluation, RolloutDataModule
+from rl_lightning.generation import Sampling
+from rl_lightning.models import LoadOptions
+from rl_lightning.strategies import AtomicCheckpointIO
+from tests.checks import gradient_difference
+from tests.invariants.spread import Ratios, fit, prompts, result, rollouts
+from tests.simulated_gpu.counts import SEEN, phase
+from tests.simulated_gpu.device import CudaTensor
+from tests.support import trainer
+
+
+class Phases(pl.Callback):
+    """Puts what the device does down to phases of a run: `microbatch`, with its logging and its optimizer step; `generate`, `score`,
+    and the rest of `collect`; `other`."""
+
+    def __init__(self) -> None:
+        self.microbatches = self.passes = self.rollouts = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        SEEN.clear()
+        collector = getattr(trainer.datamodule, "collector", None)
+        if collector is None:
+            return
+        collector.collect = self._in("collect", collector.collect, "rollouts")
+        pl_module.score = self._in("score", pl_module.score, "passes")
+        generator = collector.sampler.generator
+        generator.generate = self._in("generate", generator.generate)
+
+    def _in(self, name: str, function: Any, counter: str = "") -> Any:
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if counter:
+                setattr(self, counter, getattr(self, counter) + 1)
+            with phase(name):
+                return function(*args, **kwargs)
+
+        return called
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        SEEN.phase = "microbatch"
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.microbatches += 1
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        SEEN.phase = "other"
+
+
+#: Options of a Trainer for each device.
+DEVICES: dict[str, dict[str, Any]] = {"cpu": {}, "gpu": {"accelerator": "gpu"}}
+
+
+def on_host(found: Any) -> Any:
+    """Return results as tensors of the CPU, which any process can read."""
+    return torch.utils._pytree.tree_map(lambda one: one.cpu() if isinstance(one, CudaTensor) else one, found)
+
+
+def trained(device: str, name: str, policy: str, directory: Path, **settings: Any) -> dict[str, Any]:
+    """Train on a device; return what two runs must agree on."""
+    settings = {"max_epochs": 1} | settings
+    return on_host(result(*fit(name, policy, directory / device, "float32", **DEVICES[device], **settings)))
+
+
+def differences(name: str, policy: str, directory: Path, **settings: Any) -> dict[str, float]:
+    """Train on both devices; return how far gradients, weights and metrics are apart."""
+    SEEN.clear()
+    gpu, cpu = (trained(device, name, policy, directory, **settings) for device in ("gpu", "cpu"))
+    assert not SEEN.refused, SEEN.refused
+    assert sum(SEEN.kernels.values()) > 100, "nothing has run on the device"
+    assert gpu["logged"].keys() == cpu["logged"].keys(), gpu["logged"].keys() ^ cpu["logged"].keys()
+    return {
+        "gradient": gradient_difference(gpu["steps"][0], cpu["steps"][0]),
+        "weights": gradient_difference(gpu["weights"], cpu["weights"]),
+        "logged": max(abs(gpu["logged"][key] - value) / max(1.0, abs(value)) for key, value in cpu["logged"].items()),
+    }
+
+
+def waits(name: str, policy: str, directory: Path, **settings: Any) -> dict[str, Any]:
+    """Train on the device with loggers; return how often the host waits, by phase, and where."""
+    phases = Phases()
+    logger = CSVLogger(str(directory))
+    trained("gpu", name, policy, directory, callbacks=[phases, Speed()], logger=logger, limit_val_batches=0, **settings)
+    assert not SEEN.refused, SEEN.refused
+    found = {name: SEEN.waits_in(name) for name in ("microbatch", "collect", "score", "generate")}
+    counts = {"microbatches": phases.microbatches, "passes": phases.passes, "rollouts": phases.rollouts}
+    return found | counts | {"places": "\n".join(f"{name}\n{SEEN.places(name)}" for name in found)}
+
+
+def ratios(name: str, policy: str, directory: Path, **settings: Any) -> tuple[list[torch.Tensor], list[str]]:
+    """Train on the device; return the ratios of each microbatch, and what CUDA would have refused."""
+    SEEN.clear()
+    seen = Ratios()
+    trained("gpu", name, policy, directory, callbacks=[seen], **settings)
+    return on_host(seen.seen), SEEN.refused
+
+
+def resumed(name: str, policy: str, directory: Path) -> dict[str, Any]:
+    """Train on the device for two epochs, and again from the checkpoint of the first step on; return both results, what the export
+    holds, and what CUDA would have refused."""
+    SEEN.clear()
+    keep = ModelCheckpoint(directory / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=1)
+    files = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()], "max_epochs": 2}
+    whole = trained("gpu", name, policy, directory, callbacks=[keep, HFExport(str(directory / "hf"))], **files)
+    other = [ModelCheckpoint(directory / "other")]
+    again = trained(
+        "gpu", name, policy, directory, callbacks=other, ckpt_path=str(directory / "kept" / "step=1.ckpt"), **files
+    )
+    exported = load_file(directory / "hf" / "model.safetensors")
+    return {"whole": whole["weights"], "again": again["weights"], "exported": exported, "refused": SEEN.refused}
+
+
+def evaluated(device: str, policy: str, directory: Path, reward: Any = None) -> tuple[dict[str, float], list[Any]]:
+    """Validate and predict on a device; return the metrics, and the ids and rewards of the predictions."""
+    SEEN.clear()
+    data = rollouts() if reward is None else rollouts_for(reward)
+    module = GRPO(policy=policy, load=LoadOptions(dtype="float32"))
+    run = trainer(directory, [GroupNormalize()], online=False, limit_val_batches=2, **DEVICES[device])
+    (found,) = run.validate(module, datamodule=data, verbose=False)
+    predicted = run.predict(module, datamodule=data)
+    assert not SEEN.refused, SEEN.refused
+    return found, [(one.input_ids.tolist(), one.rewards.tolist()) for one in predicted]
+
+
+def rollouts_for(reward: Any) -> RolloutDataModule:
+    """Return data whose responses are scored by another reward."""
+    sampling = Sampling(max_new_tokens=7)
+    sizes = {"prompts_per_rollout": 4, "group_size": 4}
+    return RolloutDataModule(
+        prompts=prompts(),
+        evaluation=Evaluation(2, prompts_per_batch=2),
+        sampling=sampling,
+        rewards=[reward],
+        seed=3,
+        **sizes,
+    )

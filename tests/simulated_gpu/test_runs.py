@@ -1,0 +1,81 @@
+"""Runs on the simulated device mix no devices, and their results are those of the CPU."""
+
+import pytest
+import torch
+
+from rl_lightning.rewards import RewardSpec
+from tests.checks import cases, gradient_difference
+from tests.invariants.spread import ADAPTED, RUNS
+from tests.simulated_gpu import runs
+
+#: Largest relative difference: in float32; and where two bits of the mantissa of bfloat16, or of float16, may be lost on the way.
+FLOAT32, BFLOAT16, FLOAT16 = 1e-5, 2**-6, 2**-9
+
+#: Settings of a run beside its algorithm: of the trainer, and of `load`.
+VARIANTS = {
+    "padded": {"options": {"pack": False}},
+    "recomputed": {"options": {"gradient_checkpointing": True}},
+    "deterministic": {"deterministic": True},
+}
+
+
+@pytest.mark.parametrize("name", cases(RUNS | ADAPTED, soon=lambda name: name in ("grpo", "reward model")))
+def test_an_algorithm_learns_what_it_learns_on_a_cpu(name, gpu, tiny_policy, tmp_path):
+    found = gpu(runs.differences, name, tiny_policy, tmp_path)
+    assert max(found.values()) < FLOAT32, found
+
+
+@pytest.mark.parametrize(("name", "variant"), cases(["grpo", "dpo", "ppo"], VARIANTS, soon=lambda *_: False))
+def test_a_variant_learns_what_it_learns_on_a_cpu(name, variant, gpu, tiny_policy, tmp_path):
+    found = gpu(runs.differences, name, tiny_policy, tmp_path, **VARIANTS[variant])
+    assert max(found.values()) < FLOAT32, found
+
+
+PRECISIONS = {"bf16-mixed": BFLOAT16, "bf16-true": BFLOAT16, "16-mixed": FLOAT16}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    cases(["sft", "dpo", "reward model"], PRECISIONS, soon=lambda *case: case == ("sft", "bf16-mixed")),
+)
+def test_half_precision_rounds_as_on_a_cpu(name, precision, gpu, tiny_policy, tmp_path):
+    found = gpu(runs.differences, name, tiny_policy, tmp_path, precision=precision, gradient_clip_val=None)
+    assert found["gradient"] < PRECISIONS[precision], found
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), cases(["grpo", "ppo", "grpo, lora"], PRECISIONS, soon=lambda *case: False)
+)
+def test_the_first_ratio_is_one_in_half_precision(name, precision, gpu, tiny_policy, tmp_path):
+    seen, refused = gpu(runs.ratios, name, tiny_policy, tmp_path, precision=precision, gradient_clip_val=None)
+    assert not refused
+    assert bool((seen[0] == 1).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "ppo", "dpo"])
+def test_a_run_goes_on_from_its_middle_and_is_exported(name, gpu, tiny_policy, tmp_path):
+    found = gpu(runs.resumed, name, tiny_policy, tmp_path)
+    assert not found["refused"]
+    assert gradient_difference(found["again"], found["whole"]) == 0
+    own = {key.removeprefix("policy."): value for key, value in found["whole"].items() if key.startswith("policy.")}
+    assert all(torch.equal(own[key], value) for key, value in found["exported"].items())
+
+
+def judge(directory):
+    """A tiny classifier as a reward."""
+    from tests.unit.models.test_classifier import save
+
+    return RewardSpec(model=save(directory))
+
+
+@pytest.mark.parametrize("kind", cases(["function", "classifier"], soon=lambda kind: kind == "function"))
+def test_evaluation_measures_and_predicts_what_a_cpu_does(kind, gpu, tiny_policy, tmp_path):
+    reward = judge(tmp_path / "judge") if kind == "classifier" else None
+    (there, said), (here, expected) = (
+        gpu(runs.evaluated, device, tiny_policy, tmp_path, reward) for device in ("gpu", "cpu")
+    )
+    assert said and [ids for ids, _ in said] == [ids for ids, _ in expected]
+    rewards, others = (torch.tensor([row for _, rows in each for row in rows]) for each in (said, expected))
+    assert float((rewards - others).abs().max()) < FLOAT32
+    assert {key: pytest.approx(value, rel=FLOAT32) for key, value in here.items()} == there
