@@ -19,7 +19,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", cases(RUNS | ADAPTED, soon=lambda name: name in ("grpo", "reward model")))
+@pytest.mark.parametrize("name", cases(RUNS | ADAPTED, soon=lambda name: name == "grpo"))
 def test_an_algorithm_learns_what_it_learns_on_a_cpu(name, gpu, tiny_policy, tmp_path):
     found = gpu(runs.differences, name, tiny_policy, tmp_path)
     assert max(found.values()) < FLOAT32, found
@@ -36,7 +36,7 @@ PRECISIONS = {"bf16-mixed": BFLOAT16, "bf16-true": BFLOAT16, "16-mixed": FLOAT16
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    cases(["sft", "dpo", "reward model"], PRECISIONS, soon=lambda *case: case == ("sft", "bf16-mixed")),
+    cases(["sft", "dpo", "reward model"], PRECISIONS, soon=lambda *case: False),
 )
 def test_half_precision_rounds_as_on_a_cpu(name, precision, gpu, tiny_policy, tmp_path):
     found = gpu(runs.differences, name, tiny_policy, tmp_path, precision=precision, gradient_clip_val=None)
@@ -69,7 +69,7 @@ def judge(directory):
     return RewardSpec(model=save(directory))
 
 
-@pytest.mark.parametrize("kind", cases(["function", "classifier"], soon=lambda kind: kind == "function"))
+@pytest.mark.parametrize("kind", cases(["function", "classifier"], soon=lambda kind: False))
 def test_evaluation_measures_and_predicts_what_a_cpu_does(kind, gpu, tiny_policy, tmp_path):
     reward = judge(tmp_path / "judge") if kind == "classifier" else None
     (there, said), (here, expected) = (
