@@ -73,7 +73,7 @@ class Rows:
     def select(self: RowsT, rows: Tensor) -> RowsT:
         """Return a table of some rows, (n,) long row numbers, in the given order; lists and dictionaries follow, metrics do not."""
         order = torch.arange(len(self))[rows].tolist()
-        lists = {name: [value[row] for row in order] for name, value in vars(self).items() if isinstance(value, list)}
+        lists: Any = {name: [old[row] for row in order] for name, old in vars(self).items() if isinstance(old, list)}
         return dataclasses.replace(with_tensors(self, lambda value: value[rows]), **lists)
 
     def to(self: RowsT, device: torch.device | str) -> RowsT:

@@ -12,7 +12,7 @@ class GRPO(ClippedModule):
 
     J = E 1/G Σ_i 1/|y_i| Σ_t [ S_ε(π_θ/π_old, A_{i,t}) − β D(π_ref/π_θ) ],   D(r) = r − log r − 1
 
-    with S_ε(r, a) = min(r a, clip(r, 1−ε, 1+ε) a) and A_{i,t} = (r_i − mean(r)) / std(r) over the group of y_i.
+    with S_ε(r, a) = min(r a, clip(r, 1−ε, 1+ε) a) and A_{i,t} = (r_i − mean(r)) / std(r) over the group of y_i (`GroupNormalize`).
 
     The gradient, on or off policy, is Σ_i 1/|y_i| Σ_t [ρ A 1{clip inactive} + β (π_ref/π_θ − 1)] ∇ log π_θ, /G.
 
@@ -22,8 +22,6 @@ class GRPO(ClippedModule):
     - D is unbiased for KL(π_θ‖π_ref) on policy, but as a loss its gradient is that of KL(π_ref‖π_θ).
     - Neither defines std's divisor: `GroupNormalize` takes G − 1, adds 1e-6, and gives a group without spread 0.
     - Each group counts once, as in the paper; all groups of an optimizer step have the same size.
-
-    Advantages come from the `GroupNormalize` callback.
 
     Args:
         kl_coef: β ≥ 0; at 0 no reference is loaded.

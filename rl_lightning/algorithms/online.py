@@ -10,20 +10,12 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
+from rl_lightning import functional
 from rl_lightning.algorithms.correction import SamplerCorrection
 from rl_lightning.algorithms.policy import Outputs, PolicyModule, vanishes_with_advantage
 from rl_lightning.algorithms.settings import check_coefficients, clip_bounds, dual_clip_bound, warn_of_estimator
 from rl_lightning.errors import UserError
-from rl_lightning.functional import (
-    KLEstimator,
-    RatioLevel,
-    clipped_surrogate,
-    kl_k1,
-    kl_k3,
-    kl_penalty,
-    masked_mean,
-    probability_ratio,
-)
+from rl_lightning.functional import KLEstimator, RatioLevel
 from rl_lightning.models import PolicyFiles, adapter_off
 from rl_lightning.types import Microbatch, Rollout, Rows
 
@@ -139,9 +131,9 @@ class OnlineModule(PolicyModule):
         if rollout.kl_penalties is None:
             return
         assert rollout.old_logprobs is not None and rollout.ref_logprobs is not None
-        for name, estimate in (("kl/k1", kl_k1), ("kl/k3", kl_k3)):
+        for name, estimate in (("kl/k1", functional.kl_k1), ("kl/k3", functional.kl_k3)):
             values = estimate(rollout.old_logprobs, rollout.ref_logprobs)
-            rollout.metrics[name] = float(masked_mean(values, rollout.response_mask, self.total))
+            rollout.metrics[name] = float(functional.masked_mean(values, rollout.response_mask, self.total))
 
     def token_rewards(self, rollout: Rollout) -> Tensor:
         """Return r_t = r(x, y≤t) − β KL_t, (B, R), 0 outside the response, of a rollout that `on_rollout_scored` has seen: what an
@@ -164,7 +156,7 @@ class OnlineModule(PolicyModule):
             return None
         assert rollout.old_logprobs is not None and rollout.ref_logprobs is not None
         old, ref = rollout.old_logprobs, rollout.ref_logprobs
-        estimate = kl_penalty(old, ref, self.kl_estimator, torch.zeros_like(old))
+        estimate = functional.kl_penalty(old, ref, self.kl_estimator, torch.zeros_like(old))
         return torch.where(rollout.response_mask, self.kl_coef * estimate, 0)
 
     @property
@@ -181,13 +173,14 @@ class OnlineModule(PolicyModule):
         seen |= {
             "policy/ratio_mean": ratio,
             "policy/ratio_square": ratio.square(),
-            "policy/approx_kl": kl_k3(old, logprobs),
+            "policy/approx_kl": functional.kl_k3(old, logprobs),
         }
         if batch.rollout_logprobs is not None:
             seen |= self.sampler_correction.weights(old, batch.rollout_logprobs, batch.response_mask)[1]
         if self.kl_coef and self.kl_in == "loss":
-            assert batch.ref_logprobs is not None
-            seen |= {"kl/k3": kl_k3(logprobs, batch.ref_logprobs), "kl/k1": kl_k1(logprobs, batch.ref_logprobs)}
+            ref = batch.ref_logprobs
+            assert ref is not None
+            seen |= {"kl/k3": functional.kl_k3(logprobs, ref), "kl/k1": functional.kl_k1(logprobs, ref)}
         return seen
 
     def corrected(self, batch: Microbatch, logprobs: Tensor) -> Microbatch:
@@ -203,7 +196,8 @@ class OnlineModule(PolicyModule):
 
     def ratio(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return ρ = π_θ/π_old at every response token, (B, R), of what `ratio_level` says."""
-        return probability_ratio(logprobs, old_logprobs(batch, logprobs), batch.response_mask, self.ratio_level)
+        old = old_logprobs(batch, logprobs)
+        return functional.probability_ratio(logprobs, old, batch.response_mask, self.ratio_level)
 
     @vanishes_with_advantage
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
@@ -221,12 +215,10 @@ class OnlineModule(PolicyModule):
             return 0.0
         assert batch.ref_logprobs is not None
         log_ratio = logprobs - old_logprobs(batch, logprobs)
-        return self.kl_coef * kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, log_ratio)
-
-    # The reference moves and shards with the module, but it never changes.
+        return self.kl_coef * functional.kl_penalty(logprobs, batch.ref_logprobs, self.kl_estimator, log_ratio)
 
     def train(self, mode: bool = True) -> OnlineModule:
-        """Set the mode of everything but the reference."""
+        """Set the mode of everything but the reference, which moves and shards with the module but never changes."""
         super().train(mode)
         if self.reference is not None:
             self.reference.eval()
@@ -263,7 +255,7 @@ class ClippedModule(OnlineModule):
         """Return S_ε(ρ, A) of every response token, (B, R)."""
         assert batch.advantages is not None
         low, high, dual = self.clip_low, self.clip_high, self.dual_clip
-        return clipped_surrogate(self.ratio(batch, logprobs), batch.advantages, low, high, dual)
+        return functional.clipped_surrogate(self.ratio(batch, logprobs), batch.advantages, low, high, dual)
 
     def observed(self, batch: Microbatch, outputs: Outputs) -> dict[str, Tensor]:
         """Return what is logged of the tokens of a microbatch, (B, R) each: among it where a side of the clip takes the gradient."""

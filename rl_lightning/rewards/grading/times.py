@@ -21,12 +21,12 @@ def same_time(gold: str, response: str) -> bool | None:
     dates = parse_date(gold), parse_date(response)
     if dates[0] and dates[1]:
         return dates[0][:2] == dates[1][:2] and dates[0][2] in (None, dates[1][2])
-    clocks = parse_clock(gold), parse_clock(response)
-    if clocks[0] is None or clocks[1] is None:
+    one, other = parse_clock(gold), parse_clock(response)
+    if one is None or other is None:
         return None
-    if clocks[0][2] or clocks[1][2]:
-        clocks = of_twelve_hours(*clocks[0]), of_twelve_hours(*clocks[1])
-    return clocks[0][:2] == clocks[1][:2] and len({clocks[0][2], clocks[1][2]} - {None}) < 2
+    if one[2] or other[2]:
+        one, other = of_twelve_hours(*one), of_twelve_hours(*other)
+    return one[:2] == other[:2] and len({one[2], other[2]} - {None}) < 2
 
 
 def parse_clock(text: str) -> tuple[int, int, str | None] | None:
