@@ -72,9 +72,11 @@ class Rows:
 
     def select(self: RowsT, rows: Tensor) -> RowsT:
         """Return a table of some rows, (n,) long row numbers, in the given order; lists and dictionaries follow, metrics do not."""
-        order = torch.arange(len(self))[rows].tolist()
-        lists: Any = {name: [old[row] for row in order] for name, old in vars(self).items() if isinstance(old, list)}
-        return dataclasses.replace(with_tensors(self, lambda value: value[rows]), **lists)
+        table, order = with_tensors(self, lambda value: value[rows]), torch.arange(len(self))[rows].tolist()
+        for name, value in vars(self).items():
+            if isinstance(value, list):
+                setattr(table, name, [value[row] for row in order])
+        return table
 
     def to(self: RowsT, device: torch.device | str) -> RowsT:
         """Return the same table on a device, moved in one copy; see `rl_lightning.travel`."""

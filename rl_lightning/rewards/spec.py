@@ -65,7 +65,7 @@ class RewardSpec:
         for name, kind in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
                 raise UserError(f"{name} of a reward cannot be {getattr(self, name)!r}")
-        if not (self.function is None or isinstance(self.function, str) or callable(self.function)):
+        if not (self.function is None or isinstance(self.function, str | BatchReward) or callable(self.function)):
             raise UserError(f"function of a reward cannot be {self.function!r}: give a function, or its dotted path")
         if self.concurrency is not None and self.concurrency < 1:
             raise UserError(f"concurrency of a reward must be at least 1, not {self.concurrency}")

@@ -381,7 +381,7 @@ def test_run_directory_that_cannot_be_written(tiny_policy, tmp_path, small_disk,
     line = refused(
         fit(tiny_policy, tmp_path / "run", f"--trainer.logger.init_args.save_dir={tmp_path / 'file'}"), capsys
     )
-    assert "it is a file: mend that, or choose another with the TensorBoardLogger's save_dir" in line
+    assert "it is a file: mend that, or choose another with the TensorBoard's save_dir" in line
     place = small_disk(1000)
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
     line = refused(fit(tiny_policy, place / "run"), capsys)
