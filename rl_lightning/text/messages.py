@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 #: A turn of a conversation as chat templates take it: `role`, `content`, and whatever else a template reads, such as `tool_calls`.
 Message = dict[str, Any]
@@ -42,37 +42,23 @@ def roles(messages: Sequence[Message]) -> str:
     return ", ".join(str(message.get("role")) for message in messages)
 
 
-class Calls(NamedTuple):
-    """How a chat template reads calls of tools.
-
-    Args:
-        texts: the arguments of a call as a text. Most read an object, which they write as JSON; they would put the text of one, as
-            OpenAI's interface has it, into quotes once more.
-        alone: calls in messages whose content is null alone, as DeepSeek-R1's does; they leave those out that have an empty text.
-    """
-
-    texts: bool = False
-    alone: bool = False
-
-
-def for_template(messages: Messages, parts: bool, calls: Calls) -> Messages:
+def for_template(messages: Messages, parts: bool, texts: bool) -> Messages:
     """Return messages in the form that a chat template reads.
 
     Args:
         messages: a conversation.
         parts: the template reads contents as lists of parts, as those of vision models do, and not as texts.
-        calls: how it reads calls of tools.
+        texts: it reads the arguments of a tool call as a text. Most read an object, which they write as JSON; they would put the
+            text of one, as OpenAI's interface has it, into quotes once more.
     """
-    return [_for_template(message, parts, calls) for message in messages]
+    return [_for_template(message, parts, texts) for message in messages]
 
 
-def _for_template(message: Message, parts: bool, reads: Calls) -> Message:
+def _for_template(message: Message, parts: bool, texts: bool) -> Message:
     calls, content = message.get("tool_calls"), message.get("content")
     if isinstance(calls, list):
-        change = _as_text if reads.texts else _as_object
+        change = _as_text if texts else _as_object
         message = {**message, "tool_calls": [_changed(call, change) for call in calls]}
-    if reads.alone and calls and content == "":
-        return {**message, "content": None}
     if parts and isinstance(content, str):
         message = {**message, "content": [{"type": "text", "text": content}]}
     return message

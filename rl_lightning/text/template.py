@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from rl_lightning.text.messages import Calls, Message, Messages, for_template
+from rl_lightning.text.messages import Message, Messages, for_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ class ChatTemplate:
 
     def _shaped(self, messages: Messages) -> Messages:
         calls = any(message.get("tool_calls") for message in messages)
-        return for_template(messages, self._reads_parts, self._reads_calls if calls else Calls())
+        return for_template(messages, self._reads_parts, calls and self._reads_call_texts)
 
     # ------------------------------------------------------------ around an answer
 
@@ -123,18 +123,17 @@ class ChatTemplate:
         return self._probe(parts=True) is not None
 
     @cached_property
-    def _reads_calls(self) -> Calls:
-        """How the template reads calls of tools: the first way in which it writes them."""
-        ways = [Calls(texts, alone) for alone in (False, True) for texts in (False, True)]
-        return next(filter(self._writes, ways), Calls())
+    def _reads_call_texts(self) -> bool:
+        """Whether the template renders arguments of tool calls that are texts, and not those that are objects."""
+        return not self._calls(False) and self._calls(True)
 
-    def _writes(self, way: Calls) -> bool:
+    def _calls(self, texts: bool) -> bool:
         asked: Messages = [
             {"role": "user", "content": _QUESTION},
             {"role": "assistant", "content": "", "tool_calls": [_CALL]},
         ]
         try:
-            return _ANSWER in self._apply(for_template(asked, self._reads_parts, way), False)
+            return _ANSWER in self._apply(for_template(asked, self._reads_parts, texts), False)
         except Exception as error:  # a template is a program and may raise anything
             log.debug("The chat template refuses a call of a tool: %s", error)
             return False
@@ -154,7 +153,7 @@ class ChatTemplate:
         question: Messages = [{"role": "user", "content": _QUESTION}]
         answer: Message = {"role": "assistant", "content": _ANSWER}
         for before in (question, [{"role": "system", "content": "Add."}, *question]):
-            prompt, whole, asked = (for_template(one, parts, Calls()) for one in (before, [*before, answer], before))
+            prompt, whole, asked = (for_template(one, parts, False) for one in (before, [*before, answer], before))
             try:
                 texts = [self._apply(prompt, True), self._apply(whole, False), self._apply(asked, False)]
             except Exception as error:  # a template is a program and may raise anything

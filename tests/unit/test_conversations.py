@@ -176,22 +176,6 @@ def test_a_template_that_reads_arguments_as_text():
     assert learnt(tokenizer, one(tokenizer, turns))[0] == '<call>add({"a": 1})</call><|im_end|>'
 
 
-@pytest.mark.parametrize("text", [False, True])
-def test_a_template_that_writes_calls_in_messages_without_content_alone(text):
-    """As DeepSeek-R1's, which also adds the arguments to a text."""
-    tokenizer = build("qwen-base")
-    template = TOOLS.replace("{{ m.content }}", "{{ m.content or '' }}").replace(
-        "in m.tool_calls or []", "in (m.tool_calls or [] if m.content is none else [])"
-    )
-    tokenizer.chat_template = template.replace("arguments | tojson", "arguments") if text else template
-    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-    turns = [said("", tool_calls=[call]), {"role": "tool", "content": "3"}, said("It is 3.")]
-    made = one(tokenizer, turns)
-    assert learnt(tokenizer, made)[0].startswith("<call>add({") and "None" not in tokenizer.decode(made.written[0])
-    with pytest.raises(UserError, match="leaves out the call of the tool 'add'"):
-        one(tokenizer, [said("Wait.", tool_calls=[call]), *turns[1:]])
-
-
 #: As gpt-oss's: the last turn of a conversation ends otherwise than those before it.
 OTHER_END = (
     "{% for m in messages %}<|start|>{{ m.role }}{{ m.content }}{% if m.role == 'assistant' and loop.last %}<|return|>"
