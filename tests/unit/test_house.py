@@ -145,7 +145,7 @@ ANY = {
     "environments": 6,
     "algorithms": 33,
     "options": 19,
-    "callbacks": 13,
+    "callbacks": 12,
     "strategies": 12,
     "models": 12,
     "generation": 9,
