@@ -39,7 +39,7 @@ OFFLINE = [
 @pytest.mark.parametrize(("online", "logged"), [(True, ONLINE), (False, OFFLINE)])
 def test_panels_have_a_chart_for_what_is_logged(online, logged):
     shown = layout(online)
-    assert list(shown) == ["learning", "staying close", "health", "speed"]
+    assert list(shown) == ["learning", "trust", "staying close", "health", "speed"]
     patterns = [name for charts in shown.values() for _, names in charts.values() for name in names]
     for name in logged:
         assert any(re.fullmatch(pattern, name) for pattern in patterns), name
