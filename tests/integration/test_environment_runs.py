@@ -28,7 +28,7 @@ RUNS = {
 def test_an_overlay_makes_episodes_of_any_configuration(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overlay = (
-        "data: {init_args: {prompts: null, environment: {function: examples.environments.guess.guess, stop: [';']}, "
+        "data: {init_args: {prompts: null, rewards: null, environment: {function: examples.environments.guess.guess, stop: [';']}, "
         "sampling: {max_new_tokens: 8, max_turns: 3, max_turn_tokens: 2}}}"
     )
     own = ["--trainer.callbacks=[{class_path: rl_lightning.callbacks.RejectionSampling, init_args: {threshold: -1.0}}]"]

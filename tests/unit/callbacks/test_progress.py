@@ -122,6 +122,7 @@ def test_a_run_through_a_pipe_prints_nothing_to_standard_error(tiny_policy, tmp_
         *ONLINE,
         f"--model.policy={tiny_policy}",
         "--trainer.max_epochs=1",
+        "--data.sampling.max_new_tokens=40",  # most responses of a policy that has learnt nothing end before
         f"--trainer.default_root_dir={tmp_path}",
     ]
     done = subprocess.run(

@@ -114,9 +114,9 @@ def test_single_numbers_are_taken_as_metrics_whatever_they_are(tiny_policy, tmp_
 
 def test_what_is_not_one_number_is_named(tiny_policy, tmp_path):
     mine = overriding(
-        "objective", lambda self, batch, logprobs: self.observe({"mine": logprobs.sum(1)}, batch) or logprobs
+        "objective", lambda self, batch, logprobs: self.observe({"mine": logprobs[:, :1]}, batch) or logprobs
     )
-    with pytest.raises(UserError, match=r"Mine observes 'mine' of shape \(8,\)"):
+    with pytest.raises(UserError, match=r"Mine observes 'mine' of shape \(8, 1\)"):
         fit(tiny_policy, tmp_path, mine)
     with pytest.raises(UserError, match=r"the metric 'mine' must be one number, not a Tensor of shape \(8,\)"):
         fit(
