@@ -95,7 +95,7 @@ def fit(make, policy, directory, *callbacks, after=(), ckpt_path=None):
 
 MOMENTS = [
     (grpo, "set-up", 1), (grpo, "sampling", 1), (grpo, "sampling", 9), (grpo, "reward", 1), (grpo, "reward", 2), (grpo, "backward", 1),
-    (grpo, "backward", 2), (grpo, "backward", 11), (grpo, "validation", 1), (grpo, "sampling for validation", 1), (grpo, "sampling for validation", 9),
+    (grpo, "backward", 2), (grpo, "backward", 11), (grpo, "validation", 1), (grpo, "sampling for validation", 1), (grpo, "sampling for validation", 4),
     (episodes, "sampling", 9), (episodes, "sampling", 1), (episodes, "sampling", 30), (sft, "sampling for validation", 2), (sft, "backward", 3), (sft, "backward", 8),
 ]  # fmt: skip
 
