@@ -7,16 +7,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from safetensors.torch import load_file
 
 from rl_lightning.algorithms import GRPO
-from rl_lightning.callbacks import GroupNormalize, HFExport, Speed
+from rl_lightning.callbacks import GroupNormalize, Speed
 from rl_lightning.data import Evaluation, RolloutDataModule
 from rl_lightning.generation import Sampling
 from rl_lightning.models import LoadOptions
-from rl_lightning.strategies import AtomicCheckpointIO
 from tests.checks import gradient_difference
 from tests.invariants.spread import Ratios, fit, prompts, result, rollouts
 from tests.simulated_gpu.counts import SEEN, phase
@@ -106,21 +103,6 @@ def ratios(name: str, policy: str, directory: Path, **settings: Any) -> tuple[li
     seen = Ratios()
     trained("gpu", name, policy, directory, callbacks=[seen], **settings)
     return on_host(seen.seen), SEEN.refused
-
-
-def resumed(name: str, policy: str, directory: Path) -> dict[str, Any]:
-    """Train on the device for two epochs, and again from the checkpoint of the first step on; return both results, what the export
-    holds, and what CUDA would have refused."""
-    SEEN.clear()
-    keep = ModelCheckpoint(directory / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=1)
-    files = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()], "max_epochs": 2}
-    whole = trained("gpu", name, policy, directory, callbacks=[keep, HFExport(str(directory / "hf"))], **files)
-    other = [ModelCheckpoint(directory / "other")]
-    again = trained(
-        "gpu", name, policy, directory, callbacks=other, ckpt_path=str(directory / "kept" / "step=1.ckpt"), **files
-    )
-    exported = load_file(directory / "hf" / "model.safetensors")
-    return {"whole": whole["weights"], "again": again["weights"], "exported": exported, "refused": SEEN.refused}
 
 
 def evaluated(device: str, policy: str, directory: Path, reward: Any = None) -> tuple[dict[str, float], list[Any]]:
