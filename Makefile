@@ -5,9 +5,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests run in so many processes, of one thread each; who is ready takes over from the others. Compiled modules are kept for the
+# Tests run in so many processes, of one thread each; who is ready takes over from the others. Two of
+# them leave a third of two cores idle, while tests wait for processes that they have started. Compiled modules are kept for the
 # hundreds of short processes that they start.
-WORKERS ?= 2
+WORKERS ?= 3
 TESTS = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 10
 SEEDS ?= 0
 ROLLOUTS ?= 100
