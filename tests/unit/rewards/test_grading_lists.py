@@ -7,6 +7,7 @@ import pytest
 from rl_lightning.rewards.functions import answer_correct
 from rl_lightning.rewards.grading import check_answer, compare, equivalence, expression, gold, is_equivalent, normalize
 from tests.checks import holds_only_for
+from tests.graders import graded
 
 SAME = [
     # Lists have no order, as sets; points and tuples have one.
@@ -88,35 +89,12 @@ DIFFERENT = [
 ]
 
 
-def graded(**patches):
-    """Return a grader of pairs, in which attributes of modules are replaced: ``module__name=value``."""
-    modules = {"compare": compare, "expression": expression._Reader, "normalize": normalize}
-
-    def grade(answer, response):
-        changes = [
-            patch.object(modules[name.split("__")[0]], name.split("__")[1], value) for name, value in patches.items()
-        ]
-        expression.read_expression.cache_clear()
-        equivalence._judge.cache_clear()
-        for change in changes:
-            change.start()
-        try:
-            return is_equivalent(answer=answer, response=rf"\boxed{{{response}}}", symbolic=True).correct
-        finally:
-            for change in changes:
-                change.stop()
-            expression.read_expression.cache_clear()
-            equivalence._judge.cache_clear()
-
-    return grade
-
-
 @holds_only_for(
     graded(),
-    ordered=graded(compare__is_sequence=lambda collection: True),
-    flat=graded(compare__as_points=lambda collection: collection),
-    units=graded(compare__split_unit=lambda text: (text, None)),
-    coloured=graded(normalize___LOOKS=expression._CODE),
+    ordered=graded((compare, "is_sequence", lambda collection: True)),
+    flat=graded((compare, "as_points", lambda collection: collection)),
+    units=graded((compare, "split_unit", lambda text: (text, None))),
+    coloured=graded((normalize, "_LOOKS", expression._CODE)),
 )
 def test_the_same_answer_in_another_form(grade):
     assert [pair for pair in SAME if not grade(*pair)] == []
@@ -125,9 +103,9 @@ def test_the_same_answer_in_another_form(grade):
 @holds_only_for(
     graded(),
     always=lambda answer, response: True,
-    words=graded(compare__is_sequence=lambda collection: False),
-    products=graded(expression__call=lambda self, name: None),
-    sets=graded(compare__as_points=lambda collection: collection),
+    words=graded((compare, "is_sequence", lambda collection: False)),
+    products=graded((expression._Reader, "call", lambda self, name: None)),
+    sets=graded((compare, "as_points", lambda collection: collection)),
 )
 def test_another_answer(grade):
     assert [pair for pair in DIFFERENT if grade(*pair)] == []

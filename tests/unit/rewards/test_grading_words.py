@@ -1,12 +1,12 @@
 """Answers in words, dates and times, several signs at once, and sets of all numbers but some."""
 
 from itertools import product
-from unittest.mock import patch
 
 import pytest
 
-from rl_lightning.rewards.grading import compare, equivalence, expression, is_equivalent, structure, times, wording
+from rl_lightning.rewards.grading import compare, structure, times, wording
 from tests.checks import holds_only_for
+from tests.graders import graded
 
 SAME = [
     ("Paris", "paris"),
@@ -73,27 +73,6 @@ DIFFERENT = [
     ("5", "2 + 3"),
     ("2", "5 + -3"),
 ]
-CACHED = (expression.read_expression, equivalence._judge, structure.parse_relation)
-
-
-def graded(*changes):
-    """Return a grader of pairs, some of whose parts are replaced: (module, name, value)."""
-
-    def grade(answer, response):
-        patches = [patch.object(*change) for change in changes]
-        for cached in CACHED:
-            cached.cache_clear()
-        for one in patches:
-            one.start()
-        try:
-            return is_equivalent(answer=answer, response=rf"\boxed{{{response}}}", symbolic=True).correct
-        finally:
-            for one in patches:
-                one.stop()
-            for cached in CACHED:
-                cached.cache_clear()
-
-    return grade
 
 
 @holds_only_for(
