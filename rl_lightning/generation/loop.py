@@ -1,30 +1,24 @@
-"""The decoding loop of `NativeGenerator`: prompts are read, and the responses to them grow token by token, side by side."""
+"""The decoding loop of `NativeGenerator`: responses grow token by token, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
 from rl_lightning.generation.base import Request, Responses
 from rl_lightning.generation.decoding import decoding_step
-from rl_lightning.generation.kept import Kept, Layers, Past, closed_up, side_by_side
+from rl_lightning.generation.kept import Kept, Layers
 from rl_lightning.generation.options import Sampling
+from rl_lightning.generation.reading import Reading
 from rl_lightning.generation.sampling import check_drawn, uniforms
-from rl_lightning.generation.slots import Slots, narrow
-from rl_lightning.models.families import accepts
-from rl_lightning.models.forward import padded
+from rl_lightning.generation.slots import Slots
 from rl_lightning.padding import pad_left
 from rl_lightning.stopping import StopStrings
 from rl_lightning.travel import carried
-
-#: Prompt tokens read in one pass.
-_PREFILL_TOKENS = 8192
 
 #: New prompts are read once this share of the slots is free: a pass over few prompts costs nearly as much as over many.
 REFILL_AT = 1 / 8
@@ -125,46 +119,12 @@ class Batch:
         )
 
 
-class _FirstRead(DynamicLayer):
-    """Begins as what it is first given; transformers' own makes an empty tensor on the host and moves it, for every layer."""
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Set what new keys and values, (N, heads, P, D) each, are appended to: none."""
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        self.is_initialized = True
-
-
-class _Filled(Protocol):
-    """A layer of transformers' cache that holds keys and values, as every layer does after a pass."""
-
-    keys: Tensor
-    values: Tensor
-
-
-@dataclass
-class Prefilled:
-    """N prompts that have been read, and responses to them that wait for a slot.
-
-    Args:
-        layers: keys and values, (N, heads, P, D) each, layer by layer.
-        mask: (N, P) bool.
-        logits: (N, V) after the last token of each prompt.
-        waiting: (number of the response in the request, row of its prompt in these tensors), in the order of their turns.
-    """
-
-    layers: list[tuple[Tensor, Tensor]]
-    mask: Tensor
-    logits: Tensor
-    waiting: list[tuple[int, int]]
-
-
 @dataclass
 class Decoding:
     """The decoding loop of one request, with `most` slots.
 
     Two things alternate until no response is left: prompts are read and the first token of their responses is drawn from the
-    prompt's logits (`_prefill`); or every response in a slot gets its next token (`decoding_step`).
+    prompt's logits (`Reading`); or every response in a slot gets its next token (`decoding_step`).
 
         active   [7, 2, 5]     responses by slot
         tokens   (3,)          the newest token of each, not read yet
@@ -185,8 +145,9 @@ class Decoding:
     before: Kept | None = None
     kept: Kept | None = None
     work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "rows": 0, "prefill_rows": 0, "seen": 0})
-    _next: int = 0
-    _prefilled: Prefilled | None = None
+
+    def __post_init__(self) -> None:
+        self.prompts = Reading(self.model, self.request, self.before, self.work)
 
     def to_the_end(self, batch: Batch) -> Iterator[list[int]]:
         """Sample until every response has ended; yield, step by step, the numbers of those that have."""
@@ -194,13 +155,11 @@ class Decoding:
         active: list[int] = []
         tokens = batch.lengths[:0]
         step = decoding_step(self.model)
-        while active or self._is_waiting:
+        while active or self.prompts.are_left:
             free = self.most - len(active)
-            if not active or (self._is_waiting and free >= max(1, self.most * REFILL_AT)):
-                part = self._prefill(free)
+            if not active or (self.prompts.are_left and free >= max(1, self.most * REFILL_AT)):
                 # Responses that get a slot now; each draws its first token from the logits of its own prompt.
-                chosen, part.waiting = part.waiting[:free], part.waiting[free:]
-                self._prefilled = part if part.waiting else None
+                part, chosen = self.prompts.take(free)
                 owner = torch.tensor([prompt for _, prompt in chosen], device=batch.ids.device)
                 rows = [row for row, _ in chosen]
                 drawn, going = self._draw(batch, rows, part.logits[owner])
@@ -244,11 +203,6 @@ class Decoding:
         said: list[int] = batch.ids[row, : int(batch.lengths[row])].tolist()
         return said
 
-    @property
-    def _is_waiting(self) -> bool:
-        """Whether a response has no slot yet."""
-        return self._prefilled is not None or self._next < len(self.request.prompts)
-
     def _draw(self, batch: Batch, rows: list[int], logits: Tensor) -> tuple[Tensor, list[bool]]:
         """Draw and store the next token of n responses from logits (n, V); return the tokens (n,) and which responses go on."""
         index = torch.tensor(rows, device=logits.device)
@@ -256,67 +210,3 @@ class Decoding:
         uniform = batch.uniforms[index, columns]
         tokens, logprobs = self.draw(logits, uniform, self.request.sampling, index, columns)
         return tokens, batch.write(index, tokens, logprobs)
-
-    def _prefill(self, free: int) -> Prefilled:
-        """Return prompts that have been read and have responses without a slot: those of the last call, or the next ones.
-
-        Args:
-            free: free slots; prompts are read until their responses fill them.
-        """
-        if self._prefilled is not None:
-            return self._prefilled
-        first, width, samples = self._next, 0, self.request.group_size
-        prompts, pasts = self.request.prompts, [self._past(self._next)]
-        while self._next < len(prompts) and (self._next - first) * samples < free:
-            past = self._past(self._next)
-            width = max(width, len(prompts[self._next].input_ids) - (0 if past is None else len(past.ids)))
-            if self._next > first and (
-                (self._next + 1 - first) * width > _PREFILL_TOKENS or (past is None) != (pasts[0] is None)
-            ):
-                break
-            pasts[self._next - first :] = [past]
-            self._next += 1
-        chosen = [prompt.input_ids for prompt in prompts[first : self._next]]
-        layers, mask, logits = self._read(chosen, [past for past in pasts if past is not None])
-        waiting = [
-            ((first + prompt) * samples + sample, prompt) for prompt in range(len(chosen)) for sample in range(samples)
-        ]
-        return Prefilled(layers, mask, logits, waiting)
-
-    def _past(self, prompt: int) -> Past | None:
-        """Return what is kept of the response that a prompt goes on with; there is one a prompt."""
-        if self.before is None or self.request.group_size != 1:
-            return None
-        return self.before.of(self.request.streams[prompt], self.request.prompts[prompt].input_ids)
-
-    def _read(self, prompts: Sequence[list[int]], pasts: Sequence[Past]) -> tuple[Layers, Tensor, Tensor]:
-        """Read prompts behind what is kept of each.
-
-        Args:
-            prompts: their tokens.
-            pasts: one a prompt, or none at all.
-
-        Returns:
-            Keys and values, (N, heads, P, D) each, layer by layer; (N, P) bool, real columns, aligned at the right; logits (N, V) after
-            the last token of each prompt.
-        """
-        new = [ids[len(past.ids) :] for ids, past in zip(prompts, pasts, strict=True)] if pasts else prompts
-        # (N, P) with P the longest of these prompts; `logits_to_keep` spares the head all columns but the last.
-        ids, mask = carried(pad_left(new, self.request.pad_id), next(self.model.parameters()).device)
-        self.work["prefill_rows"] += sum(map(len, new))
-        keep = {"logits_to_keep": 1} if accepts(self.model, "logits_to_keep") else {}
-        cache = DynamicCache(config=self.model.config)
-        cache.layers = [_FirstRead() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-        if pasts:
-            before, known = side_by_side(pasts)
-            for number, (keys, values) in enumerate(before):
-                cache.update(keys, values, number)
-            mask = torch.cat([known, mask], 1)
-        given = padded(self.model, ids, mask)
-        if "position_ids" in given:  # those of the new columns
-            given["position_ids"] = cast(Tensor, given["position_ids"])[:, -ids.shape[1] :]
-        output = self.model(**given, **keep, past_key_values=cache, use_cache=True)
-        layers = [(narrow(layer.keys), narrow(layer.values)) for layer in cast("list[_Filled]", cache.layers)]
-        if pasts:
-            layers, mask = closed_up(layers, mask)
-        return layers, mask, output.logits[:, -1]

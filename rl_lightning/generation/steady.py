@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rl_lightning.generation.decoding import Step, decoding_step
-from rl_lightning.generation.loop import REFILL_AT, Batch, Decoding, Prefilled
+from rl_lightning.generation.loop import REFILL_AT, Batch, Decoding
+from rl_lightning.generation.reading import Prefilled
 from rl_lightning.generation.slots import SlotLayer, Slots, StepInputs
 from rl_lightning.travel import carried
 
@@ -105,13 +106,11 @@ class SteadyDecoding(Decoding):
         tokens, index = batch.lengths.new_zeros(self.most), batch.lengths.new_zeros(self.most)
         active: list[int] = []
         step = decoding_step(self.model)
-        while active or self._is_waiting:
+        while active or self.prompts.are_left:
             free = self.most - len(active)
-            if not active or (self._is_waiting and free >= max(1, self.most * REFILL_AT)):
-                part = self._prefill(free)
+            if not active or (self.prompts.are_left and free >= max(1, self.most * REFILL_AT)):
+                part, chosen = self.prompts.take(free)
                 slots = slots or self._slots(part)
-                chosen, part.waiting = part.waiting[:free], part.waiting[free:]
-                self._prefilled = part if part.waiting else None
                 new = slice(slots.used, slots.used + len(chosen))
                 rows, owner = carried(list(torch.tensor(chosen).T.contiguous()), batch.ids.device)
                 slots.admit(part.layers, part.mask, owner)

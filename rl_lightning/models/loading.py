@@ -97,7 +97,7 @@ class PolicyFiles(metaclass=Typed):
     def _location(self) -> _Location:
         """The arguments of transformers' `from_pretrained` that say where the files are."""
         trust = self.options.trust_remote_code
-        if self.options.trust_remote_code:
+        if trust:
             log.warning(
                 "%s %r: trust_remote_code is on, so Python code that comes with it may run", self.role, self.policy
             )
@@ -108,10 +108,7 @@ class PolicyFiles(metaclass=Typed):
             }
         path = Path(self.policy).expanduser()
         if self.adapter is not None:
-            return {
-                "pretrained_model_name_or_path": self.adapter.settings().base,
-                "trust_remote_code": trust,
-            }
+            return {"pretrained_model_name_or_path": self.adapter.settings().base, "trust_remote_code": trust}
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise UserError(f"{self.role}: there is no file {path}{near_misses(path)}")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict, cast
+from typing import NamedTuple, TypedDict
 
-from rl_lightning.data.sources import values
 from rl_lightning.data.sources.base import Example, Gold
 from rl_lightning.data.sources.conversations import opening
 from rl_lightning.data.sources.head import Row
@@ -38,7 +37,7 @@ class Values(TypedDict, total=False):
     margin: float
     label: float
     new_tokens: int | None
-    tools: list[object]
+    tools: list[object] | None
     template: dict[str, object]
     ground_truth: Gold | None
     solution: Gold
@@ -68,12 +67,10 @@ class Assembler:
 
     Args:
         layout: of the rows.
-        sparse: every dict in a row has every key that any dict of its column has, as Arrow stores them.
     """
 
-    def __init__(self, layout: Layout, sparse: bool) -> None:
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.sparse = sparse
         named = {layout.roles[role] for role in layout.named}
         self._used = {*layout.roles.values(), *layout.told_twice} - (_KEPT - named)
         self._stanford = (layout.roles.get("prompt"), layout.roles.get("response")) == ("instruction", "output")
@@ -95,9 +92,9 @@ class Assembler:
             prompt, plain = self._instruction(prompt, found.get("context"))
         if prompt is not None and ("system" in found or "history" in found):
             prompt, plain = _preceded(prompt, found.get("system"), found.get("history", [])), None
-        template, tools = found.get("template", {}), found.get("tools") or self._own_tools(row)
-        if tools:
-            template = {**template, "tools": tools}
+        template = found.get("template", {})
+        if found.get("tools"):
+            template = {**template, "tools": found["tools"]}
         return Example(
             prompt=prompt,
             answer=found.get("answer", found.get("ground_truth", found.get("solution"))),
@@ -173,12 +170,6 @@ class Assembler:
             return {column: row.get(column) for column in self.layout.metadata}
         used = self._used
         return {column: value for column, value in row.items() if column not in used}
-
-    def _own_tools(self, row: Row) -> list[object] | None:
-        """Return the tools that stand in the prompt's own column, as OpenAI's interface has it; None if none do."""
-        prompt = row.get(self.layout.roles.get("prompt", ""))
-        tools = prompt.get("tools") if isinstance(prompt, dict) else None
-        return cast("list[object] | None", values.without_nulls(tools) if tools and self.sparse else tools)
 
 
 def _preceded(prompt: Said, system: str | None, history: Messages) -> Messages:

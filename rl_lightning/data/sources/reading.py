@@ -57,7 +57,7 @@ class RowReader:
         }
         needed = layout.required | layout.named
         self._plan = [(role, column, readers[role], role in needed) for role, column in layout.roles.items()]
-        self._assembler = Assembler(layout, sparse)
+        self._assembler = Assembler(layout)
 
     def examples(self, name: str, rows: Iterable[tuple[str, Row]], problems: Problems) -> list[Example]:
         """Turn rows into examples.
@@ -107,6 +107,8 @@ class RowReader:
                 problems.add(location, f"column {column!r} {bad}", f"column {column!r} {bad.kind}")
         if len(problems) > before:
             return None
+        if not found.get("tools"):
+            found["tools"] = self._own_tools(row)
         try:
             return self._assembler.example(location, row, cast(Values, found))
         except BadValue as bad:
@@ -114,6 +116,12 @@ class RowReader:
             column = self.layout.roles[role]
             problems.add(location, f"column {column!r} {bad}", f"column {column!r} {bad.kind}")
             return None
+
+    def _own_tools(self, row: Row) -> object:
+        """Return the tools that stand in the prompt's own column, as OpenAI's interface has it; None if none do."""
+        prompt = row.get(self.layout.roles.get("prompt", ""))
+        tools = prompt.get("tools") if isinstance(prompt, dict) else None
+        return values.without_nulls(tools) if tools and self.sparse else tools
 
     def _prompt(self, value: object) -> Said:
         """Read a prompt: text, or chat messages of which the last is not the policy's own."""

@@ -232,11 +232,8 @@ class Comparison:
         brackets = {gold.brackets, response.brackets}
         if brackets == {"", "{}"} and (is_named(gold) or is_named(response)):
             return False
-        if (
-            len(brackets) > 1
-            and brackets != {"", "{}"}
-            and not (brackets == {"", "()"} and named_in_order(gold, response))
-        ):
+        alike = brackets == {"", "{}"} or (brackets == {"", "()"} and named_in_order(gold, response))
+        if len(brackets) > 1 and not alike:
             return False
         if self._in_order(gold, brackets):
             if len(gold.items) != len(response.items):

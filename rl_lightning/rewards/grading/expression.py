@@ -8,23 +8,15 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from rl_lightning.rewards.grading.tokens import FUNCTIONS, GREEK, PLAIN_WORDS, Cursor, Unreadable
+
 #: ``("number", Fraction)``, ``("name", text)``, ``(operator, *trees)`` with the operators ``+ * / ^ -`` (of one), ``root``
 #: (degree, radicand), ``!``, ``abs``, ``floor``, ``ceil``, and functions such as ``sin``; ``binom``; ``log`` has (base, argument);
 #: ``call`` has the name of an unknown function and its argument.
 Tree = tuple[Any, ...]
 
 _MOST_CHARACTERS, _MOST_DIGITS, _MOST_NESTING = 512, 200, 24
-_LONGEST_PRODUCT = 3  # letters side by side; four of them are a word
-_NAMES = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp lg"
-_FUNCTIONS = frozenset(_NAMES.split())
 _CONSTANTS = {"pi", "e", "i"}
-_GREEK_NAMES = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi "
-    "varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega pi ell hbar"
-)
-_GREEK = frozenset(_GREEK_NAMES.split())
-_PLAIN_WORDS = _FUNCTIONS | {"sqrt", "pi", "theta", "alpha", "beta"}
-_TOKEN = re.compile(r" *(?:(\d+(?:\.\d+)?|\.\d+)|\\([A-Za-z]+)|([A-Za-z]+)|(\\[{}]|\*\*|[-+*/^_(){}\[\]|!'°]))")
 _CODE = re.compile(r"\d+(?:[-/]\d+){2,}")  # a date or the like
 _CLOSING = {"(": ")", "[": "]", "{": "}", "\\{": "\\}"}
 
@@ -47,10 +39,6 @@ class Expression:
     finished: bool
 
 
-class _Unreadable(Exception):
-    """The text is no expression, or has two readings."""
-
-
 @lru_cache(maxsize=4096)
 def read_expression(text: str) -> Expression | None:
     """Return the expression that a normalized text denotes; None if it is none. A word is not a product of its letters."""
@@ -59,11 +47,11 @@ def read_expression(text: str) -> Expression | None:
     letters = text.replace(" ", "")
     if _CODE.fullmatch(letters):
         return None
-    if len(letters) > 1 and letters.isalpha() and letters not in _PLAIN_WORDS:
+    if len(letters) > 1 and letters.isalpha() and letters not in PLAIN_WORDS:
         return None
     try:
         tree = _Reader(text).whole()
-    except _Unreadable:
+    except Unreadable:
         return None
     names: set[str] = set()
     operators: set[str] = set()
@@ -90,43 +78,11 @@ def _finished(tree: Tree) -> bool:
     return operator == "*" and _finished(parts[0]) and parts[1][0] == "name" and parts[1][1] in _CONSTANTS
 
 
-def _tokens(text: str) -> list[tuple[str, str]]:
-    """Return the tokens of a text, as pairs of a kind (``number``, ``letter``, ``command``, ``symbol``) and a text."""
-    found: list[tuple[str, str]] = []
-    at = 0
-    while at < len(text):
-        token = _TOKEN.match(text, at)
-        if token is None:
-            raise _Unreadable
-        number, command, letters, symbol = token.groups()
-        if number is not None:
-            # `1 2` is no number, and `x2` has no clear meaning.
-            indexed = found[-2:-1] == [("symbol", "_")]
-            if found and found[-1][0] in ("number", "letter") and not indexed:
-                raise _Unreadable
-            found.append(("number", number))
-        elif command is not None:
-            found.append(("command", command))
-        elif symbol is not None:
-            found.append(("symbol", "^" if symbol == "**" else symbol))
-        elif letters in _PLAIN_WORDS:
-            found.append(("command", letters))
-        elif len(letters) > _LONGEST_PRODUCT:
-            raise _Unreadable
-        else:
-            found += [("letter", letter) for letter in letters]
-        at = token.end()
-        if not text[at:].strip():
-            break
-    return found
-
-
-class _Reader:
-    """A recursive-descent parser of expressions. Every method raises `_Unreadable` if the text does not match."""
+class _Reader(Cursor):
+    """A recursive-descent parser of expressions. Every method raises `Unreadable` if the text does not match."""
 
     def __init__(self, text: str) -> None:
-        self.tokens = [*_tokens(text), ("end", "")]
-        self.at = 0
+        super().__init__(text)
         self.nesting = 0
         self.bars = 0
         self.in_function = 0  # above 0, a degree sign is a factor of π/180
@@ -136,27 +92,10 @@ class _Reader:
         self.need("end", "")
         return tree
 
-    @property
-    def next(self) -> tuple[str, str]:
-        return self.tokens[self.at]
-
-    def take(self, kind: str, *texts: str) -> str | None:
-        """Return the next token and go past it, if it is of this kind and one of these texts (any, if none are given)."""
-        if self.next[0] == kind and (not texts or self.next[1] in texts):
-            self.at += 1
-            return self.tokens[self.at - 1][1]
-        return None
-
-    def need(self, kind: str, *texts: str) -> str:
-        taken = self.take(kind, *texts)
-        if taken is None:
-            raise _Unreadable
-        return taken
-
     def sum(self) -> Tree:
         self.nesting += 1
         if self.nesting > _MOST_NESTING:
-            raise _Unreadable
+            raise Unreadable
         tree = self.signed()
         while sign := self.take("symbol", "+", "-"):
             part = self.signed_product()
@@ -182,7 +121,7 @@ class _Reader:
             elif self.starts_factor():
                 # `a/bc` has two readings; `3/4 x` has one.
                 if divided:
-                    raise _Unreadable
+                    raise Unreadable
                 tree = self.beside(tree)
             else:
                 return tree
@@ -215,7 +154,7 @@ class _Reader:
         if self.take("symbol", "^"):
             tree = ("^", tree, self.argument())
             if self.next == ("symbol", "^"):
-                raise _Unreadable
+                raise Unreadable
         return tree
 
     def factor(self) -> Tree:
@@ -233,7 +172,7 @@ class _Reader:
             self.bars -= 1
             self.need("symbol", "|")
             return tree
-        raise _Unreadable
+        raise Unreadable
 
     def enclosed(self, closing: str) -> Tree:
         bars, self.bars = self.bars, 0
@@ -283,7 +222,7 @@ class _Reader:
         kind, text = self.next
         if kind == "number" and len(text) > 1 and self.tokens[self.at - 1][0] == "command":
             if not (text.isdigit() and len(text) == 2):
-                raise _Unreadable  # \sqrt12 may mean the root of 12 or of 1
+                raise Unreadable  # \sqrt12 may mean the root of 12 or of 1
             self.tokens[self.at : self.at + 1] = [("number", text[0]), ("number", text[1])]
         sign = self.take("symbol", "-") if self.tokens[self.at - 1] == ("symbol", "^") else None
         tree = self.factor()
@@ -299,30 +238,30 @@ class _Reader:
             if self.take("symbol", "["):
                 degree = self.enclosed("]")
             if self.next[0] == "number" and len(self.next[1]) > 1:
-                raise _Unreadable
+                raise Unreadable
             return ("root", degree, self.argument())
         if command in ("lfloor", "lceil"):
             tree = self.sum()
             self.need("command", "rfloor" if command == "lfloor" else "rceil")
             return (command[1:], tree)
-        if command in _FUNCTIONS:
+        if command in FUNCTIONS:
             return self.function(command)
-        if command in _GREEK:
+        if command in GREEK:
             return self.name(command)
-        raise _Unreadable
+        raise Unreadable
 
     def function(self, name: str) -> Tree:
         base: Tree | None = None
         if self.take("symbol", "_"):
             if name != "log":
-                raise _Unreadable
+                raise Unreadable
             base = self.argument()
             if base == ("name", "e"):
                 name, base = "ln", None
         exponent = self.argument() if self.take("symbol", "^") else None
         if exponent == ("-", ("number", Fraction(1))):
-            if f"arc{name}" not in _FUNCTIONS:
-                raise _Unreadable
+            if f"arc{name}" not in FUNCTIONS:
+                raise Unreadable
             name, exponent = f"arc{name}", None
         self.in_function += 1
         operand = self.operand()
@@ -342,8 +281,8 @@ class _Reader:
         if self.take("symbol", "{"):
             return self.enclosed("}")
         tree = self.power()
-        while self.starts_factor() and self.next[1] not in (*_FUNCTIONS, "(", "["):
+        while self.starts_factor() and self.next[1] not in (*FUNCTIONS, "(", "["):
             tree = ("*", tree, self.power())
         if self.next == ("symbol", "/"):
-            raise _Unreadable  # \sin x/2
+            raise Unreadable  # \sin x/2
         return tree
