@@ -5,11 +5,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Tests run in so many processes, of one thread each; who is ready takes over from the others. Two of
-# them leave a third of two cores idle, while tests wait for processes that they have started. Compiled modules are kept for the
-# hundreds of short processes that they start.
+# Tests run in so many processes, of one thread each. Two of them leave a third of two cores idle, while tests wait for processes
+# that they have started. Compiled modules are kept for the hundreds of short processes that they start.
 WORKERS ?= 3
-TESTS = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 10
+TESTS = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 10
 SEEDS ?= 0
 ROLLOUTS ?= 100
 DIRECTORY ?= runs/demo
@@ -33,11 +32,12 @@ lint: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Who is ready takes the next file, the longest first: see LONG in tests/budget.py.
 check: $(VENV)/dev
-	$(TESTS)
+	$(TESTS) --dist loadfile --no-loadscope-reorder
 
 check-all: $(VENV)/dev  ## what takes longer than `make test` may: learning, the fault drill, whole matrices, vLLM if it is installed
-	$(TESTS) -m "slow and not gpu"
+	$(TESTS) --dist worksteal -m "slow and not gpu"
 
 tensorboard: $(VENV)/core  ## look at the runs
 	$(BIN)/rl-lightning tensorboard runs

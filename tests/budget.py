@@ -1,4 +1,4 @@
-"""What tests cost: the ten that use most of a processor, all together, and those that use too much of it.
+"""What tests cost: the ten that use most of a processor, all together, and those that use too much of it; and who begins.
 
 Wall time says little on a machine that does something else too. Counted are this process and all below it, also those that
 live on, such as ranks; where there is no /proc, only those that it has waited for.
@@ -14,8 +14,52 @@ from examples.bench import meter
 MOST_S = 8.0
 #: And all that are not slow together: with lint beside them they take eight minutes on two cores.
 MOST_ALL_S = 850.0
+#: Files that need more processor seconds than this begin the run.
+LONG_S = 12.0
+#: They, the longest first: a worker takes whole files in the order of the run, and so all workers end together.
+LONG = (
+    # Slow ones.
+    "tests/integration/test_learning.py",
+    "tests/invariants/test_killed.py",
+    # Those of `make test`.
+    "tests/integration/test_command_line.py",
+    "tests/integration/test_faults.py",
+    "tests/invariants/test_strategies.py",
+    "tests/invariants/test_dynamic_sampling.py",
+    "tests/invariants/test_resume.py",
+    "tests/unit/generation/test_vllm_server.py",
+    "tests/unit/data/test_reward.py",
+    "tests/unit/test_docs.py",
+    "tests/invariants/test_metric_ranks.py",
+    "tests/invariants/test_stopping.py",
+    "tests/unit/callbacks/test_loggers.py",
+    "tests/unit/generation/test_generators.py",
+    "tests/invariants/test_token_budget.py",
+    "tests/unit/callbacks/test_progress.py",
+    "tests/unit/data/test_episodes.py",
+    "tests/unit/algorithms/test_lora.py",
+    "tests/invariants/test_splits.py",
+    "tests/invariants/test_packing.py",
+    "tests/invariants/test_lora_ranks.py",
+    "tests/integration/test_audit.py",
+    "tests/invariants/test_family_runs.py",
+    "tests/unit/algorithms/test_ppo.py",
+    "tests/invariants/test_ppo_splits.py",
+    "tests/integration/test_starts.py",
+)
 
 _last = [0.0]
+
+
+def pytest_collection_modifyitems(items):
+    """Let the long files begin; within a file, and among the others, the order stays."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(file_of(item.nodeid), len(places)))
+
+
+def file_of(test):
+    """Return the file of a test's name."""
+    return test.partition("::")[0]
 
 
 def _used() -> float:
@@ -50,6 +94,15 @@ def lines(spent, slow):
     over = [name for name in largest if spent[name] > MOST_S and name not in slow]
     quick = sum(seconds for name, seconds in spent.items() if name not in slow)
     said += [f"{quick:.0f} s in those that are not slow, more than {MOST_ALL_S:g}"] if quick > MOST_ALL_S else []
+    files: dict[str, float] = {}
+    for name, seconds in spent.items():
+        if name not in slow:
+            files[file_of(name)] = files.get(file_of(name), 0.0) + seconds
+    said += [
+        f"{files[name]:.0f} s, to begin the run (LONG in tests/budget.py): {name}"
+        for name in files
+        if files[name] > LONG_S and name not in LONG
+    ]
     return said + [f"over {MOST_S:g} s, so to be cut or marked slow (docs/inside/tests.md): {name}" for name in over]
 
 

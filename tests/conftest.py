@@ -12,6 +12,7 @@ import pytest
 
 from tests import budget
 
+pytest_collection_modifyitems = budget.pytest_collection_modifyitems
 pytest_runtest_makereport = budget.pytest_runtest_makereport
 pytest_terminal_summary = budget.pytest_terminal_summary
 
@@ -42,6 +43,14 @@ def _parsers_made_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command.CLI, "_prepare_subcommand_parser", prepared)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _numbers_stay():
+    if "lightning.pytorch" in sys.modules:  # and so in no process that has no use for it
+        from tests.support import leave_numbers_where_they_are
+
+        leave_numbers_where_they_are()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 from torch import Tensor
 
 from rl_lightning.callbacks import GroupNormalize
@@ -131,6 +132,17 @@ def gradients(module: pl.LightningModule, data: RolloutDataModule, directory: Pa
     keep = KeepGradients()
     trainer(directory, [keep], **options).fit(module, datamodule=data)
     return keep.steps
+
+
+def leave_numbers_where_they_are() -> None:
+    """Have Lightning move no number that is logged to the device that it is on: that is a sixth of a short run."""
+    move = _ResultMetric.to
+
+    def moved(metric: _ResultMetric, *args: Any, **kwargs: Any) -> _ResultMetric:
+        there = metric.is_tensor and args == (metric.value.device,)
+        return metric if there else move(metric, *args, **kwargs)
+
+    _ResultMetric.to = moved  # type: ignore[method-assign]
 
 
 class StopAfter(pl.Callback):

@@ -143,30 +143,6 @@ def every_place(make):
     return pytest.param(make, PLACES + (WITHIN if make in (grpo, ppo) else []), marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(
-    ("make", "places"),
-    [
-        (grpo, PLACES[:2] + WITHIN),
-        *((make, PLACES[:2]) for make in (dpo, ppo, sft)),
-        *map(every_place, (dpo, grpo, ppo, reward_model, rft, sft)),
-    ],
-)
-def test_resumed_is_uninterrupted(make, places, tiny_policy, tmp_path):
-    """Four updates of two microbatches an epoch: from its end and its middle, between epochs over one rollout and within one."""
-    cadences = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
-    keep = [
-        ModelCheckpoint(tmp_path / by, save_top_k=-1, filename="{step}", **cadence) for by, cadence in cadences.items()
-    ]
-    whole, expected = fit(make, tiny_policy, tmp_path, keep)
-    for by, stop in places:
-        torch.manual_seed(12345)  # a process that starts anew has another state
-        checkpoint = tmp_path / by / f"step={stop}.ckpt"
-        module, steps = fit(make, tiny_policy, tmp_path, ckpt_path=checkpoint)
-        assert steps == expected[2 * stop :], (by, stop)
-        for name, value in whole.state_dict().items():
-            assert torch.equal(module.state_dict()[name], value), (name, stop)
-
-
 class EveryMicrobatch(pl.Callback):
     """Saves after each microbatch, wherever in an optimizer step it is, as a checkpoint by the clock may."""
 
@@ -177,34 +153,75 @@ class EveryMicrobatch(pl.Callback):
         trainer.save_checkpoint(self.directory / f"{trainer.fit_loop.epoch_loop.total_batch_idx + 1}.ckpt")
 
 
+def at_the_end(directory):
+    """Return what keeps the last checkpoint of a run."""
+    return ModelCheckpoint(directory, filename="last", every_n_epochs=3, save_on_train_epoch_end=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_policy, tmp_path_factory):
+    """A run that nobody has stopped: its directory, the module and the steps. It keeps a checkpoint of every step in `steps`, of
+    every epoch in `epochs`, of every microbatch in `microbatches`, and the last one in `whole`."""
+    runs = {}
+    cadences = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
+
+    def of(make):
+        if make not in runs:
+            place = tmp_path_factory.mktemp("whole")
+            keep = [
+                ModelCheckpoint(place / by, save_top_k=-1, filename="{step}", **cadence)
+                for by, cadence in cadences.items()
+            ]
+            keep += [EveryMicrobatch(place / "microbatches"), at_the_end(place / "whole")]
+            runs[make] = place, *fit(make, tiny_policy, place, keep)
+        return runs[make]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("make", "places"),
+    [
+        (grpo, PLACES[:2] + WITHIN),
+        *((make, PLACES[:2]) for make in (dpo, ppo, sft)),
+        *map(every_place, (dpo, grpo, ppo, reward_model, rft, sft)),
+    ],
+)
+def test_resumed_is_uninterrupted(make, places, whole, tiny_policy):
+    """Four updates of two microbatches an epoch: from its end and its middle, between epochs over one rollout and within one."""
+    place, uninterrupted, expected = whole(make)
+    for by, stop in places:
+        torch.manual_seed(12345)  # a process that starts anew has another state
+        module, steps = fit(make, tiny_policy, place, ckpt_path=place / by / f"step={stop}.ckpt")
+        assert steps == expected[2 * stop :], (by, stop)
+        for name, value in uninterrupted.state_dict().items():
+            assert torch.equal(module.state_dict()[name], value), (name, stop)
+
+
 @pytest.mark.parametrize("make", cases([grpo, ppo, sft, dpo], soon=lambda make: make in (grpo, sft)))
-def test_resumed_within_an_optimizer_step_begins_that_step_anew(make, tiny_policy, tmp_path):
+def test_resumed_within_an_optimizer_step_begins_that_step_anew(make, whole, tiny_policy, tmp_path):
     """Two microbatches a step, eight an epoch: the gradients of the first one are in no checkpoint."""
-    last = ModelCheckpoint(tmp_path / "whole", filename="last", every_n_epochs=3, save_on_train_epoch_end=True)
-    _, expected = fit(make, tiny_policy, tmp_path, [EveryMicrobatch(tmp_path), last])
-    whole = load_plain(last.best_model_path)
+    place, _, expected = whole(make)
+    end = load_plain(place / "whole" / "last.ckpt")
     # In the first step, in the second, in the first of the next epoch, and at a step's end.
     for microbatch in (1, 3, 9, 10):
-        again = ModelCheckpoint(
-            tmp_path / f"{microbatch}", filename="last", every_n_epochs=3, save_on_train_epoch_end=True
-        )
-        _, steps = fit(make, tiny_policy, tmp_path, [again], ckpt_path=tmp_path / f"{microbatch}.ckpt")
+        again = at_the_end(tmp_path / f"{microbatch}")
+        checkpoint = place / "microbatches" / f"{microbatch}.ckpt"
+        _, steps = fit(make, tiny_policy, place, [again], ckpt_path=checkpoint)
         assert steps == expected[microbatch // 2 * 2 :], microbatch
         found = load_plain(again.best_model_path)
-        assert first_difference(_plain(found), _plain(whole)) is None, microbatch
+        assert first_difference(_plain(found), _plain(end)) is None, microbatch
 
 
 def _plain(checkpoint):
     return {name: value for name, value in checkpoint.items() if name != "callbacks"}
 
 
-def test_a_step_saver_saves_no_half_steps(tiny_policy, tmp_path):
+def test_a_step_saver_saves_no_half_steps(whole, tiny_policy, tmp_path):
     """Not even just after the run has gone on, when it does not know of the checkpoint that it goes on from."""
-    keep = StepCheckpoint(dirpath=tmp_path / "kept", save_top_k=-1, filename="{step}")
-    fit(grpo, tiny_policy, tmp_path, [keep])
     again = StepCheckpoint(dirpath=tmp_path / "again", save_top_k=-1, filename="{step}")
     plain = ModelCheckpoint(tmp_path / "plain", save_top_k=-1, filename="{step}", every_n_train_steps=1)
-    fit(grpo, tiny_policy, tmp_path, [again, plain], ckpt_path=tmp_path / "kept" / "step=8.ckpt")
+    fit(grpo, tiny_policy, tmp_path, [again, plain], ckpt_path=whole(grpo)[0] / "steps" / "step=8.ckpt")
     steps = [int(path.stem.partition("=")[2]) for path in (tmp_path / "again").glob("step*")]
     assert sorted(steps) == [9, 10, 11, 12]
     assert (tmp_path / "plain" / "step=8.ckpt").exists()  # the comparison can fail
@@ -243,13 +260,10 @@ def test_resumed_is_uninterrupted_after_dapo_too(kind, tiny_policy, other_policy
     assert len({loss for _, loss, _ in expected}) > 4
 
 
-def test_another_seed_is_another_run(tiny_policy, tmp_path):
+def test_another_seed_is_another_run(whole, tiny_policy, tmp_path):
     """The comparison above can fail."""
-    runs = []
-    for seed in (5, 6):
-        module, data = grpo(tiny_policy)
-        data.seed = seed
-        record = Record()
-        trainer(tmp_path, [record]).fit(module, datamodule=data)
-        runs.append(record.steps)
-    assert runs[0] != runs[1]
+    module, data = grpo(tiny_policy)
+    data.seed = 6
+    record = Record()
+    trainer(tmp_path, [record]).fit(module, datamodule=data)
+    assert record.steps[0] != whole(grpo)[2][0]  # before any update, whatever the schedule

@@ -25,6 +25,18 @@ def test_what_is_dear_and_not_slow_is_named():
     assert "851 s in those that are not slow, more than 850" in budget.lines(*budget.costs(reports))
 
 
+def test_long_files_begin_and_one_that_has_become_long_is_named():
+    first, second = budget.LONG[:2]
+    names = [f"tests/a.py::{first}", f"{second}::test_b", f"{first}::test_z", "tests/b.py::test_a", f"{first}::test_a"]
+    items = [SimpleNamespace(nodeid=name) for name in names]
+    budget.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == [names[2], names[4], names[1], names[0], names[3]]
+    assert all((ROOT / name).is_file() for name in budget.LONG)
+    long = [report(f"{name}::{number}", 4.0) for name in (first, "tests/a.py") for number in range(4)]
+    long += [report(f"tests/b.py::{number}", 4.0, "slow") for number in range(4)]
+    assert budget.lines(*budget.costs(long))[-1] == "16 s, to begin the run (LONG in tests/budget.py): tests/a.py"
+
+
 def test_seconds_come_from_the_workers_and_not_from_the_clock(tmp_path):
     """One test uses the processor for 0.3 s, another sleeps for as long, and of a third the process that it left behind works."""
     (tmp_path / "conftest.py").write_text(
