@@ -5,6 +5,7 @@ live on, such as ranks; where there is no /proc, only those that it has waited f
 """
 
 import os
+import re
 
 import pytest
 
@@ -48,6 +49,9 @@ LONG = (
     "tests/integration/test_starts.py",
 )
 
+#: Tests of two ranks and of warm processes, which one worker runs: to start what these processes come from takes ten seconds.
+TOGETHER = re.compile(r"ranks|/test_(strategies|family_runs|faults|checkpoints|background)\.py::")
+
 _last = [0.0]
 
 
@@ -55,6 +59,25 @@ def pytest_collection_modifyitems(items):
     """Let the long files begin; within a file, and among the others, the order stays."""
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(file_of(item.nodeid), len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Deal out whole files, and those in `TOGETHER` as one."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return unit_of(nodeid)
+
+    return Scheduling(config, log)
+
+
+def unit_of(test):
+    """Return what a worker takes a test with: its file, or all of `TOGETHER`."""
+    return "together" if TOGETHER.search(test) else file_of(test)
 
 
 def file_of(test):

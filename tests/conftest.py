@@ -13,6 +13,7 @@ import pytest
 from tests import budget
 
 pytest_collection_modifyitems = budget.pytest_collection_modifyitems
+pytest_xdist_make_scheduler = budget.pytest_xdist_make_scheduler
 pytest_runtest_makereport = budget.pytest_runtest_makereport
 pytest_terminal_summary = budget.pytest_terminal_summary
 

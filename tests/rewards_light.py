@@ -30,3 +30,18 @@ def fails_on_some(response):
     if len(response) % 5 == 0:
         raise RuntimeError("no reward for you")
     return float(len(response))
+
+
+def right(response, answer):
+    """Return 1 for a response that ends as the answers of the chain sums do, with the right one."""
+    return float(response.endswith(f"#{answer}"))
+
+
+def brief(response):
+    """Return a number that is larger for shorter texts."""
+    return -float(len(response))
+
+
+def wordy(response):
+    """Return a number that is larger for longer texts, and for more terms."""
+    return float(response.count(";")) + 0.01 * len(response)

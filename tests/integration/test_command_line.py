@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rl_lightning.cli import main, run
 from tests.checks import cases
-from tests.processes import Warm, command_line
 from tests.tiny import halved
 
 ROOT = Path(__file__).parents[2]
@@ -394,12 +393,3 @@ def test_a_missing_callback_is_named_with_the_line_to_add(tiny_policy, tmp_path,
         main(["fit", f"--config={config}", *small(config, tiny_policy, tmp_path)])
     assert stopped.value.code == 2
     assert "class_path: rl_lightning.callbacks.GroupNormalize" in capsys.readouterr().err
-
-
-def test_as_a_process_a_mistake_prints_no_traceback(tmp_path):
-    arguments = ("fit", "--config=configs/grpo.yaml", "--trainer.max_epohcs=3")
-    process = Warm(command_line, *arguments, output=tmp_path / "log")
-    assert process.wait(120) == 2
-    assert (tmp_path / "log").read_text().splitlines() == [
-        "rl_lightning: error: unrecognized arguments: --trainer.max_epohcs=3; did you mean 'max_epochs'? (more: rl-lightning docs reference/options)"
-    ]

@@ -37,6 +37,17 @@ def test_long_files_begin_and_one_that_has_become_long_is_named():
     assert budget.lines(*budget.costs(long))[-1] == "16 s, to begin the run (LONG in tests/budget.py): tests/a.py"
 
 
+def test_files_are_units_and_all_of_two_processes_is_one():
+    of_files = ["tests/unit/data/test_reward.py::test_a", "tests/integration/test_command_line.py::test_mistake[ran]"]
+    assert [budget.unit_of(name) for name in of_files] == [name.partition("::")[0] for name in of_files]
+    together = [
+        "tests/unit/data/test_reward.py::test_two_ranks_have_one_table",
+        "tests/integration/test_faults.py::test_a",
+    ]
+    together += ["tests/invariants/test_metric_ranks.py::test_a", "tests/invariants/test_strategies.py::test_a"]
+    assert len({budget.unit_of(name) for name in together}) == 1
+
+
 def test_seconds_come_from_the_workers_and_not_from_the_clock(tmp_path):
     """One test uses the processor for 0.3 s, another sleeps for as long, and of a third the process that it left behind works."""
     (tmp_path / "conftest.py").write_text(

@@ -72,7 +72,7 @@ def test_gold_is_right_and_valid_less_what_was_written_in_vain():
 
 
 def test_noise_is_the_same_whenever_a_response_is_scored_and_has_the_size_that_is_said():
-    texts = [f"{first};{second}#{second}" for first in range(100) for second in range(40)]
+    texts = [f"{first};{second}#{second}" for first in range(50) for second in range(40)]
     noise = [noisy(text, "3+9-4=", "8") - gold(text, "3+9-4=", "8") for text in texts]
     assert noise == [noisy(text, "3+9-4=", "8") - gold(text, "3+9-4=", "8") for text in texts]
     assert statistics.fmean(noise) == pytest.approx(0, abs=0.06) and statistics.stdev(noise) == pytest.approx(

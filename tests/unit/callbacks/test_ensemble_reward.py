@@ -145,22 +145,10 @@ def test_one_combination_is_the_mean_of_itself():
     assert_same(combine(one, "mean_minus_var", 3.0), one[0])
 
 
-def right(response, answer):
-    return float(response.endswith(f"#{answer}"))
-
-
-def brief(response):
-    return -float(len(response))
-
-
-def wordy(response):
-    return float(response.count(";")) + 0.01 * len(response)
-
-
 def test_a_run_on_an_ensemble_alone_whose_member_cannot_verify_it(tmp_path):
     """All weights are 0, the run learns all the same, validation has the ensemble's reward, and a member is refused as verifier."""
     data = {
-        "rewards": [{"function": one, "weight": 0.0} for one in (right, brief, wordy)],
+        "rewards": [{"function": f"tests.rewards_light.{one}", "weight": 0.0} for one in ("right", "brief", "wordy")],
         "prompts_per_rollout": 4,
         "group_size": 4,
         "evaluation": {"max_prompts": 4, "samples_per_prompt": 2},
