@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rl_lightning.models.head import LOGITS_AT_ONCE
-from rl_lightning.models.memory import STEP_BYTES, Held
+from rl_lightning.models.memory import Held, Moments, adamw_bytes
+from rl_lightning.models.quantized import Bits
 
 Precision = Literal["32-true", "bf16-mixed", "bf16-true"]
 Size = tuple[int, ...]
@@ -102,6 +103,19 @@ def numbers(sizes: list[Size], ranks: int = 1) -> int:
     return sum(-(-size[0] // ranks) * math.prod(size[1:]) for size in sizes)
 
 
+def quantized_bytes(size: Size, bits: Bits) -> int:
+    """Return the bytes of a quantised weight with its scales, as bitsandbytes keeps them.
+
+    In 8 bits there is a float32 scale for each output. In 4 bits there is one for each 64 numbers, itself in 8 bits with a float32 scale for
+    each 256 of them, and an offset; and two tables, of 16 and 256 levels.
+    """
+    count = math.prod(size)
+    if bits == "8bit":
+        return count + 4 * size[0]
+    blocks = -(-count // 64)
+    return -(-count // 2) + blocks + 4 * -(-blocks // 256) + 4 * (16 + 256 + 1)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Settings of a run that decide its memory.
@@ -118,6 +132,8 @@ class Plan:
         sampled: responses that one device samples at the same time.
         prompt, response: tokens of each.
         blocks: sampling multiplies by a copy of the weights in blocks, as on a CPU in float32.
+        quantize: bits of the frozen linear layers beside an adapter; as many as the other weights if None.
+        moments: what AdamW's are kept in.
     """
 
     shape: Shape
@@ -132,6 +148,8 @@ class Plan:
     prompt: int = 512
     response: int = 1536
     blocks: bool = False
+    quantize: Bits | None = None
+    moments: Moments = "full"
 
     @property
     def compute(self) -> int:
@@ -165,8 +183,15 @@ class Plan:
         heads = [size for size in self.shape.ends(name) if size[0] == 1]
         trained = self.shape.adapter(self.lora) + heads
         base = [size for size in sizes if size[0] != 1]
-        weights = numbers(base, self.ranks) * self.stored + numbers(trained, self.ranks) * 4
+        weights = self._base(base) + numbers(trained, self.ranks) * 4
         return self._model(name, base + trained, trained, weights, 4)
+
+    def _base(self, sizes: list[Size]) -> int:
+        """Return the bytes of frozen weights beside an adapter."""
+        if self.quantize is None:
+            return numbers(sizes, self.ranks) * self.stored
+        linear = self.shape.linears() * self.shape.layers
+        return (numbers(sizes) - numbers(linear)) * self.stored + sum(quantized_bytes(s, self.quantize) for s in linear)
 
     def _model(self, name: str, sizes: list[Size], trained: list[Size], weights: int, each: int) -> Held:
         gradients = numbers(trained, self.ranks) * each
@@ -176,7 +201,7 @@ class Plan:
             trained=numbers(trained),
             weights=weights,
             gradients=gradients,
-            optimizer=2 * gradients + STEP_BYTES * len(trained),
+            optimizer=sum(adamw_bytes(numbers([size], self.ranks), each, self.moments) for size in trained),
         )
 
     def _frozen(self, name: str) -> Held:
@@ -211,7 +236,13 @@ class Plan:
                 needs["casts"] = numbers(sizes) * self.compute
             if self.gpus > 1:
                 needs["buckets"] = sum(model.gradients for model in self.held())
-        return needs | {"activations": self.activations(), "logits": self.logits()}
+        return needs | self._whole_layer() | {"activations": self.activations(), "logits": self.logits()}
+
+    def _whole_layer(self) -> dict[str, int]:
+        """Return the memory of the one quantised weight that is made whole at a time, to be multiplied by."""
+        if self.quantize is None:
+            return {}
+        return {"made whole": max(numbers([size]) for size in self.shape.linears()) * self.compute}
 
     def activations(self) -> int:
         """Return the bytes that layers keep for the backward pass of `rows` sequences; with PPO, those of both models.
@@ -249,9 +280,10 @@ class Plan:
         return chunk + (4 * shape.vocabulary * shape.hidden if half and self.lora is None else 0)
 
     def stepping(self) -> dict[str, int]:
-        """Return the further memory of AdamW's step: one more tensor per parameter if it is not fused, as in mixed precision."""
+        """Return the further memory of AdamW's step: one more tensor per parameter if it is not fused, as in mixed precision. bitsandbytes
+        takes its steps in place."""
         trained = sum(model.gradients for model in self.held())
-        return {"step": trained if self.precision == "bf16-mixed" else 0}
+        return {"step": trained if self.precision == "bf16-mixed" and self.moments == "full" else 0}
 
     def sampling(self) -> dict[str, int]:
         """Return the further memory of sampling: name → bytes. Every device holds the whole policy."""
@@ -267,6 +299,7 @@ class Plan:
             needs["gathered"] = whole * self.gathered
         elif self.stored > self.compute:
             needs["casts"] = whole * self.compute
+        needs |= self._whole_layer()
         if self.blocks:
             multiplied = [*shape.linears() * shape.layers, (shape.vocabulary, shape.hidden)]
             needs["blocks"] = numbers(multiplied) * self.compute

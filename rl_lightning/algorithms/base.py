@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rl_lightning.algorithms.training import OptimizerOptions, TrainedModule
+from rl_lightning.algorithms.optimizer import OptimizerOptions
+from rl_lightning.algorithms.training import TrainedModule
 from rl_lightning.errors import UserError
 from rl_lightning.functional import Reduction
 from rl_lightning.models import LoadOptions, LoraOptions

@@ -74,7 +74,7 @@ class CriticModule(OnlineModule):
             self.critic = self.placed(head_for(self.policy))
         else:
             self.critic_files.check_vocabulary(self.policy_files)
-            self.critic = self.placed(Critic(self.adapted(self.critic_files.load_backbone())))
+            self.critic = self.placed(Critic(self.adapted(self.loaded(self.critic_files.load_backbone))))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return two groups: the critic's parameters, last, and the others."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -87,7 +88,7 @@ class OnlineModule(PolicyModule):
                 f"reference {self.reference_files.policy!r} has a vocabulary of {other} tokens and the policy one of {own}: their "
                 "log-probabilities cannot be compared; choose a reference with the policy's tokenizer"
             )
-        self.reference = self.placed(self.reference_files.load(trainable=False))
+        self.reference = self.placed(self.loaded(partial(self.reference_files.load, trainable=False)))
 
     def _is_evaluating(self) -> bool:
         """Tell whether a trainer runs this without training it; then nobody asks for a divergence."""

@@ -69,7 +69,7 @@ class PolicyModule(ObjectiveModule, Answering):
     def configure_model(self) -> None:
         """Load the policy; Lightning calls this once the strategy is ready, possibly more than once."""
         if "policy" not in self._modules:
-            self.policy = self.placed(self.adapted(self.policy_files.load()))
+            self.policy = self.placed(self.adapted(self.loaded(self.policy_files.load)))
 
     def hf_parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return what `HFExport` saves: the trained policy, and its tokenizer with the chat template."""

@@ -54,7 +54,7 @@ class RewardModel(ObjectiveModule):
     def configure_model(self) -> None:
         """Load the classifier; Lightning calls this once the strategy is ready, possibly more than once."""
         if "classifier" not in self._modules:
-            self.classifier = self.placed(self.adapted(self.classifier_files.load_scorer()))
+            self.classifier = self.placed(self.adapted(self.loaded(self.classifier_files.load_scorer)))
 
     def hf_parts(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return the classifier and its tokenizer."""

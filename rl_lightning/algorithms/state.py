@@ -11,6 +11,7 @@ from torch import nn
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoraOptions
 from rl_lightning.models.adapters import is_adapter_weight
+from rl_lightning.models.quantized import quantized_layers
 
 #: How Lightning counts something: in this epoch or in all (`current`, `total`) → how far it has come (`ready` to `completed`).
 Counts = dict[str, dict[str, int]]
@@ -23,6 +24,9 @@ def left_out(module: nn.Module) -> set[str]:
         parameters = list(child.parameters())
         if parameters and not any(value.requires_grad for value in parameters):
             frozen |= {f"{prefix}.{name}" for name, _ in child.named_buffers(remove_duplicate=False)}
+    # Beside its weight a quantised layer keeps scales, under names of their own.
+    for name, layer in quantized_layers(module):
+        frozen |= {f"{name}.{key}" for key in layer.state_dict()}
     return frozen
 
 

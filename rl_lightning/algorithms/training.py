@@ -4,57 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rl_lightning.algorithms.optimizer import OptimizerOptions, adamw, learning_rate_factor
+from rl_lightning.algorithms.precision import check_adapter_precision, check_quantized
 from rl_lightning.algorithms.state import begin_step_anew, check_adapter, check_kind, left_out
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
+from rl_lightning.models.quantized import is_quantized
 from rl_lightning.options import Checked, plain_options
-from rl_lightning.strategies import clip_gradients, gradient_norm, place
-from rl_lightning.typed import Typed
+from rl_lightning.strategies import agreed, clip_gradients, gradient_norm, is_given_weights, place
 from rl_lightning.types import Rows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class OptimizerOptions(metaclass=Typed):
-    """AdamW and its learning rate over time.
-
-    Args:
-        lr: peak learning rate.
-        betas: decay rates of the two moments.
-        weight_decay: decoupled, on every parameter.
-        warmup_steps: optimizer steps over which the rate rises linearly from 0.
-        schedule: what follows: `constant`, or `linear` or `cosine` down to 0 at the last step of the run.
-    """
-
-    lr: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-
-    def __post_init__(self) -> None:
-        """Refuse what AdamW would refuse later, or accept in silence."""
-        for name in ("lr", "weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"optimizer.{name} must be at least 0, not {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas must lie in [0, 1), not {list(self.betas)}")
 
 
 class TrainedModule(pl.LightningModule, metaclass=Checked):
@@ -89,9 +63,38 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
 
     # -------------------------------------------------------------------- models
 
+    def loaded(self, load: Callable[..., ModelT]) -> ModelT:
+        """Return a model as `load` reads it, or on ranks that are given its weights by another one its outline. A model that
+        cannot be loaded on one rank ends all of them.
+
+        Args:
+            load: a method of a model's files that takes `outline`; see `PolicyFiles.load`.
+        """
+        outline = is_given_weights(self._trainer)
+        if self.policy_files.options.quantize is not None and self.lora is None:
+            self._refuse_full_training()
+
+        def load_here() -> ModelT:
+            model = load(outline=outline)
+            if is_quantized(model) and self._trainer is not None:
+                check_quantized(self._trainer)
+            return model
+
+        return agreed(load_here)
+
+    def _refuse_full_training(self) -> None:
+        """Refuse to train weights of 4 or 8 bits; to sample with them is fine."""
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            raise UserError(
+                "weights in 4 or 8 bits stay as they are, so nothing of them can be trained: add an adapter (--model.lora.rank=16), or "
+                "load the policy without load.quantize"
+            )
+
     def adapted(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return a loaded model that is to be trained, in place: with an adapter and the rest frozen, if that is wanted."""
         if self.lora is None:
+            if is_quantized(model):
+                self._refuse_full_training()
             return model
         if self._trainer is not None:
             check_adapter_precision(self._trainer, model.dtype)
@@ -163,11 +166,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW over the parameter groups, and its schedule."""
         options = self.optimizer_options
-        # Lightning's mixed precision refuses to clip the gradients of fused optimizers.
-        fused = not isinstance(self.trainer.precision_plugin, MixedPrecision)
-        optimizer = torch.optim.AdamW(
-            self.parameter_groups(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=fused
-        )
+        optimizer = adamw(options, self.parameter_groups(), self.trainer)
         if options.schedule == "constant" and options.warmup_steps == 0:
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -262,35 +261,3 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
     def on_test_epoch_end(self) -> None:
         """Log the test metrics."""
         self._log_evaluation("test")
-
-
-def check_adapter_precision(trainer: Trainer, dtype: torch.dtype) -> None:
-    """Warn, or refuse, where a float32 adapter cannot stand beside weights of another precision.
-
-    Raises:
-        UserError: under `FSDPStrategy`, which makes one flat tensor of both.
-    """
-    if str(trainer.precision).endswith("16-true"):
-        log.warning(
-            "precision %s rounds the adapter too, so small updates to it are lost: use model.load.dtype: bfloat16 with "
-            "trainer.precision: bf16-mixed",
-            trainer.precision,
-        )
-    flat = isinstance(trainer.precision_plugin, FSDPPrecision) and str(trainer.precision).endswith("mixed")
-    if flat and dtype in (torch.bfloat16, torch.float16):
-        raise UserError(
-            "FSDPStrategy cannot shard a float32 adapter together with half-precision weights: set model.load.dtype to float32, "
-            "or trainer.strategy to rl_lightning.strategies.FSDP2Strategy"
-        )
-
-
-def learning_rate_factor(options: OptimizerOptions, step: int, total: int) -> float:
-    """Return the share of the peak learning rate at an optimizer step, counted from 0."""
-    if step < options.warmup_steps:
-        return (step + 1) / (options.warmup_steps + 1)
-    if options.schedule == "constant":
-        return 1.0
-    progress = min(1.0, (step - options.warmup_steps) / max(1, total - options.warmup_steps))
-    if options.schedule == "linear":
-        return 1.0 - progress
-    return 0.5 * (1.0 + float(torch.cos(torch.tensor(progress * torch.pi))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -19,6 +21,9 @@ from rl_lightning.types import Rollout, Rows
 
 class _Measured(PolicyLearner, Protocol):
     """An algorithm with a policy, under any strategy."""
+
+    def loaded(self, load: Callable[..., nn.Module]) -> nn.Module:
+        """Return a model as `load` reads it, or an outline where another rank reads the weights."""
 
     def placed(self, model: nn.Module) -> nn.Module:
         """Return a loaded model, spread over the ranks where the strategy shards."""
@@ -49,8 +54,8 @@ class HeldOutDivergence(Callback, metaclass=Typed):
         module = cast(_Measured, pl_module)
         own = module.policy_files
         files = PolicyFiles(self.reference, own.options) if self.reference else own
-        model: nn.Module = files.load(trainable=False)
-        self._model = module.placed(model.to(pl_module.device))
+        model = module.loaded(partial(files.load, trainable=False))
+        self._model = module.placed(model).to(pl_module.device)
         self._sums = torch.zeros(4, dtype=torch.float64)
 
     def on_validation_batch_end(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.errors import UserError
 from rl_lightning.learner import Learner
-from rl_lightning.models import LoraOptions, is_adapted, merged_weights, save_adapter
+from rl_lightning.models import LoraOptions, save_adapter, save_plain
 from rl_lightning.strategies import full_state_dict
 from rl_lightning.typed import Typed
 
@@ -71,12 +71,11 @@ class HFExport(Callback, metaclass=Typed):
         target = self.target(trainer)
         module = cast(Exported, pl_module)
         model, tokenizer = module.hf_parts()
-        weights = full_state_dict(model, trainer)
+        weights = full_state_dict(model, trainer, here=trainer.is_global_zero)
         if not trainer.is_global_zero:
             return
         if self.merge:
-            weights = merged_weights(model, weights) if is_adapted(model) else weights
-            model.save_pretrained(target, state_dict=weights)
+            save_plain(model, weights, target)
         else:
             save_adapter(model, weights, module.policy_files.base, target)
         tokenizer.save_pretrained(target)

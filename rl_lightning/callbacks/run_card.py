@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from rl_lightning.learner import Learner
 from rl_lightning.models import LoraOptions
-from rl_lightning.models.memory import Held, held, in_units
+from rl_lightning.models.memory import Held, Moments, held, in_units
 from rl_lightning.typed import Typed
 
 
@@ -18,6 +18,7 @@ class Schedule(Protocol):
 
     lr: float
     schedule: str
+    moments: Moments
 
 
 class CardLearner(Learner, Protocol):
@@ -58,12 +59,13 @@ class RunCard(Callback, metaclass=Typed):
 
 def run_card(trainer: Trainer, module: LightningModule) -> str:
     """Return the card's lines: algorithm, policy, adapter, the DataModule's own lines, estimator, optimizer, memory, devices."""
-    learner, models = cast(CardLearner, module), held(module)
+    learner = cast(CardLearner, module)
+    models = held(module, learner.optimizer_options.moments)
     data: CardData = trainer.datamodule  # type: ignore[attr-defined]
     facts = {
         "algorithm": f"{type(module).__name__}   {learner.formula}",
         "policy": f"{learner.policy_files.policy}, {_parameters(models[0].parameters)} parameters, "
-        f"{learner.policy_files.options.dtype}",
+        f"{learner.policy_files.options.dtype}{_bits(learner)}",
         "adapter": _adapter(learner, models),
         **data.describe(),
         "estimator": getattr(module, "estimator", None),
@@ -82,6 +84,12 @@ def run_card(trainer: Trainer, module: LightningModule) -> str:
 def _parameters(count: int) -> str:
     """Return a number of parameters with a unit: k, M or B."""
     return in_units(count, "").rstrip().replace("G", "B")
+
+
+def _bits(learner: CardLearner) -> str:
+    """Return what the card says of quantised weights; nothing if there are none."""
+    bits = learner.policy_files.options.quantize
+    return "" if bits is None else f", linear layers in {bits}"
 
 
 def _adapter(learner: CardLearner, models: Sequence[Held]) -> str | None:

@@ -6,18 +6,16 @@ import copy
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rl_lightning.errors import UserError
-from rl_lightning.models import is_adapted, merged_weights
-from rl_lightning.strategies import from_every_rank, full_state_dict, own_rank
-
-ValueT = TypeVar("ValueT")
+from rl_lightning.models import save_plain
+from rl_lightning.strategies import from_every_rank, full_state_dict, own_rank, together
 
 
 def save_snapshot(model: nn.Module, weights: Mapping[str, Tensor], directory: Path) -> None:
@@ -36,9 +34,8 @@ def save_snapshot(model: nn.Module, weights: Mapping[str, Tensor], directory: Pa
         UserError: if the directory cannot be written to.
     """
     policy = cast(PreTrainedModel, model)
-    whole = merged_weights(model, weights) if is_adapted(model) else dict(weights)
     try:
-        policy.save_pretrained(directory, state_dict=whole)
+        save_plain(policy, weights, directory)
         config = copy.deepcopy(policy.config)
         for part in (config, config.get_text_config()):
             part.tie_word_embeddings = False
@@ -70,10 +67,10 @@ class Snapshots:
         Raises:
             UserError: on every rank, if one of them could not write.
         """
-        weights = full_state_dict(model)
         hosts = from_every_rank("" if self.shared else socket.gethostname())
         writer = hosts.index(hosts[own_rank()])
         writes = writer == own_rank()
+        weights = full_state_dict(model, here=writes)
         places = together(lambda: self._write(model, weights) if writes else "")
         return Path(places[writer]), writes
 
@@ -108,21 +105,3 @@ def _own_directory(parent: str | None) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="rl_lightning-", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
         raise UserError(f"generator.directory {parent}: cannot make a directory there: {error.strerror}") from error
-
-
-def together(action: Callable[[], ValueT]) -> list[ValueT]:
-    """Call `action` on every rank, and return what it returned, by rank. All ranks call this together.
-
-    Raises:
-        UserError: on every rank, if it was raised on one. So no rank waits for another that has given up.
-    """
-    value, failure = None, None
-    try:
-        value = action()
-    except UserError as error:
-        failure = str(error)
-    outcomes = from_every_rank((value, failure))
-    for _, reason in outcomes:
-        if reason is not None:
-            raise UserError(reason)
-    return [cast(ValueT, outcome) for outcome, _ in outcomes]

@@ -17,9 +17,9 @@ from torch import nn
 from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Progress, Request
 from rl_lightning.generation.copies import Answer, CopyGenerator, Question
-from rl_lightning.generation.snapshots import Snapshots, together
+from rl_lightning.generation.snapshots import Snapshots
 from rl_lightning.models import PolicyFiles
-from rl_lightning.strategies import number_of_ranks
+from rl_lightning.strategies import number_of_ranks, together
 
 ValueT = TypeVar("ValueT")
 

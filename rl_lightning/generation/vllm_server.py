@@ -17,9 +17,10 @@ from rl_lightning.generation.background import in_background
 from rl_lightning.generation.base import Progress, Request
 from rl_lightning.generation.connection import Connection, Lost, Refused
 from rl_lightning.generation.copies import Answer, CopyGenerator, Question
-from rl_lightning.generation.snapshots import Snapshots, together
+from rl_lightning.generation.snapshots import Snapshots
 from rl_lightning.measures import Sum
 from rl_lightning.models import PolicyFiles
+from rl_lightning.strategies import together
 
 log = logging.getLogger(__name__)
 

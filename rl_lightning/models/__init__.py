@@ -8,12 +8,14 @@ from rl_lightning.models.adapters import (
     describe_adapter,
     is_adapted,
     merged_weights,
+    save_plain,
 )
 from rl_lightning.models.classifier import ClassifierFiles, classifier_logits
 from rl_lightning.models.critic import Critic, CriticFiles, ValueHead, head_for
 from rl_lightning.models.forward import Entropy, Reading, read_responses, response_logits
 from rl_lightning.models.judge import Judge, Text
-from rl_lightning.models.loading import EMBEDDED, LoadOptions, PolicyFiles
+from rl_lightning.models.load_options import LoadOptions
+from rl_lightning.models.loading import EMBEDDED, PolicyFiles
 
 __all__ = [
     "EMBEDDED",
@@ -38,4 +40,5 @@ __all__ = [
     "read_responses",
     "response_logits",
     "save_adapter",
+    "save_plain",
 ]

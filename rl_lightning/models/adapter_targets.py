@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rl_lightning.errors import UserError
+from rl_lightning.models.quantized import is_quantized_layer
 from rl_lightning.models.seeding import seeded
 
 
@@ -86,14 +88,20 @@ def unlike_linear(model: nn.Module) -> list[str]:
     own = [
         (name, layer)
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward
+        if isinstance(layer, nn.Linear)
+        and type(layer).forward is not nn.Linear.forward
+        and not is_quantized_layer(layer)
     ]
     with seeded(), torch.no_grad():
         return [name for name, layer in own if not _multiplies(layer)]
 
 
 def _multiplies(layer: nn.Linear) -> bool:
-    """Return whether a layer computes W x + b, tried on one example."""
+    """Return whether a layer computes W x + b, tried on one example; one without weights yet, on any weights."""
+    if layer.weight.is_meta:
+        layer = copy.deepcopy(layer).to_empty(device="cpu")
+        for one in layer.parameters():
+            one.uniform_(-1, 1)
     x = torch.linspace(-1, 1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device).expand(1, 2, -1)
     expected = nn.functional.linear(x, layer.weight, layer.bias)
     try:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.errors import UserError
+from rl_lightning.models.quantized import beside
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,10 @@ def check_finite(model: nn.Module, who: str) -> None:
             raise UserError(
                 f"{who}: its logits are not finite, since {count:,} of the {weight.numel():,} numbers in {name} are NaN or infinite "
                 f"in {str(weight.dtype).removeprefix('torch.')}: take another checkpoint, or a dtype with a wider range"
+            )
+        if not all(_is_finite(scale) for scale in beside(weight)):
+            raise UserError(
+                f"{who}: its logits are not finite, since numbers in {name} are NaN or infinite: take another checkpoint"
             )
 
 

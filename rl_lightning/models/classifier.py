@@ -72,10 +72,13 @@ class ClassifierFiles(PolicyFiles):
         """The names of the classifier's labels, in the order of its logits."""
         return [str(name) for _, name in sorted((self.config.id2label or {}).items())]
 
-    def load_scorer(self) -> PreTrainedModel:
+    def load_scorer(self, outline: bool = False) -> PreTrainedModel:
         """Load a trainable classifier with one label; a causal language model gets a new head in place of its own.
 
         The new head's weights are a function of the run's seed alone.
+
+        Args:
+            outline: see `PolicyFiles.load`.
 
         Raises:
             UserError: for a classifier with several labels, or files that lack weights other than the head's.
@@ -86,7 +89,7 @@ class ClassifierFiles(PolicyFiles):
                 "from a classifier of one label, or from a causal language model, which gets a new head"
             )
         with seeded(), without_load_report():
-            model, missing = self._read_weights(AutoModelForSequenceClassification, labels=1)
+            model, missing = self._read_weights(AutoModelForSequenceClassification, labels=1, outline=outline)
         self._refuse_missing([n for n in missing if self.is_classifier or n.startswith(f"{model.base_model_prefix}.")])
         self._tell_padding(model)
         return self._ready(model, trainable=True)

@@ -33,8 +33,11 @@ class CriticFiles(PolicyFiles):
                 "would misread what the policy writes; choose a critic with the policy's tokenizer, or critic: own"
             )
 
-    def load_backbone(self) -> PreTrainedModel:
+    def load_backbone(self, outline: bool = False) -> PreTrainedModel:
         """Load the backbone, trainable and without a head.
+
+        Args:
+            outline: see `PolicyFiles.load`.
 
         Returns:
             The model; it computes in evaluation mode, see `rl_lightning.models.noise`.
@@ -43,7 +46,7 @@ class CriticFiles(PolicyFiles):
             UserError: if the files cannot be read or lack weights of the backbone.
         """
         with without_load_report():
-            model, missing = self._read_weights(AutoModel)
+            model, missing = self._read_weights(AutoModel, outline=outline)
         if missing:
             raise UserError(
                 f"critic {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be random: "

@@ -7,17 +7,17 @@ import copy
 import hashlib
 import logging
 import os
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -28,8 +28,11 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapter_files import AdapterFiles
 from rl_lightning.models.checks import check_finite, check_tokens
+from rl_lightning.models.load_options import LoadOptions
 from rl_lightning.models.noise import recompute_layers, silence
+from rl_lightning.models.outline import is_outline, outline_of
 from rl_lightning.models.packed_attention import enable_packing
+from rl_lightning.models.quantized import settings
 from rl_lightning.models.reading import near_misses, reading
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
@@ -42,27 +45,6 @@ _NO_PART_OF_IT = ("*.md", "*.pt", "*.ckpt", "training_args*", "optimizer*", "tra
 EMBEDDED = "embedded"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class LoadOptions(metaclass=Typed):
-    """How a model is loaded.
-
-    Args:
-        dtype: of the weights in memory. Train float32 weights with `precision: bf16-mixed` unless memory forbids it.
-        attn_implementation: of transformers, such as `sdpa`, `eager` or `flash_attention_2`; transformers' default if null. With
-            `flex_attention`, packed rows go through one compiled kernel, which needs a GPU, and all other rows through `sdpa`.
-        pack: compute each prompt once for all its responses in a microbatch, and no padding. Needs plain causal attention in
-            every layer, and `sdpa` or `flex_attention`; other models are padded. Changes memory and speed, not the gradient.
-        gradient_checkpointing: recompute activations in the backward pass: about a third more time, far less memory.
-        trust_remote_code: run Python code that comes with the model. Read that code before you turn it on.
-    """
-
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    attn_implementation: str | None = None
-    pack: bool = True
-    gradient_checkpointing: bool = False
-    trust_remote_code: bool = False
 
 
 class _Location(TypedDict, total=False):
@@ -227,11 +209,12 @@ class PolicyFiles(metaclass=Typed):
         with self._reading("the configuration"):
             return context_length(self.config)
 
-    def load(self, trainable: bool = True) -> PreTrainedModel:
+    def load(self, trainable: bool = True, outline: bool = False) -> PreTrainedModel:
         """Load the model.
 
         Args:
             trainable: False freezes the weights, as for a reference.
+            outline: make it on the device `meta`, without its weights: another rank reads them.
 
         Returns:
             The model; its forward pass runs in evaluation mode, see `rl_lightning.models.noise`.
@@ -239,7 +222,7 @@ class PolicyFiles(metaclass=Typed):
         Raises:
             UserError: if weights are missing or not finite.
         """
-        model, missing = self._read_weights(AutoModelForCausalLM)
+        model, missing = self._read_weights(AutoModelForCausalLM, outline=outline)
         if missing:
             raise UserError(
                 f"policy {self.policy!r}: its files lack {len(missing)} weights, such as {missing[0]}, which would be "
@@ -248,13 +231,14 @@ class PolicyFiles(metaclass=Typed):
         return self._ready(model, trainable)
 
     def _read_weights(
-        self, kind: type[_BaseAutoModelClass], labels: int | None = None
+        self, kind: type[_BaseAutoModelClass], labels: int | None = None, outline: bool = False
     ) -> tuple[PreTrainedModel, list[str]]:
         """Return a model, and the names of its weights that are missing in the files.
 
         Args:
             kind: one of transformers' `Auto` classes.
             labels: number of a classifier's labels; that of its configuration if None.
+            outline: see `load`. A model that keeps tensors beside its parameters and buffers is read all the same.
         """
         place = Path(self._location["pretrained_model_name_or_path"])
         if not place.is_dir() or (place / "tokenizer_config.json").is_file():
@@ -262,6 +246,13 @@ class PolicyFiles(metaclass=Typed):
         config, attention = copy.deepcopy(self.config), self.options.attn_implementation
         if labels is not None:
             config.num_labels = labels
+        if outline:
+            drawn = outline_of(
+                kind, config, getattr(torch, self.options.dtype), attention, self.options.trust_remote_code
+            )
+            if drawn is not None:
+                return drawn, []
+        quantized = self._quantization()
         with self._reading("the weights"):
             # Weights are read as numbers: a file that would run code is refused.
             model, report = kind.from_pretrained(
@@ -270,11 +261,28 @@ class PolicyFiles(metaclass=Typed):
                 dtype=getattr(torch, self.options.dtype),
                 config=config,
                 weights_only=True,
+                **quantized,
                 output_loading_info=True,
             )
         if self.adapter is not None:
             self.adapter.merge_into(model)
         return model, sorted(report["missing_keys"])
+
+    def _quantization(self) -> dict[str, BitsAndBytesConfig]:
+        """Return the arguments of `from_pretrained` that quantise weights while they are read.
+
+        Raises:
+            UserError: for files of which that is not possible.
+        """
+        if self.options.quantize is None:
+            return {}
+        if self.adapter is not None or "gguf_file" in self._location:
+            kind = "is an adapter" if self.adapter is not None else "is a GGUF file"
+            raise UserError(
+                f"load.quantize: {self.role} {self.policy!r} {kind}, whose weights are made whole while they are read: save it as a model "
+                "directory first (HFExport with merge: true, or save_pretrained), and name that"
+            )
+        return {"quantization_config": settings(self.options.quantize, getattr(torch, self.options.dtype))}
 
     def _ready(self, model: PreTrainedModel, trainable: bool) -> PreTrainedModel:
         """Turn off noise, turn on packing and gradient checkpointing as the options say, and freeze the model or not.
@@ -282,7 +290,8 @@ class PolicyFiles(metaclass=Typed):
         Raises:
             UserError: for a weight that is not finite.
         """
-        check_finite(model, f"{self.role} {self.policy!r}")
+        if not is_outline(model):
+            check_finite(model, f"{self.role} {self.policy!r}")
         silence(model)
         if self.options.pack:
             enable_packing(model)

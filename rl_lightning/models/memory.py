@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-#: AdamW keeps a step count, one float32 number, per parameter tensor.
-STEP_BYTES = 4
+from rl_lightning.models.quantized import beside, count
+
+#: What AdamW's moments are kept in; see `OptimizerOptions`.
+Moments = Literal["full", "8bit"]
+
+
+def adamw_bytes(count: int, itemsize: int, moments: Moments = "full") -> int:
+    """Return the bytes that AdamW keeps of one tensor: two moments, and a step count in float32 or scales of 8-bit numbers.
+
+    Args:
+        count: numbers in the tensor.
+        itemsize: bytes of each.
+        moments: what they are kept in. In 8 bits, bitsandbytes has a float32 scale for each 256 numbers, and keeps tensors of fewer
+            than 4,096 whole.
+    """
+    if moments == "full":
+        return 2 * count * itemsize + 4
+    return 8 * count if count < 4096 else 2 * (count + 4 * -(-count // 256))
 
 
 @dataclass(frozen=True)
@@ -35,11 +52,15 @@ class Held:
         return self.weights + self.gradients + self.optimizer
 
 
-def held(module: nn.Module) -> list[Held]:
+def held(module: nn.Module, moments: Moments = "full") -> list[Held]:
     """Return the memory of every model of a module on this rank, in the order in which they were loaded.
 
     Parameters that two models share count once, for the first. Of sharded parameters, this rank's share counts. Activations,
     caches and data are not included: they depend on the size of microbatches.
+
+    Args:
+        module: with its models as its children.
+        moments: what those of AdamW are kept in.
     """
     seen: set[Tensor] = set()
     result = []
@@ -53,18 +74,22 @@ def held(module: nn.Module) -> list[Held]:
         result.append(
             Held(
                 name,
-                parameters=sum(parameter.numel() for parameter in own),
+                parameters=sum(map(count, own)),
                 trained=sum(parameter.numel() for parameter in trained),
                 weights=sum(map(_own_bytes, own)),
                 gradients=gradients,
-                optimizer=2 * gradients + STEP_BYTES * len(trained),
+                optimizer=sum(adamw_bytes(_local(one).numel(), one.itemsize, moments) for one in trained),
             )
         )
     return result
 
 
 def _own_bytes(parameter: Tensor) -> int:
-    return (parameter.to_local() if isinstance(parameter, DTensor) else parameter).nbytes
+    return _local(parameter).nbytes + sum(scale.nbytes for scale in beside(parameter))
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def in_units(count: float, unit: str = "B") -> str:

@@ -8,8 +8,10 @@ from rl_lightning.strategies.checkpoints import (
     load_plain,
 )
 from rl_lightning.strategies.fsdp2 import FSDP2Strategy
+from rl_lightning.strategies.handing_out import is_given_weights
 from rl_lightning.strategies.parallel import (
     StopSign,
+    agreed,
     data_parallel_rank,
     data_parallel_size,
     from_every_rank,
@@ -17,6 +19,7 @@ from rl_lightning.strategies.parallel import (
     number_of_ranks,
     own_rank,
     sum_over_ranks,
+    together,
 )
 from rl_lightning.strategies.sharding import clip_gradients, full_state_dict, gathered, gradient_norm, place
 
@@ -24,6 +27,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "FSDP2Strategy",
     "StopSign",
+    "agreed",
     "atomic_save",
     "check_origin",
     "checkpoint_steps",
@@ -34,10 +38,12 @@ __all__ = [
     "full_state_dict",
     "gathered",
     "gradient_norm",
+    "is_given_weights",
     "load_plain",
     "metrics_of_all_ranks",
     "number_of_ranks",
     "own_rank",
     "place",
     "sum_over_ranks",
+    "together",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from rl_lightning.errors import UserError
 from rl_lightning.measures import merged
 
 ValueT = TypeVar("ValueT")
@@ -76,6 +77,28 @@ def from_every_rank(value: ValueT) -> list[ValueT]:
     values = [value] * number_of_ranks()
     dist.all_gather_object(values, value)
     return values
+
+
+def agreed(action: Callable[[], ValueT]) -> ValueT:
+    """Call `action` on every rank, and return what it returned on this one. All ranks call this together.
+
+    Raises:
+        UserError: on every rank, if it was raised on one. So no rank waits for another that has given up.
+    """
+    value, failure = None, None
+    try:
+        value = action()
+    except UserError as error:
+        failure = str(error)
+    for reason in from_every_rank(failure):
+        if reason is not None:
+            raise UserError(reason)
+    return cast(ValueT, value)
+
+
+def together(action: Callable[[], ValueT]) -> list[ValueT]:
+    """Call `action` on every rank, and return what it returned, by rank; see `agreed`."""
+    return from_every_rank(agreed(action))
 
 
 def metrics_of_all_ranks(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from rl_lightning.errors import UserError
 from rl_lightning.models.families import decoder_layers
+from rl_lightning.strategies.handing_out import hand_out
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 ValueT = TypeVar("ValueT")
@@ -38,7 +39,7 @@ def place(model: ModelT, trainer: Trainer | None) -> ModelT:
     Each decoder layer is a unit that is gathered, used and freed; the rest of the model is one more unit.
 
     Args:
-        model: with all weights, on every rank.
+        model: with all weights; ranks that are given them (`is_given_weights`) may have its outline on the device `meta`.
         trainer: None for a model that is used without one.
 
     Raises:
@@ -60,7 +61,9 @@ def place(model: ModelT, trainer: Trainer | None) -> ModelT:
         options = getattr(strategy, "shard_options", {})
         mesh = strategy.device_mesh["data_parallel"]
         for layer in decoder_layers(model):
+            hand_out(layer, strategy.root_device)
             shard_module(layer, mesh=mesh, **options)
+        hand_out(model, strategy.root_device)
         # Embedding, last norm and head stay gathered: the backward pass, which follows at once, begins with the head.
         shard_module(model, mesh=mesh, **{**options, "reshard_after_forward": False})
     return model
@@ -154,15 +157,17 @@ def whole(value: ValueT) -> ValueT | Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def full_state_dict(model: nn.Module, trainer: Trainer | None = None) -> dict[str, Tensor]:
-    """Return all weights of a model, gathered, as copies on the CPU of every rank. All ranks call this together.
+def full_state_dict(model: nn.Module, trainer: Trainer | None = None, here: bool = True) -> dict[str, Tensor]:
+    """Return all weights of a model, gathered tensor by tensor, as copies on the CPU. All ranks call this together.
 
     Args:
         model: one that was given to `place`.
         trainer: needed under Lightning's `FSDPStrategy`, whose parameters do not show that they are sharded.
+        here: whether this rank wants them; it is given none otherwise.
     """
     with gathered(trainer) if trainer is not None else contextlib.nullcontext():
-        return {name: whole(value.detach()).cpu().clone() for name, value in _named_tensors(model)}
+        found = ((name, whole(value.detach())) for name, value in _named_tensors(model))
+        return {name: value.cpu().clone() for name, value in found if here}
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 from transformers import AutoModel, AutoModelForSequenceClassification, Qwen2Config, Qwen2ForCausalLM
 
-from examples import scaling
+from examples import scaling, small_gpu
 from examples.accounting import MODELS, Plan, Shape, numbers
 from examples.scaling import SHAPES
 from rl_lightning.algorithms import DAPO, GRPO, PPO, SFT, RewardModel
@@ -35,12 +35,18 @@ def qwen(shape):
 
 
 #: As published: https://huggingface.co/Qwen/Qwen2.5-7B and its siblings.
-PUBLISHED = {"0.5 B": 494_032_768, "7 B": 7_615_616_512, "32 B": 32_763_876_352}
+PUBLISHED = {
+    "0.5 B": 494_032_768,
+    "1.5 B": 1_543_714_304,
+    "3 B": 3_085_938_688,
+    "7 B": 7_615_616_512,
+    "32 B": 32_763_876_352,
+}
 
 
-@pytest.mark.parametrize("size", SHAPES)
+@pytest.mark.parametrize("size", PUBLISHED)
 def test_shapes_are_those_of_the_models(size):
-    shape = SHAPES[size]
+    shape = (SHAPES | small_gpu.SIZES)[size]
     with torch.device("meta"):
         model = Qwen2ForCausalLM(qwen(shape))
     assert sorted(tuple(parameter.shape) for parameter in model.parameters()) == sorted(shape.sizes())
@@ -177,6 +183,17 @@ def test_the_most_rows_fit_and_twice_as_many_do_not(algorithm):
     rows = plan.most_rows(int(74e9), largest=1 << 20)
     assert rows >= 2 and replace(plan, rows=rows).peak() <= 74e9 < replace(plan, rows=2 * rows).peak()
     assert plan.most_rows(int(1e9)) == 0
+
+
+def test_each_option_for_a_small_gpu_saves_memory():
+    for size in small_gpu.SIZES:
+        peaks = [small_gpu.plan(size, way).peak() for way in small_gpu.WAYS]
+        assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
+
+
+def test_the_page_of_a_small_gpu_shows_what_its_example_prints():
+    page = (ROOT / "docs" / "how-to" / "small-gpu.md").read_text()
+    assert small_gpu.needs_table() in page and small_gpu.algorithms_table() in page
 
 
 def test_the_page_shows_what_the_example_prints(monkeypatch, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rl_lightning.algorithms import DAPO, DPO, GRPO, GSPO, PPO, SFT
-from rl_lightning.algorithms.training import OptimizerOptions
+from rl_lightning.algorithms.optimizer import OptimizerOptions
 from rl_lightning.data import DemonstrationDataModule, RewardDataModule, RolloutDataModule
 from rl_lightning.data.sources import ChainSum
 from rl_lightning.errors import UserError

@@ -1,0 +1,51 @@
+"""Precisions of weights and of a trainer that do not go together."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.precision import FSDPPrecision
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+
+from rl_lightning.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def check_quantized(trainer: Trainer) -> None:
+    """Refuse quantised weights where they cannot be.
+
+    Raises:
+        UserError: under a strategy that shards, and in pure half precision.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy):
+        raise UserError(
+            "weights in 4 or 8 bits are not divided over ranks: use one device or --config trainer/ddp, or leave load.quantize out"
+        )
+    if str(trainer.precision).endswith("16-true"):
+        raise UserError(
+            f"precision {trainer.precision} would round the adapter: with load.quantize use model.load.dtype: bfloat16 and "
+            "trainer.precision: bf16-mixed"
+        )
+
+
+def check_adapter_precision(trainer: Trainer, dtype: torch.dtype) -> None:
+    """Warn, or refuse, where a float32 adapter cannot stand beside weights of another precision.
+
+    Raises:
+        UserError: under `FSDPStrategy`, which makes one flat tensor of both.
+    """
+    if str(trainer.precision).endswith("16-true"):
+        log.warning(
+            "precision %s rounds the adapter too, so small updates to it are lost: use model.load.dtype: bfloat16 with "
+            "trainer.precision: bf16-mixed",
+            trainer.precision,
+        )
+    flat = isinstance(trainer.precision_plugin, FSDPPrecision) and str(trainer.precision).endswith("mixed")
+    if flat and dtype in (torch.bfloat16, torch.float16):
+        raise UserError(
+            "FSDPStrategy cannot shard a float32 adapter together with half-precision weights: set model.load.dtype to float32, "
+            "or trainer.strategy to rl_lightning.strategies.FSDP2Strategy"
+        )

@@ -1,0 +1,127 @@
+"""Frozen weights in 4 or 8 bits, by bitsandbytes: what an adapter is trained beside on a small GPU."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rl_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+
+Bits = Literal["4bit", "8bit"]
+
+#: The attributes in which a weight of 4 bits keeps the scales of its blocks, and the scales of those.
+_SCALES = ("absmax", "code", "offset")
+
+
+def settings(bits: Bits, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """Return how transformers quantises the linear layers of a model, but its head, while it reads them.
+
+        4bit   NF4: 16 levels, a scale for each 64 weights, 8 bits a scale: 4.13 bits a weight
+        8bit   LLM.int8(): 255 levels, a scale for each output; inputs above 6 are multiplied in half precision
+
+    Source: Dettmers et al., QLoRA (arXiv 2305.14314) and LLM.int8() (2208.07339).
+
+    Args:
+        bits: how many.
+        dtype: of the products, and of the weights that are not quantised.
+
+    Raises:
+        UserError: if bitsandbytes or accelerate is not installed.
+    """
+    for needed in ("bitsandbytes", "accelerate"):
+        if importlib.util.find_spec(needed) is None:
+            raise UserError(f"load.quantize needs {needed}: pip install 'rl_lightning[bnb]'")
+    # It says at every product that inputs are rounded to half precision on their way to 8 bits.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def is_quantized_layer(layer: nn.Module) -> bool:
+    """Return whether a linear layer keeps its weight in 4 or 8 bits."""
+    return type(layer).__module__.startswith("bitsandbytes.")
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Linear4bit | Linear8bitLt]]:
+    """Yield the names of the layers that keep their weights in 4 or 8 bits, and the layers."""
+    yield from ((name, layer) for name, layer in model.named_modules() if is_quantized_layer(layer))
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Return whether any layer of a model keeps its weight in 4 or 8 bits."""
+    return any(True for _ in quantized_layers(model))
+
+
+def whole_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
+    """Return the weight that a layer multiplies by, (out, in)."""
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+
+    weight = layer.weight.detach()
+    if type(layer).__name__ == "Linear4bit":
+        found: Tensor = dequantize_4bit(weight, cast("Params4bit", layer.weight).quant_state)
+        return found
+    # The scale of each output lies with the weight until the first pass, and with the layer's state after it.
+    kept = cast("Linear8bitLt", layer).state.SCB
+    return int8_vectorwise_dequant(weight, cast("Int8Params", layer.weight).SCB if kept is None else kept)
+
+
+def beside(weight: Tensor) -> list[Tensor]:
+    """Return the scales that a weight in 4 or 8 bits is multiplied by, as far as they lie with it; none for any other weight."""
+    if type(weight).__name__ == "Int8Params":
+        scales = cast("Int8Params", weight).SCB
+        return [] if scales is None else [scales]
+    if type(weight).__name__ != "Params4bit":
+        return []
+    outer = cast("Params4bit", weight).quant_state
+    states = [outer, outer.state2]
+    found = [getattr(state, name) for state in states if state is not None for name in _SCALES]
+    return [one for one in found if isinstance(one, Tensor)]
+
+
+def count(weight: Tensor) -> int:
+    """Return how many numbers a parameter stands for: two a byte in 4 bits."""
+    packed = type(weight).__name__ == "Params4bit"
+    return math.prod(cast("Params4bit", weight).quant_state.shape) if packed else weight.numel()
+
+
+def unquantized(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a model, by name, with those in 4 or 8 bits as the model multiplies by them, in its dtype."""
+    dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    found = {f"{name}.weight": whole_weight(layer).to("cpu", dtype) for name, layer in quantized_layers(model)}
+    return {**weights, **found}
+
+
+def stored_as_plain(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return plain weights as the model's own class keeps them: those that GPT-2 keeps as (in, out) are turned back."""
+    turned = {
+        f"{name.removesuffix('.base_layer')}.weight"
+        for name, layer in quantized_layers(model)
+        if issubclass(cast(type, layer.source_cls), Conv1D)
+    }
+    return {name: value.T.contiguous() if name in turned else value for name, value in weights.items()}
+
+
+def unquantized_outline(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a model of the same class without weights whose configuration says nothing of bits, to save plain weights with."""
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        plain = type(model)(config)
+    if model.can_generate():
+        plain.generation_config = model.generation_config
+    return plain
