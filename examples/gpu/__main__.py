@@ -1,85 +1,201 @@
-"""`make gpu`: run the tests that need a GPU, measure sampling and training, and write one file to send back.
+"""`make gpu`: measure sampling and training on a GPU, run the tests that need one, and write one file to send back.
 
-python -m examples.gpu --output gpu_report.md
+python -m examples.gpu --output gpu_report.md --minutes 20
+
+Every part runs in a process of its own: one that fails, hangs or breaks the GPU's context says so in the file and takes no other with it.
+The file is written anew after each part, so it is there also if the machine goes away.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-import transformers
 
-import rl_lightning
-from examples.gpu import measure
+from examples.gpu import measure, paper
+from examples.gpu.measure import Found
+from rl_lightning.models.roofline import Limits
+
+#: Seconds that a part may take; the tests get what is left.
+LIMIT_S = 240
+#: With less left than this, a part is not begun.
+LEAST_S = 15
+
+
+def machine(plan: measure.Plan) -> Found:
+    """Return what the measurements depend on."""
+    packages = ("torch", "transformers", "lightning", "peft", "bitsandbytes", "vllm")
+    here = torch.cuda.get_device_properties(0)
+    return [
+        {
+            "gpu": here.name,
+            "GPUs": torch.cuda.device_count(),
+            "memory GiB": round(here.total_memory / 2**30, 1),
+            "driver": _said(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+            "cuda": torch.version.cuda,
+            "python": platform.python_version(),
+            "commit": _said(["git", "rev-parse", "--short", "HEAD"]),
+            **{name: _version(name) for name in packages},
+        }
+    ]
+
+
+#: Name → what it measures; in this order, so that the most wanted is there when time runs out.
+PARTS: dict[str, Callable[[measure.Plan], Found]] = {
+    "machine": machine,
+    "limits": measure.limits,
+    "constants": measure.constants,
+    **{f"sampling, {loop}": partial(measure.sampling, loop=loop) for loop in ("chunks", "step by step")},
+    "training": measure.training,
+    "sampling, graphs": partial(measure.sampling, loop="graphs"),
+    **{f"quantised, {bits}": partial(measure.quantised, bits=bits) for bits in ("4bit", "8bit")},
+}
 
 
 def main() -> None:
     """Run everything; refuse where there is no GPU."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output", type=Path, default=Path("gpu_report.md"), help="the file, Markdown with the same as JSON"
     )
+    parser.add_argument("--minutes", type=float, default=20, help="what has not begun by then is left out")
     parser.add_argument("--no-tests", action="store_true", help="measure only")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit(
-            "There is no GPU here that torch can use, and `make gpu` measures nothing else: run it on a machine with one, or "
-            "`make check-all`, whose tests have a simulated GPU"
+            "There is no GPU here that torch can use, and `make gpu` measures nothing else: run it on a machine with one (with "
+            "TORCH=torch), or `make check-all`, whose tests have a simulated GPU"
         )
-    found = report(measure.Plan(), tests={} if options.no_tests else run_tests())
-    options.output.write_text(page(found), encoding="utf-8")
+    if options.part is not None:
+        options.output.write_text(json.dumps(PARTS[options.part](measure.Plan()), default=str))
+        return
+    end = time.monotonic() + 60 * options.minutes
+    steps: dict[str, Callable[[float], Found]] = {name: partial(in_a_process, name) for name in PARTS}
+    if not options.no_tests:
+        steps["tests"] = run_tests
+    found: dict[str, Found] = {}
+    for name, step in steps.items():
+        left = end - time.monotonic()
+        print(f"{name}: {left / 60:.0f} minutes left", flush=True)
+        found[name] = step(left) if left > LEAST_S else [{"left out": f"the {options.minutes:g} minutes were over"}]
+        options.output.write_text(page(found), encoding="utf-8")
     print(f"Written: {options.output}. To share it, open an issue and attach the file.")
 
 
-def run_tests() -> dict[str, object]:
-    """Run `tests/gpu`; return the last line of pytest and the names of what failed."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "-q", "-p", "no:xdist", "--no-header", "-rf"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    return {"result": re.sub("=+", "", lines[-1]).strip() if lines else done.stderr[-500:], "failed": failed}
+def in_a_process(name: str, left: float) -> Found:
+    """Run a part in a process of its own; return what it found, or how it failed.
+
+    Args:
+        name: of the part.
+        left: seconds.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        result, log = Path(scratch) / "result.json", Path(scratch) / "log.txt"
+        limit = min(LIMIT_S, left)
+        ended = _run([sys.executable, "-m", "examples.gpu", "--part", name, "--output", str(result)], log, limit)
+        if ended == 0:
+            found: Found = json.loads(result.read_text())
+            return found
+        why = f"took longer than {limit:.0f} s" if ended is None else f"ended with {ended}"
+        return [{"failed": why, "it said": log.read_text(errors="replace")[-2000:]}]
 
 
-def report(plan: measure.Plan, tests: dict[str, object]) -> dict[str, object]:
-    """Return everything that is known of this GPU."""
-    memory = torch.cuda.get_device_properties(0).total_memory
-    known = measure.limits()
-    return {
-        "machine": {
-            "gpu": torch.cuda.get_device_name(0),
-            "memory GiB": round(memory / 2**30, 1),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "transformers": transformers.__version__,
-            "rl_lightning": rl_lightning.__version__,
-        },
-        "tests": tests,
-        "limits": {"TFLOP/s, bfloat16": round(known.flops / 1e12, 1), "GB/s": round(known.bandwidth / 1e9)},
-        "constants": measure.constants(plan),
-        "sampling": measure.sampling(plan, known),
-        "training": [measure.training(plan, known)],
-    }
+def run_tests(left: float) -> Found:
+    """Run `tests/gpu` for at most so many seconds; return how many passed, what failed and what pytest said of it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log.txt"
+        chosen = ["-m", "gpu", "tests/gpu", "-v", "-p", "no:xdist", "--no-header", "--tb=short", "--color=no"]
+        ended = _run([sys.executable, "-m", "pytest", *chosen], log, left)
+        said = log.read_text(errors="replace")
+    outcomes = dict(re.findall(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)", said, re.MULTILINE))
+    counts = {kind.lower(): list(outcomes.values()).count(kind) for kind in ("PASSED", "FAILED", "ERROR", "SKIPPED")}
+    failed = [name for name, kind in outcomes.items() if kind in ("FAILED", "ERROR")]
+    over = {} if ended is not None else {"cut off": f"after {left:.0f} s"}
+    more = {"it said": said[-12000:]} if failed or not outcomes else {}
+    return [counts | over | {"failures": failed} | more]
 
 
-def page(found: dict[str, object]) -> str:
-    """Return a report as Markdown, with the same as JSON at its end."""
+def _run(command: list[str], log: Path, limit_s: float) -> int | None:
+    """Run a command with its output in a file; return its status, or None if it took too long. What it has started ends with it."""
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
+
+
+def page(found: Mapping[str, Found]) -> str:
+    """Return what was found as Markdown, with the same as JSON at its end."""
     parts = ["# Report of a GPU\n"]
-    for title, value in found.items():
-        rows = value if isinstance(value, list) else [value]
-        names = list(rows[0])
+    for title, rows in together(found).items():
         parts.append(f"## {title.capitalize()}\n")
+        plain = [{name: value for name, value in row.items() if not _is_long(value)} for row in rows]
+        names = list(dict.fromkeys(name for row in plain for name in row))
         parts.append("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
-        parts += ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows]
+        parts += ["| " + " | ".join(str(row.get(name, "")) for name in names) + " |" for row in plain]
+        parts += [f"\n```text\n{value}\n```" for row in rows for value in row.values() if _is_long(value)]
         parts.append("")
     return "\n".join([*parts, "```json", json.dumps(found, indent=1, default=str), "```", ""])
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, str) and "\n" in value
+
+
+def together(found: Mapping[str, Found]) -> dict[str, Found]:
+    """Return what was found with one table for all loops of sampling, and what follows from several parts: shares of the roofline,
+    what was estimated on paper, and how many responses are those of the first loop."""
+    limits = next((Limits(row["flops"], row["bandwidth"]) for row in found.get("limits", []) if "flops" in row), None)
+    tables: dict[str, Found] = {}
+    first: dict[int, list[int]] = {}
+    for title, rows in found.items():
+        kind, _, loop = title.partition(", ")
+        for row in rows:
+            shown = {"loop": loop} | row if loop else dict(row)
+            if "least" in row:
+                flops, read = shown.pop("least")
+                if limits is not None:
+                    shown["share of the roofline"] = round(limits.least_seconds(flops, read) / row["seconds"], 3)
+            if "digests" in row:
+                own = shown.pop("digests")
+                expected = first.setdefault(row["rows"], own)
+                shown["same responses"] = round(sum(map(int.__eq__, own, expected)) / len(own), 3)
+                shown["tokens/s on paper"] = paper.estimate(loop, row["rows"], row["context"])
+            tables.setdefault(kind, []).append(shown)
+    return tables
+
+
+def _said(command: list[str]) -> str:
+    """Return the first line of what a command prints; nothing if there is no such command."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return next(iter(done.stdout.splitlines()), "")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 if __name__ == "__main__":

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from rl_lightning.generation import NativeGenerator, Request, Sampling
 from rl_lightning.generation.loop import Decoding
 from rl_lightning.generation.room import room_for
-from rl_lightning.models import read_responses
+from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, read_responses
 from rl_lightning.models.head import logits_at_once
 from rl_lightning.models.packed_attention import enable_packing
-from rl_lightning.models.roofline import Limits, Tokens, Work, measured_limits
+from rl_lightning.models.quantized import Bits
+from rl_lightning.models.roofline import Tokens, Work, measured_limits
 from rl_lightning.types import Rows
 
 DEVICE = torch.device("cuda")
+
+#: Rows of a table, each name → value.
+Found = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -101,48 +107,47 @@ def counted_waits() -> Iterator[list[int]]:
             found.append(sum("synchroniz" in str(one.message) for one in said))
 
 
-def constants(plan: Plan) -> dict[str, object]:
+def constants(plan: Plan) -> Found:
     """Return what follows from the device: chunks of logits, and room in the cache."""
-    return {"logits at once": logits_at_once(DEVICE), "tokens in the cache": room_for(plan.policy())}
+    return [{"logits at once": logits_at_once(DEVICE), "tokens in the cache": room_for(plan.policy())}]
 
 
-def limits() -> Limits:
+def limits(plan: Plan) -> Found:
     """Return the measured FLOP/s in bfloat16, and bytes a second."""
-    return measured_limits(DEVICE, torch.bfloat16)
+    found = measured_limits(DEVICE, torch.bfloat16)
+    return [{"flops": found.flops, "bandwidth": found.bandwidth}]
 
 
-def sampling(plan: Plan, known: Limits) -> list[dict[str, object]]:
-    """Return, by rows and loop, tokens a second, the share of the roofline, waits a token, and whether the tokens are the same."""
-    model, results = plan.policy(), []
-    for rows in plan.rows:
-        first: list[list[int]] | None = None
-        for name, make in LOOPS.items():
-            generator = make()
-            _sample(plan, model, generator, rows, 20)  # kernels are loaded
-            generator.metrics()
-            with counted_waits() as waits:
-                started = time.perf_counter()
-                said = _sample(plan, model, generator, rows, plan.response)
-                torch.cuda.synchronize()
-                seconds = time.perf_counter() - started
-            work = generator.metrics()
-            flops, read = Work.of(model).decoding(*(work[f"work/{key}"] for key in ("steps", "rows", "seen")))  # type: ignore[union-attr]
-            first = first or said
-            results.append(
-                {
-                    "rows": rows,
-                    "loop": name,
-                    "tokens/s": round(rows * plan.response / seconds),
-                    "share of the roofline": round(known.least_seconds(flops, read) / seconds, 3),
-                    "waits a step": round(waits[0] / plan.response, 3),
-                    "same tokens": round(sum(map(_same, said, first)) / rows, 3),
-                }
-            )
-    return results
+def sampling(plan: Plan, loop: str) -> Found:
+    """Return, by rows, tokens a second, waits a step, the least FLOPs and bytes that it takes, and a digest of each response.
+
+    Args:
+        plan: what is sampled.
+        loop: a key of `LOOPS`.
+    """
+    model = plan.policy()
+    return [_sampling(plan, model, loop, rows) for rows in plan.rows]
 
 
-def _same(one: list[int], other: list[int]) -> bool:
-    return one == other
+def _sampling(plan: Plan, model: PreTrainedModel, loop: str, rows: int) -> dict[str, object]:
+    generator = LOOPS[loop]()
+    _sample(plan, model, generator, rows, 20)  # kernels are loaded
+    generator.metrics()
+    with counted_waits() as waits:
+        started = time.perf_counter()
+        said = _sample(plan, model, generator, rows, plan.response)
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    work = generator.metrics()
+    return {
+        "rows": rows,
+        "context": plan.prompt + plan.response // 2,
+        "tokens/s": round(rows * plan.response / seconds),
+        "seconds": round(seconds, 3),
+        "waits a step": round(waits[0] / plan.response, 3),
+        "least": Work.of(model).decoding(*(work[f"work/{key}"] for key in ("steps", "rows", "seen"))),  # type: ignore[union-attr]
+        "digests": [zlib.crc32(repr(ids).encode()) for ids in said],
+    }
 
 
 def _sample(plan: Plan, model: PreTrainedModel, generator: NativeGenerator, rows: int, tokens: int) -> list[list[int]]:
@@ -155,9 +160,12 @@ def _sample(plan: Plan, model: PreTrainedModel, generator: NativeGenerator, rows
     return ids
 
 
-def training(plan: Plan, known: Limits) -> dict[str, object]:
-    """Return tokens a second of a packed forward and backward pass, its share of the roofline, waits, and the peak of memory."""
-    model = plan.policy().train()
+def training(plan: Plan) -> Found:
+    """Return tokens a second of a packed forward and backward pass, the least FLOPs that it takes, waits, and the peak of memory."""
+    return [_training(plan, plan.policy().train())]
+
+
+def _training(plan: Plan, model: PreTrainedModel) -> dict[str, object]:
     batch = packed_rows(plan)
     _pass(model, batch)
     torch.cuda.reset_peak_memory_stats()
@@ -168,14 +176,42 @@ def training(plan: Plan, known: Limits) -> dict[str, object]:
         seconds = time.perf_counter() - started
     tokens = Tokens()
     tokens.add(batch)
-    flops = Work.of(model).training(tokens)  # type: ignore[union-attr]
     return {
         "tokens": round(tokens.read),
         "tokens/s": round(tokens.read / seconds),
-        "share of the roofline": round(known.least_seconds(flops, 0) / seconds, 3),
+        "seconds": round(seconds, 3),
+        "least": (Work.of(model).training(tokens), 0),  # type: ignore[union-attr]
         "waits": waits[0] - 1,  # the last one is ours
         "peak GiB": round(torch.cuda.max_memory_allocated() / 2**30, 2),
     }
+
+
+def quantised(plan: Plan, bits: Bits) -> Found:
+    """Return what a policy with quantised weights and an adapter takes and does: memory, speed, and whether two passes agree to the bit."""
+    with tempfile.TemporaryDirectory() as directory:
+        plan.policy().save_pretrained(directory)
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        files = PolicyFiles(directory, LoadOptions(dtype="bfloat16", quantize=bits))
+        model, missing = files._read_weights(AutoModelForCausalLM)
+    assert not missing
+    enable_packing(model)
+    add_adapter(model, LoraOptions())
+    model.to(DEVICE)
+    held = torch.cuda.memory_allocated() - before
+    batch = packed_rows(plan)
+    with torch.no_grad():
+        scored = read_responses(model, batch).logprobs
+    ratio = (read_responses(model, batch).logprobs.detach() - scored).exp()
+    sampled = _sampling(plan, model.eval(), "chunks", plan.rows[0])
+    return [
+        {
+            "weights and adapter GiB": round(held / 2**30, 2),
+            "first ratio is 1": bool((ratio == 1).all()),
+            "sampling, tokens/s": sampled["tokens/s"],
+            **{f"training, {name}": value for name, value in _training(plan, model.train()).items() if name != "least"},
+        }
+    ]
 
 
 def packed_rows(plan: Plan) -> Rows:

@@ -18,21 +18,37 @@ def test_it_refuses_politely_elsewhere(monkeypatch, tmp_path):
 
 
 def reported():
-    """The report of a tiny policy; what torch's own debug mode counts is not simulated."""
+    """The report of a tiny policy; what torch's own debug mode counts is not simulated, and bitsandbytes has no kernels for the device."""
     from examples.gpu import measure
     from rl_lightning.models import roofline
 
     torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode = (lambda mode: None), (lambda: "default")
     roofline._ELSEWHERE = (64, 1 << 16)
     plan = measure.Plan(32, 2, 4, 2, 64, rows=(8,), prompt=6, response=20, groups=2, answers=3)
-    return command.page(command.report(plan, {"result": "3 passed", "failed": []}))
+    parts = {name: part for name, part in command.PARTS.items() if not name.startswith("quantised")}
+    return command.page({name: part(plan) for name, part in parts.items()})
 
 
 @pytest.mark.slow
 def test_the_report_has_its_tables_and_the_same_as_json(gpu):
     page = gpu(reported)
     found = json.loads(page.split("```json\n")[1].split("```")[0])
-    assert found["machine"]["gpu"] == "Simulated"
-    assert {row["loop"] for row in found["sampling"]} == {"step by step", "chunks", "graphs"}
-    assert all(row["same tokens"] == 1 for row in found["sampling"])
-    assert found["training"][0]["tokens"] > 0 and "| rows | loop | tokens/s |" in page
+    assert found["machine"][0]["gpu"] == "Simulated"
+    sampling = command.together(found)["sampling"]
+    assert [row["loop"] for row in sampling] == ["chunks", "step by step", "graphs"]
+    assert all(row["same responses"] == 1 and row["share of the roofline"] > 0 for row in sampling)
+    assert found["training"][0]["tokens"] > 0 and "| loop | rows | context | tokens/s |" in page
+
+
+def test_a_part_that_fails_or_hangs_is_told_of_and_takes_no_other_with_it(tmp_path):
+    log = tmp_path / "log.txt"
+    assert (
+        command._run([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], log, 1) is None
+    )
+    assert log.read_text() in ("begun\n", "")
+    assert command._run([sys.executable, "-c", "raise SystemExit(3)"], log, 60) == 3
+    failed = {"limits": [{"failed": "ended with 3", "it said": "Traceback\nRuntimeError: no"}]}
+    rows = {"sampling, chunks": [{"rows": 8, "context": 16, "seconds": 2.0, "least": (1.0, 1.0), "digests": [1, 2]}]}
+    page = command.page(failed | rows)
+    assert "| failed |" in page and "RuntimeError: no\n```" in page and "| chunks | 8 | 16 | 2.0 | 1.0 |" in page
+    assert json.loads(page.split("```json\n")[1].split("```")[0])["limits"] == failed["limits"]
