@@ -94,6 +94,15 @@ class CudaTensor(Tensor):
             return torch.nn.Parameter(self.elem, self.requires_grad).__reduce_ex__(protocol)
         return self.elem.__reduce_ex__(protocol)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CudaTensor:
+        if id(self) not in memo:
+            copied = CudaTensor(self.elem.detach().clone()).requires_grad_(self.requires_grad)
+            if isinstance(self, torch.nn.Parameter):
+                copied = torch.nn.Parameter(copied, self.requires_grad)
+            memo[id(self)] = copied
+        found: CudaTensor = memo[id(self)]
+        return found
+
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return execute(func, args, kwargs or {})

@@ -7,15 +7,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
 
 from rl_lightning.algorithms import GRPO
-from rl_lightning.callbacks import GroupNormalize, Speed
+from rl_lightning.callbacks import GroupNormalize, HFExport, Speed
 from rl_lightning.data import Evaluation, RolloutDataModule
 from rl_lightning.generation import Sampling
 from rl_lightning.models import LoadOptions
+from rl_lightning.strategies import AtomicCheckpointIO
 from tests.checks import gradient_difference
-from tests.invariants.spread import Ratios, fit, prompts, result, rollouts
+from tests.invariants.spread import At, Ratios, fit, prompts, result, rollouts
 from tests.simulated_gpu.counts import SEEN, phase
 from tests.simulated_gpu.device import CudaTensor
 from tests.support import trainer
@@ -83,6 +86,21 @@ def differences(name: str, policy: str, directory: Path, **settings: Any) -> dic
         "gradient": gradient_difference(gpu["steps"][0], cpu["steps"][0]),
         "weights": gradient_difference(gpu["weights"], cpu["weights"]),
         "logged": max(abs(gpu["logged"][key] - value) / max(1.0, abs(value)) for key, value in cpu["logged"].items()),
+    }
+
+
+def gone_on(name: str, policy: str, directory: Path) -> dict[str, Any]:
+    """Train on the device with a checkpoint after two steps and an export, and again from there; return both runs and the export."""
+    SEEN.clear()
+    keeps = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
+    whole = [At(directory / "kept", [2]), HFExport(str(directory / "hf"))]
+    rest = [ModelCheckpoint(directory / "other")]
+    start = {"ckpt_path": directory / "kept" / "step=2.ckpt"}
+    return {
+        "whole": trained("gpu", name, policy, directory / "whole", callbacks=whole, **keeps),
+        "rest": trained("gpu", name, policy, directory / "rest", callbacks=rest, **keeps, **start),
+        "exported": load_file(directory / "hf" / "model.safetensors"),
+        "refused": SEEN.refused,
     }
 
 
