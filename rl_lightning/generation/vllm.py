@@ -44,6 +44,8 @@ class VLLMGenerator(CopyGenerator):
         max_rows: responses sampled side by side.
         directory: where weights are handed over; a temporary directory if null. `/dev/shm` is in memory, and fast.
         engine: further options of `vllm.LLM`, such as dtype, tensor_parallel_size or enforce_eager.
+        sleep: the engine gives its GPU memory back whenever it has answered: keys and values are dropped, weights wait on the host. It takes
+            the time of two copies of the weights a call. Not on a CPU.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class VLLMGenerator(CopyGenerator):
         max_rows: int = 256,
         directory: str | None = None,
         engine: dict[str, Any] | None = None,
+        sleep: bool = False,
     ) -> None:
         super().__init__()
         if kv_cache_gib <= 0 or max_rows < 1:
@@ -62,6 +65,8 @@ class VLLMGenerator(CopyGenerator):
         self.kv_cache_gib = kv_cache_gib
         self.max_rows = max_rows
         self.engine = engine or {}
+        self.sleep = sleep
+        self._sleeps = False
         self.snapshots = Snapshots(directory, shared=False)
         self._llm: Any = None
         self._processes: list[BaseProcess] = []
@@ -77,6 +82,7 @@ class VLLMGenerator(CopyGenerator):
         if self._llm is None:
             self._llm = self._start(snapshot, device, files)
             return
+        self._wake()
         self._call(lambda: self._llm.collective_rpc("reload_weights", kwargs={"weights_path": snapshot}))
         # Cached keys and values of prompts come from the old weights.
         dropped = self._call(self._llm.reset_prefix_cache)
@@ -86,6 +92,18 @@ class VLLMGenerator(CopyGenerator):
                 "again from its last checkpoint"
             )
 
+    def _wake(self) -> None:
+        """Take the memory back that `_rest` has given away."""
+        if self._sleeps:
+            self._call(self._llm.wake_up)
+            self._sleeps = False
+
+    def _rest(self) -> None:
+        """Give the engine's memory to the trainer, if that is wanted."""
+        if self.sleep:
+            self._call(lambda: self._llm.sleep(level=1))
+            self._sleeps = True
+
     def _start(self, snapshot: str, device: torch.device, files: PolicyFiles) -> Any:
         options: dict[str, Any] = {
             "dtype": files.options.dtype,
@@ -94,8 +112,11 @@ class VLLMGenerator(CopyGenerator):
             "use_tqdm_on_load": False,
             "trust_remote_code": files.options.trust_remote_code,
             **({"gpu_memory_utilization": free_share(device)} if device.type == "cuda" else {}),
+            **({"enable_sleep_mode": True} if self.sleep else {}),
             **self.engine,
         }
+        if self.sleep and device.type == "cpu":
+            raise UserError("generator.sleep gives a GPU's memory back, and the policy is on a CPU: leave it out")
         shards = options.get("tensor_parallel_size", 1)
         if shards > 1 and number_of_ranks() > 1:
             raise UserError(
@@ -139,6 +160,7 @@ class VLLMGenerator(CopyGenerator):
         from vllm.sampling_params import RequestOutputKind
 
         engine, sampling, strings = self._llm.llm_engine, request.sampling, request.stop_strings
+        self._wake()
         names = [f"{self._asked + number}" for number in range(len(questions))]
         self._asked += len(questions)
         for name, question in zip(names, questions, strict=True):
@@ -181,6 +203,7 @@ class VLLMGenerator(CopyGenerator):
             # After a stop the same process may sample again: leave no unfinished request behind.
             engine.abort_request([name for name in names if name not in finished])
             raise
+        self._rest()
         return [finished[name] for name in names]
 
     def _call(self, action: Callable[[], ValueT]) -> ValueT:
@@ -220,7 +243,7 @@ class VLLMGenerator(CopyGenerator):
         super().close()
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
-            self._llm = None
+            self._llm, self._sleeps = None, False
         self.snapshots.close()
 
 
