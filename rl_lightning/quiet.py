@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 import warnings
 
 import transformers
@@ -12,6 +13,14 @@ import transformers
 _SAID_ELSEWHERE = re.compile(
     r"litlogger|litmodels|available: |Loading `train_dataloader`|`Trainer.fit` stopped: `max_(epochs|steps)|Seed set to"
 )
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """Say in one line that curves cannot be written. TensorBoard raises such an error again where something is logged after that."""
+    if type(failure.thread).__module__.startswith("tensorboard."):
+        logging.getLogger(__name__).error("TensorBoard's curves cannot be written: %s", failure.exc_value)
+    else:
+        threading.__excepthook__(failure)
 
 
 def calm() -> None:
@@ -41,6 +50,7 @@ def calm() -> None:
     # Advertisements, and what the run card or the summary say.
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
         logging.getLogger(name).addFilter(lambda record: not _SAID_ELSEWHERE.search(record.getMessage()))
+    threading.excepthook = _thread_failed
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Lightning 2.6 uses interfaces of jsonargparse that are deprecated.

@@ -33,12 +33,11 @@ class Bomb:
         return os._exit, (9,)
 
 
-def every_fourth(response, how, wrong=0.0):
+def every_fourth(response, how):
     """Do something terrible at each fourth call of this process; else return the length in characters.
 
     Args:
         how: what, a key of `TERRIBLE`.
-        wrong: nothing; see `tests.rewards_for_runs.length`.
     """
     global _calls
     _calls += 1

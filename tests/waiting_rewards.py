@@ -22,12 +22,11 @@ def here():
         time.sleep(0.01)
 
 
-def length(response, wait_at=0, wrong=0.0):
+def length(response, wait_at=0):
     """Return the length in characters.
 
     Args:
         wait_at: the call of this process at which to wait; 0 is none.
-        wrong: nothing; see `tests.rewards_for_runs.length`.
     """
     global _calls
     _calls += 1

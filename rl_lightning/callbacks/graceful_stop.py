@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 #: Exit status of a run that was stopped early and can go on: EX_TEMPFAIL of sysexits.h, "try again later".
 STOPPED_EARLY = 75
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 #: Seconds after the first signal in which another one is ignored: `timeout` and some schedulers signal a process and its group.
 _ECHO_S = 0.3
 #: Seconds that the process may take to end after a second signal.
@@ -48,7 +48,9 @@ class RunStopped(SystemExit):
 
 
 class GracefulStop(StopCallback):
-    """Save `last.ckpt` and exit with status 75 on SIGTERM, SIGUSR1 (which SLURM can send before a time limit), Ctrl-C or timeout.
+    """Save `last.ckpt` and exit with status 75 on SIGTERM, SIGUSR1 (which SLURM can send before a time limit), Ctrl-C, SIGHUP (the
+    terminal was closed) or timeout. A signal that was ignored when the run began stays ignored: as SIGHUP under `nohup`, or
+    behind `trap ''` in a shell.
 
     A run that is resumed with `--ckpt_path last` continues bit for bit as if it had not been stopped.
 
@@ -81,7 +83,13 @@ class GracefulStop(StopCallback):
         watch.agreed = lambda: self._agreed(trainer)
         watch.abandonable = lambda alone: self._abandonable(trainer, alone)
         if not self._before and threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            self._before = {number: signal.getsignal(number) for number in _SIGNALS}
+            self._hear()
+
+    def _hear(self) -> None:
+        """Install the signal handlers, but for signals that were ignored before."""
+        for number, before in self._before.items():
+            signal.signal(number, signal.SIG_IGN if before == signal.SIG_IGN else self._note)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the time limit."""
@@ -90,8 +98,7 @@ class GracefulStop(StopCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's signal handlers, which would end the run with status 0."""
         self.listen(trainer)
-        for number in self._before:
-            signal.signal(number, self._note)
+        self._hear()
         if trainer.received_sigterm:
             trainer._signal_connector.received_sigterm = False
             self._signal = self._signal or "SIGTERM"
@@ -124,10 +131,12 @@ class GracefulStop(StopCallback):
         now = time.monotonic()
         if self._signal is None:
             self._signal, self._noted = signal.Signals(number).name, now
-            os.write(2, b"\nstopping at the next opportunity; the checkpoint comes first\n")
+            with contextlib.suppress(OSError):  # whoever read it has ended, as a closed terminal has
+                os.write(2, b"\nstopping at the next opportunity; the checkpoint comes first\n")
             if self._may_raise:
                 raise RunStopped(self._signal)
-        elif number == signal.SIGINT or now - self._noted > _ECHO_S:
+        # Of a terminal that is closed both the kernel and the shell tell.
+        elif number == signal.SIGINT or (number != signal.SIGHUP and now - self._noted > _ECHO_S):
             self._end_at_once(number)
 
     def _end_at_once(self, number: int) -> None:

@@ -17,6 +17,8 @@ from rl_lightning.options.yaml_files import load, read_text
 from rl_lightning.shipped import configuration
 
 _LOGGER = "trainer.logger"
+#: The list of rewards; on the command line its name may leave `init_args` out.
+_REWARDS = "data.init_args.rewards"
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ class NamedConfigFile(ActionConfigFile):
             text = read_text(value)
         if cfg.get(_LOGGER) is not None and _names_another_logger(_said_of(text, "trainer", "logger"), cfg[_LOGGER]):
             cfg[_LOGGER] = None
+        if cfg.get(_REWARDS) is not None and _said_of(text, "data", "init_args", "rewards") is not None:
+            cfg[_REWARDS] = None
         _hand_on(cfg.get("model"), _model(_said_of(text, "model", "class_path")))
         ActionConfigFile.apply_config(parser, cfg, dest, value)
 
@@ -54,9 +58,10 @@ def _is_name(value: object) -> bool:
 def replacements_first(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of the command line, with one that prepares the configuration before each that names another class.
 
-    jsonargparse would hand the options of the configuration's logger on to another one, such as TensorBoard's `name`, and those
-    of its algorithm to another algorithm: `--trainer.logger=null` lets go of the first, and YAML text that names the algorithm of
-    the second, as an overlay does. What the command line itself gives to `model` is meant for the class that it names.
+    jsonargparse would hand the options of the configuration's logger on to another one, such as TensorBoard's `name`, those of its
+    rewards, such as a weight, to the rewards that take their places, and those of its algorithm to another algorithm: null lets go
+    of the first two, and YAML text that names the algorithm of the third, as an overlay does. What the command line itself gives
+    to `model` is meant for the class that it names.
     """
     result: list[str] = []
     own = None  # where the options begin that the command line gives after the last configuration
@@ -65,6 +70,8 @@ def replacements_first(arguments: Sequence[str]) -> list[str]:
         value = value if given else arguments[place + 1] if place + 1 < len(arguments) else ""
         if name == f"--{_LOGGER}" and _kind(value) != _kind("TensorBoard"):
             result.append(f"--{_LOGGER}=null")
+        if name in (f"--{_REWARDS}", f"--{_REWARDS.replace('init_args.', '')}"):
+            result.append(f"--{_REWARDS}=null")
         named = _class_named(value) if name in ("--model", "--model.class_path") else None
         if own is not None and _model(named) is not None:
             result.insert(own, f"--config={json.dumps({'model': {'class_path': named}})}")
@@ -83,14 +90,15 @@ def _class_named(value: str) -> object:
     return said.get("class_path") if isinstance(said, Mapping) else said
 
 
-def _said_of(text: object, section: str, option: str) -> object:
-    """Return what YAML text says of an option; None if nothing, or if it is no YAML, which the parser will say."""
+def _said_of(text: object, *place: str) -> object:
+    """Return what YAML text says at a place; None if nothing, or if it is no YAML, which the parser will say."""
     try:
-        settings = load(text) if isinstance(text, str) else None
+        said = load(text) if isinstance(text, str) else None
     except yaml.YAMLError:
         return None
-    options = settings.get(section) if isinstance(settings, Mapping) else None
-    return options.get(option) if isinstance(options, Mapping) else None
+    for name in place:
+        said = said.get(name) if isinstance(said, Mapping) else None
+    return said
 
 
 def _model(name: object) -> type | None:

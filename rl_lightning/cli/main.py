@@ -7,6 +7,7 @@ import difflib
 import io
 import os
 import platform
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -52,7 +53,13 @@ def main(args: Sequence[str] | None = None) -> None:
         _obey(args)
         error = _unwritten()
     except BrokenPipeError as broken:
+        if not _nobody_reads():  # it is another pipe, or a connection
+            raise
         error = _unwritten() or broken
+    except SystemExit as ended:
+        if not isinstance(ended.__context__, BrokenPipeError):
+            raise
+        error = ended.__context__  # rich, which prints Lightning's tables, ends the process by itself, with status 1
     if isinstance(error, BrokenPipeError):  # whoever read the output, such as `head`, has had enough
         sys.exit(128 + signal.SIGPIPE)
     if error is not None:
@@ -68,6 +75,14 @@ def _unwritten() -> OSError | None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return error
     return None
+
+
+def _nobody_reads() -> bool:
+    """Tell whether the program that read standard output or standard error has ended, as `head` does when it has had enough."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)  # POLLERR is always reported
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _secure_output() -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import marshal
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -89,7 +90,9 @@ def _text(function: Callable[..., object]) -> str:
 
 def _files(reward: BoundReward) -> list[object]:
     named = [value for value in reward.arguments.values() if isinstance(value, str) and value]
-    paths = [Path(value) for value in named if Path(value).exists()]
+    paths = [
+        Path(value) for value in named if os.path.exists(value)
+    ]  # unlike `Path.exists`, not an error for a long text
     inside = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in inside if file.is_file()]
 

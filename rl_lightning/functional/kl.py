@@ -106,5 +106,5 @@ def kl_penalty(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator, l
     if estimator == "rho_k3":
         # Where ρ would be infinite and k3 is 0, their product would be no number.
         most = math.log(torch.finfo(log_ratio.dtype).max) - 1
-        return log_ratio.clamp(max=most).exp() * k3
+        return torch.where(log_ratio > most, most, log_ratio).exp() * k3
     raise ValueError(f"unknown estimator {estimator!r}; choose one of {', '.join(get_args(KLEstimator))}")

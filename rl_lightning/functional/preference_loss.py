@@ -95,5 +95,7 @@ def log_odds(logprobs: Tensor) -> Tensor:
         >>> log_odds(torch.tensor([0.5, 0.75]).log())
         tensor([0.0000, 1.0986])
     """
-    logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
+    # The gradient of `clamp` at its bound differs between versions of torch; here it is the whole one.
+    most = -torch.finfo(logprobs.dtype).eps
+    logprobs = torch.where(logprobs > most, most, logprobs)
     return logprobs - (-logprobs.expm1()).log()

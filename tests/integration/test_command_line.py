@@ -57,6 +57,22 @@ def _clean_arguments(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.parametrize("by", ["command line", "overlay"])
+def test_rewards_that_are_named_have_no_option_of_those_whose_places_they_take(by, tmp_path, capsys):
+    """The second of the configuration's has the weight -0.05; the first of DAPO's has an argument."""
+    rewards = [{"function": f"rl_lightning.rewards.functions.{name}"} for name in ("final_answer", "compression_ratio")]
+    given = f"--data.rewards={json.dumps(rewards)}"
+    if by == "overlay":
+        (tmp_path / "overlay.yaml").write_text(json.dumps({"data": {"init_args": {"rewards": rewards}}}))
+        given = f"--config={tmp_path / 'overlay.yaml'}"
+    for name in ("reward_model", "dapo"):
+        with pytest.raises(SystemExit):
+            run(["fit", f"--config={ROOT / 'configs' / name}.yaml", given, "--print_config"])
+        found = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["rewards"]
+        assert [one["function"] for one in found] == [one["function"] for one in rewards]
+        assert [(one["weight"], one["arguments"]) for one in found] == [(1.0, {}), (1.0, {})]
+
+
 def small(config: Path, policy: str, directory: Path) -> list[str]:
     data = yaml.safe_load(config.read_text())["data"]["class_path"].rsplit(".", 1)[1]
     sizes = [*SMALL_SIZES[data], *SMALL_OF.get(config.stem, [])]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import torch
 
 from rl_lightning.cli import run
-from tests.checks import cases
-from tests.unit.algorithms.test_temperature import TAU
+from tests.checks import gradient_difference
+from tests.unit.algorithms.test_temperature import TAU, closed_form
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +41,7 @@ def fit(algorithm, policy, directory, *extra):
         "--data.prompts.init_args.train_size=8", "--data.prompts.init_args.val_size=2", "--data.sampling.max_new_tokens=7",
         f"--data.sampling.temperature={TAU}", "--trainer.max_epochs=1", "--trainer.limit_val_batches=0",
         "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.gradient_clip_val=null",
-        "--data.rewards=[{function: rl_lightning.rewards.functions.response_length}]", *extra,
+        "--model.load.dtype=float64", "--data.rewards=[{function: tests.rewards_light.even_characters}]", *extra,
         f"--trainer.callbacks+={__name__}.Keep",
     ])  # fmt: skip
     return done.trainer, done.model, next(one for one in done.trainer.callbacks if isinstance(one, Keep))
@@ -52,23 +53,43 @@ def _program(monkeypatch):
 
 
 OFFLINE = ["--data.max_prompts=8", "--data.group_size=4", "--data.batch_size=4", "--trainer.max_steps=1"]
+ONLINE = ["--data.prompts_per_rollout=4", "--data.group_size=4"]
+#: Algorithm, what its command is asked besides, and the temperature that it learns at.
+TEMPERATURES = [
+    ("dpo", [*OFFLINE], 1.0),
+    ("dpo", [*OFFLINE, "--data.train_temperature=as_sampled"], TAU),
+    ("rft", [*OFFLINE], 1.0),
+    ("rft", [*OFFLINE, "--data.mix_demonstrations=true"], 1.0),
+    ("rft", [*OFFLINE, "--data.train_temperature=as_sampled"], TAU),
+    ("rft_online", [*ONLINE], TAU),
+]
 
 
-@pytest.mark.parametrize("command", cases({"dpo": 1.0, "as sampled": TAU}, soon=lambda name: name == "dpo"))
-def test_a_command_prefers_at_the_temperature_one(command, tiny_policy, tmp_path):
-    extra = [] if command == "dpo" else ["--data.train_temperature=as_sampled"]
-    *_, kept = fit("dpo", tiny_policy, tmp_path, *OFFLINE, *extra)
-    assert kept.batch.temperature == (1.0 if command == "dpo" else TAU)
+@pytest.mark.parametrize(("algorithm", "extra", "temperature"), TEMPERATURES)
+def test_a_command_learns_stored_text_at_the_temperature_one(algorithm, extra, temperature, tiny_policy, tmp_path):
+    """Of RFT, whose slope is 1 on what is accepted, the gradient is the closed form at that temperature, and at no other."""
+    _, module, kept = fit(algorithm, tiny_policy, tmp_path, *extra)
+    batch = kept.batch
+    assert batch.temperature == temperature
+    if algorithm != "dpo":
+        accepted = torch.where(batch.response_mask, batch.weights * batch.advantages, 0).double()
+        assert int(accepted.any(1).sum()) > 0
+        assert gradient_difference(kept.gradient, closed_form(module, batch, accepted, temperature)) < 1e-6
+        other = TAU if temperature == 1 else 1.0
+        assert gradient_difference(kept.gradient, closed_form(module, batch, accepted, other)) > 0.05
 
 
 SAMPLERS = {"Nothing": 1, "Impossible": 1, "Far": 0}
 
 
-@pytest.mark.parametrize("algorithm", cases(["grpo", "ppo"], soon=lambda name: name == "grpo"))
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo", "dapo"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_number_that_an_engine_does_not_give_costs_no_step(sampler, algorithm, tiny_policy, tmp_path):
     """Every gradient is finite, every step is taken, and what is missing is counted."""
-    sizes = ["--data.prompts_per_rollout=4"] + ([] if algorithm == "ppo" else ["--data.group_size=4"])
+    sizes = ["--data.prompts_per_rollout=4", *([] if algorithm == "ppo" else ["--data.group_size=4"])]
+    if algorithm == "dapo":
+        longer = ["--data.sampling.max_new_tokens=12", "--data.prompts.init_args.train_size=32"]
+        sizes += ["--data.minibatch_size=8", *longer]
     trainer, module, kept = fit(
         algorithm, tiny_policy, tmp_path, *sizes, f"--data.generator=tests.samplers_that_fail.{sampler}"
     )

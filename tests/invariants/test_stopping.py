@@ -1,5 +1,6 @@
 """A run that is told to stop, at whatever moment, saves, exits with its own status, and goes on as if nothing had happened."""
 
+import errno
 import os
 import signal
 
@@ -133,6 +134,32 @@ def test_stopped_and_resumed_is_uninterrupted(make, moment, when, whole, tiny_po
     assert status == 0 and before + after == expected
     for name, value in uninterrupted.state_dict().items():
         assert torch.equal(module.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_that_was_ignored_stays_ignored(number, whole, tiny_policy, tmp_path):
+    """As behind `trap ''` in a shell, under `nohup`, and, of SIGINT, in a background job of a script."""
+    _, expected = whole(grpo)
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        _, steps, status = fit(grpo, tiny_policy, tmp_path, Tell("reward", 1, number), Tell("backward", 2, number))
+        assert (status, steps) == (0, expected) and signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_terminal_that_is_closed_stops_a_run_though_nobody_reads_what_it_says(tiny_policy, tmp_path, monkeypatch):
+    real = os.write
+
+    def closed(number, text):
+        if number == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(number, text)
+
+    monkeypatch.setattr(os, "write", closed)
+    kernel, shell = Tell("backward", 2, signal.SIGHUP), Tell("backward", 2, signal.SIGHUP)
+    _, _, status = fit(grpo, tiny_policy, tmp_path, kernel, shell)
+    assert status == STOPPED_EARLY and (tmp_path / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize(

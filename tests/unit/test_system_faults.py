@@ -5,16 +5,20 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from torch.utils.tensorboard import SummaryWriter
 
+from rl_lightning.cli import main as program
 from rl_lightning.cli.mistakes import mistake_behind
 from rl_lightning.cli.system import of_the_system
 from rl_lightning.errors import UserError, chain
+from rl_lightning.quiet import _thread_failed
 from rl_lightning.strategies import atomic_save
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +163,51 @@ def test_output_that_is_closed_or_no_longer_read_is_no_error():
     assert shell("$R docs index >&- 2>&- <&-").returncode == 0
     done = shell("$R docs reference/options | true; echo ${PIPESTATUS[0]}")
     assert done.stdout.strip() in ("0", "141") and done.stderr == ""
+
+
+def test_a_pipe_of_the_run_that_breaks_is_no_reader_that_has_had_enough(monkeypatch):
+    """Such as a connection to a server."""
+
+    def breaks(args):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys.modules["rl_lightning.cli.main"], "_obey", breaks)
+    with pytest.raises(BrokenPipeError):
+        program(["--version"])
+
+
+def test_a_table_that_nobody_reads_ends_as_all_other_output_does(monkeypatch):
+    """rich, which prints it, would end the process with status 1."""
+
+    def prints(args):
+        try:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        except BrokenPipeError:
+            sys.exit(1)
+
+    monkeypatch.setattr(sys.modules["rl_lightning.cli.main"], "_obey", prints)
+    with pytest.raises(SystemExit) as stopped:
+        program(["--version"])
+    assert stopped.value.code == 141
+
+
+def test_curves_that_cannot_be_written_are_one_line_and_errors_of_other_threads_stay_tracebacks(
+    tmp_path, capsys, caplog, monkeypatch
+):
+    monkeypatch.setattr(threading, "excepthook", _thread_failed)
+    writer, limits = SummaryWriter(tmp_path, max_queue=1), resource.getrlimit(resource.RLIMIT_FSIZE)
+    fsize(100)
+    try:
+        writer.add_text("a", "b" * 1000)
+        with pytest.raises(OSError, match="File too large"):
+            writer.flush() or writer.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "Traceback" not in capsys.readouterr().err and "TensorBoard's curves cannot be written: [Errno 27]" in caplog.text
+    other = threading.Thread(target=lambda: 1 / 0)
+    other.start()
+    other.join()
+    assert "ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_no_file_gets_the_number_of_an_output_that_is_closed():

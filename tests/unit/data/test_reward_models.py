@@ -119,3 +119,17 @@ def test_texts_that_had_to_be_cut_are_counted_and_told_of_once(exported, caplog)
         reward([long])
     assert tally.drain().counts == {"text_cut": 3}
     assert caplog.text.count("2 of 3 texts are longer than its 64 tokens") == 1 == caplog.text.count("are longer than")
+
+
+def test_a_key_takes_arguments_that_are_too_long_for_the_name_of_a_file(tmp_path):
+    """Such as the instructions of a judge; a file that one names is in the key, by its size and time."""
+
+    def key(pattern):
+        reward = RewardSpec("rl_lightning.rewards.functions.matches_pattern", arguments={"pattern": pattern})
+        return rewards_key(Rewarder([reward]))
+
+    assert key("1" * 5000) != key("1" * 5001)
+    file = tmp_path / "file"
+    before = key(str(file))
+    file.write_text("1")
+    assert key(str(file)) != before

@@ -1,5 +1,7 @@
 """Where an objective has a kink or overflows, its gradient is decided here and not by a version of torch."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,7 +10,9 @@ from rl_lightning.functional import (
     dpo_objective,
     entropy_from_logits,
     kl_k3,
+    kl_penalty,
     known_or,
+    log_odds,
     logprobs_from_logits,
     probability_ratio,
     sampler_ratio,
@@ -156,6 +160,43 @@ def test_rounding_alone_is_no_clip():
     assert torch.equal(loss, 0.5 * values.square()) and not binds.any()
     moved = old + (values - old)
     assert bool((moved.square() > values.square()).any())
+
+
+# ------------------------------------------------------------------------------------------- bounds against what overflows
+
+
+def odds_by_clamp(logprobs):
+    logprobs = logprobs.clamp(max=-torch.finfo(logprobs.dtype).eps)
+    return logprobs - (-logprobs.expm1()).log()
+
+
+def rho_k3(log_ratio):
+    return kl_penalty(torch.tensor(-1.0), torch.tensor(-2.0), "rho_k3", log_ratio)
+
+
+def rho_k3_by_clamp(log_ratio):
+    return log_ratio.clamp(max=MOST).exp() * kl_k3(torch.tensor(-1.0), torch.tensor(-2.0))
+
+
+MOST = math.log(torch.finfo(torch.float32).max) - 1
+
+
+@pytest.mark.parametrize(
+    ("implementation", "mutant", "bound"),
+    [(log_odds, odds_by_clamp, -torch.finfo(torch.float32).eps), (rho_k3, rho_k3_by_clamp, float(torch.tensor(MOST)))],
+)
+def test_at_a_bound_against_overflow_the_gradient_is_the_same_in_every_torch(
+    implementation, mutant, bound, monkeypatch
+):
+    slopes = {implementation: [], mutant: []}
+    for clamp in (clamp_without_gradient_at_its_bounds, clamp_with_gradient_at_its_bounds):
+        monkeypatch.setattr(torch.Tensor, "clamp", clamp)
+        for one, found in slopes.items():
+            found.append(slope(one, bound)[1])
+    whole, again = slopes[implementation]
+    assert whole == again == max(slopes[mutant]) > 0 and min(slopes[mutant]) == 0
+    beyond = float(torch.nextafter(torch.tensor(bound), torch.tensor(torch.inf)))
+    assert slope(implementation, beyond) == (slope(implementation, bound)[0], 0.0)
 
 
 # --------------------------------------------------------------------------------------------- what is infinite elsewhere
