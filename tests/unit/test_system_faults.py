@@ -203,7 +203,10 @@ def test_curves_that_cannot_be_written_are_one_line_and_errors_of_other_threads_
             writer.flush() or writer.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "Traceback" not in capsys.readouterr().err and "TensorBoard's curves cannot be written: [Errno 27]" in caplog.text
+    assert (
+        "Traceback" not in capsys.readouterr().err
+        and "TensorBoard's curves cannot be written: [Errno 27]" in caplog.text
+    )
     other = threading.Thread(target=lambda: 1 / 0)
     other.start()
     other.join()
