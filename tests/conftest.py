@@ -47,11 +47,11 @@ def _parsers_made_once():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _numbers_stay():
+def _no_repetition():
     if "lightning.pytorch" in sys.modules:  # and so in no process that has no use for it
-        from tests.support import leave_numbers_where_they_are
+        from tests.support import spare_repetition
 
-        leave_numbers_where_they_are()
+        spare_repetition()
 
 
 @pytest.fixture(scope="session")

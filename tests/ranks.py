@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from tests.processes import Warm
-from tests.support import leave_numbers_where_they_are
+from tests.support import spare_repetition
 
 SIZE = 2
 
@@ -105,7 +105,7 @@ class Ranks:
 def _serve(rank: int, meeting: str, pipe: Connection, prepare: Callable[[int, str], None]) -> None:
     """Answer calls until the other end is closed."""
     torch.set_num_threads(1)
-    leave_numbers_where_they_are()
+    spare_repetition()
     prepare(rank, meeting)
     while True:
         try:

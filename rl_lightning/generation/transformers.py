@@ -50,11 +50,9 @@ class TransformersGenerator(Generator):
         Raises:
             UserError: if logits are not finite.
         """
-        policy = cast(GenerationMixin, model)
         device = next(model.parameters()).device
         prompts, rows = [prompt.input_ids for prompt in request.row_prompts], len(request.streams)
-        longest = max(request.row_caps)
-        numbers = uniforms(request.streams, longest).to(device)
+        numbers = uniforms(request.streams, max(request.row_caps)).to(device)
         caps = torch.tensor(request.row_caps, device=device)
         ids: list[list[int]] = []
         logprobs: list[Tensor] = []
@@ -66,19 +64,7 @@ class TransformersGenerator(Generator):
             drawing = _Draw(request, numbers[turn], caps[turn], prompt_ids.shape[1])
             if progress is not None:
                 drawing.report(progress, start, rows)
-            with _neutral_defaults(policy):
-                policy.generate(
-                    input_ids=prompt_ids,
-                    attention_mask=prompt_mask.long(),
-                    generation_config=GenerationConfig(
-                        max_new_tokens=longest,
-                        do_sample=False,
-                        eos_token_id=sorted(request.stop_ids) or None,
-                        pad_token_id=request.pad_id,
-                    ),
-                    logits_processor=LogitsProcessorList([drawing]),
-                    stopping_criteria=StoppingCriteriaList([_Stopped(drawing)]),
-                )
+            _generate(cast(GenerationMixin, model), request, prompt_ids, prompt_mask, drawing)
             turn_ids, turn_logprobs = torch.stack(drawing.ids, 1), torch.stack(drawing.logprobs, 1)
             mask = torch.arange(turn_ids.shape[1], device=device) < drawing.lengths[:, None]
             turn_ids, turn_logprobs, mask, ended = carried([turn_ids, turn_logprobs, mask, drawing.stopped], "cpu")
@@ -173,6 +159,24 @@ class _Stopped(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> torch.BoolTensor:
         """Return (B,) bool."""
         return cast(torch.BoolTensor, self.drawing.ended)
+
+
+def _generate(policy: GenerationMixin, request: Request, ids: Tensor, mask: Tensor, drawing: _Draw) -> None:
+    """Have a model's own `generate` go on with prompts, (B, P) each, until all responses have ended; `drawing` keeps them."""
+    settings = GenerationConfig(
+        max_new_tokens=max(request.row_caps),
+        do_sample=False,
+        eos_token_id=sorted(request.stop_ids) or None,
+        pad_token_id=request.pad_id,
+    )
+    with _neutral_defaults(policy):
+        policy.generate(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([drawing]),
+            stopping_criteria=StoppingCriteriaList([_Stopped(drawing)]),
+        )
 
 
 @contextlib.contextmanager

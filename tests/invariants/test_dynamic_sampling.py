@@ -226,7 +226,7 @@ def test_prompts_all_solved_or_all_failed_are_reported(threshold, right, wrong, 
 PLACES = [("epochs", 4), ("steps", 1), ("steps", 5), ("epochs", 2), ("steps", 2)]
 
 
-LONG = {"enable_checkpointing": True, "max_epochs": 4}
+LONG = {"max_epochs": 4}
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,9 @@ def whole(tiny_policy, tmp_path_factory):
     place = tmp_path_factory.mktemp("whole")
     every = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
     keep = [ModelCheckpoint(place / by, save_top_k=-1, filename="{step}", **cadence) for by, cadence in every.items()]
-    return run(tiny_policy, place, DynamicSampling(prompts_per_chunk=12), callbacks=keep, **LONG), place
+    return run(
+        tiny_policy, place, DynamicSampling(prompts_per_chunk=12), callbacks=keep, enable_checkpointing=True, **LONG
+    ), place
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,10 @@ def fit(make, policy, directory, callbacks=(), ckpt_path=None, lora=None):
     module.lora = lora
     record = Record()
     callbacks = [*callbacks, RejectionSampling()] if make is rft else callbacks
+    # Lightning would add one that saves every epoch, which takes a tenth of the run.
+    saves = any(isinstance(one, ModelCheckpoint) for one in callbacks)
     run = trainer(
-        directory, [RNGState(), record, *callbacks], online=make is grpo, enable_checkpointing=True, max_epochs=3
+        directory, [RNGState(), record, *callbacks], online=make is grpo, enable_checkpointing=saves, max_epochs=3
     )
     run.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return module, record.steps

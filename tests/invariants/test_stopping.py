@@ -115,8 +115,8 @@ def whole(tiny_policy, tmp_path_factory):
     return of
 
 
-#: Each moment once; the other numbers of it are slow.
-LATER = [MOMENTS[place] for place in (2, 4, 6, 10, 12, 13, 16)]
+#: Each moment once; the other numbers of it, or other data, are slow.
+LATER = [MOMENTS[place] for place in (2, 4, 6, 9, 10, 12, 13, 16)]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,11 @@ def test_a_terminal_that_is_closed_stops_a_run_though_nobody_reads_what_it_says(
 
 @pytest.mark.parametrize(
     ("make", "moment", "interrupted"),
-    [(grpo, "sampling for validation", True), (grpo, "sampling", False), (sft, "sampling for validation", True)],
+    [
+        (grpo, "sampling for validation", True),
+        (grpo, "sampling", False),
+        pytest.param(sft, "sampling for validation", True, marks=pytest.mark.slow),
+    ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_first_validation_changes_no_step_and_is_repeated_if_it_was_interrupted(

@@ -86,32 +86,45 @@ def test_a_budget_changes_no_gradient_and_always_holds(make, tiny_policy, tmp_pa
         assert not bool((torch.cat(by_tokens.ratios[5 * passes : 6 * passes]) == 1).all())
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_policy, tmp_path_factory):
+    """A run that nobody has stopped, with a checkpoint of every step: its directory, the module and the steps."""
+    runs = {}
+
+    def of(make):
+        if make not in runs:
+            place = tmp_path_factory.mktemp("whole")
+            keep = ModelCheckpoint(place / "checkpoints", save_top_k=-1, filename="{step}", every_n_train_steps=1)
+            extra = [GroupNormalize()] if make is grpo else []
+            runs[make] = place, *fit(budgeted(make, BUDGETS[make]), tiny_policy, place, [*extra, keep])
+        return runs[make]
+
+    return of
+
+
 @pytest.mark.parametrize("make", cases([grpo, ppo, dpo, sft], soon=lambda make: make in (grpo, sft)))
-def test_resumed_is_uninterrupted(make, tiny_policy, tmp_path):
-    keep = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", every_n_train_steps=1)
+def test_resumed_is_uninterrupted(make, whole, tiny_policy):
     made, extra = budgeted(make, BUDGETS[make]), [GroupNormalize()] if make is grpo else []
-    whole, expected = fit(made, tiny_policy, tmp_path, [*extra, keep])
+    place, uninterrupted, expected = whole(make)
     passes = len(expected) // 12
     assert passes > 2
     for stop in (1, 6):
         torch.manual_seed(12345)
-        checkpoint = tmp_path / "checkpoints" / f"step={stop}.ckpt"
-        module, steps = fit(made, tiny_policy, tmp_path, extra, ckpt_path=checkpoint)
+        checkpoint = place / "checkpoints" / f"step={stop}.ckpt"
+        module, steps = fit(made, tiny_policy, place, extra, ckpt_path=checkpoint)
         assert steps == expected[passes * stop :], stop
-        for name, value in whole.state_dict().items():
+        for name, value in uninterrupted.state_dict().items():
             assert torch.equal(module.state_dict()[name], value), (name, stop)
 
 
 @pytest.mark.parametrize(
     ("make", "other"), cases([grpo, sft], [None, 200], soon=lambda make, other: (make is grpo) == (other is None))
 )
-def test_in_the_middle_of_an_epoch_the_number_of_microbatches_may_not_change(make, other, tiny_policy, tmp_path):
+def test_in_the_middle_of_an_epoch_the_number_of_microbatches_may_not_change(make, other, whole, tiny_policy, tmp_path):
     """A position is counted in them: with another number, rows would come twice, or not at all."""
-    keep = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", every_n_train_steps=1)
+    checkpoint = whole(make)[0] / "checkpoints" / "step=1.ckpt"
     extra = [GroupNormalize()] if make is grpo else []
-    fit(budgeted(make, BUDGETS[make]), tiny_policy, tmp_path, [*extra, keep])
     with pytest.raises(UserError, match=r"from the middle of an epoch of 1. microbatches and epochs have . now"):
-        checkpoint = tmp_path / "checkpoints" / "step=1.ckpt"
         fit(budgeted(make, other), tiny_policy, tmp_path, extra, ckpt_path=checkpoint)
 
 

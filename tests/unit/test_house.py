@@ -18,6 +18,12 @@ from tests.checks import cases, holds_only_for
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="module")
+def whole():
+    """The package."""
+    return House.read(ROOT)
+
+
 def house(**files: str) -> House:
     """A package of a few files, named a_b for a/b.py."""
     texts = {f"{name.replace('_', '/', 1)}.py": dedent(text) for name, text in files.items()}
@@ -121,11 +127,10 @@ def test_a_path_has_the_rooms_of_a_rollout_and_no_libraries():
 
 
 @pytest.mark.parametrize("algorithm", cases(["GRPO", "PPO"], soon=lambda algorithm: algorithm == "GRPO"))
-def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
+def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm, whole):
     trace = Trace()
     fit(algorithm, trace)
-    house = House.read(ROOT)
-    names = {name for file, line in trace.functions for name in house.sources[file].called({line})}
+    names = {name for file, line in trace.functions for name in whole.sources[file].called({line})}
     assert {"collect", "generate", "score", "objective", "training_step"} <= names
     assert not names & {"setup", "configure_optimizers", "load", "restore"}  # before the first batch
     files = {file for file, _ in trace.functions}
@@ -134,7 +139,7 @@ def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm):
     assert {"surrogate", "observed"} <= names
     if algorithm == "GRPO":  # what a stranger has to read
         run = Run("algorithms/grpo.py", frozenset(trace.rollout), frozenset(trace.functions), frozenset(trace.calls))
-        assert len(run.path) <= 12 and sum(house.sources[file].lines for file in run.path) <= 2000
+        assert len(run.path) <= 12 and sum(whole.sources[file].lines for file in run.path) <= 2000
     assert ("callbacks/group_normalize.py" in files) == (algorithm == "GRPO")
     assert ("algorithms/critic.py" in files) == (algorithm == "PPO")
 
@@ -162,9 +167,9 @@ ANY = {
 }
 
 
-def test_any_only_becomes_rarer():
+def test_any_only_becomes_rarer(whole):
     found = Counter()
-    for name, source in House.read(ROOT).sources.items():
+    for name, source in whole.sources.items():
         found[name.split("/")[0]] += source.any_places
     more = {room: count for room, count in found.items() if count > ANY.get(room, 0)}
     assert not more, f"give these a type: {more}, where {ANY} are allowed"

@@ -8,6 +8,7 @@ import torch
 
 import rl_lightning as rl
 from rl_lightning.callbacks import BestOfN, EnsembleReward, RewardWatch
+from rl_lightning.data import ChainSum
 from rl_lightning.errors import UserError
 from rl_lightning.functional import combine
 from tests.checks import assert_same, holds_only_for
@@ -148,6 +149,7 @@ def test_one_combination_is_the_mean_of_itself():
 def test_a_run_on_an_ensemble_alone_whose_member_cannot_verify_it(tmp_path):
     """All weights are 0, the run learns all the same, validation has the ensemble's reward, and a member is refused as verifier."""
     data = {
+        "prompts": ChainSum(train_size=64, val_size=8),
         "rewards": [{"function": f"tests.rewards_light.{one}", "weight": 0.0} for one in ("right", "brief", "wordy")],
         "prompts_per_rollout": 4,
         "group_size": 4,

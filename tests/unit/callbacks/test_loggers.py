@@ -123,7 +123,7 @@ def test_two_runs_of_one_process_are_two_runs_of_a_database(tmp_path, tiny_polic
     rewards = []
     for seed in (1, 2):
         cli = run(
-            ["fit", *SMALL, "--config=logger/mlflow", f"--trainer.logger.tracking_uri={address}", "--trainer.max_epochs=2",
+            ["fit", *SMALL, "--config=logger/mlflow", f"--trainer.logger.tracking_uri={address}", "--trainer.max_epochs=1",
              f"--trainer.default_root_dir={tmp_path}/{seed}", f"--model.policy={tiny_policy}", f"--seed_everything={seed}"]
         )  # fmt: skip
         rewards.append(float(cli.trainer.callback_metrics["rollout/reward_mean"]))
@@ -133,7 +133,7 @@ def test_two_runs_of_one_process_are_two_runs_of_a_database(tmp_path, tiny_polic
     assert set(found) == {"1", "2"} and all(kept.info.status == "FINISHED" for kept in runs)
     assert [found[seed].data.metrics["rollout/reward_mean"] for seed in ("1", "2")] == pytest.approx(rewards)
     for kept in runs:
-        assert [one.step for one in client.get_metric_history(kept.info.run_id, "rollout/reward_mean")] == [0, 1]
+        assert [one.step for one in client.get_metric_history(kept.info.run_id, "rollout/reward_mean")] == [0]
 
 
 def test_tensorboard_gets_settings_a_layout_and_no_point_for_them(logged):
