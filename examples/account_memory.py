@@ -1,6 +1,8 @@
 """Memory of each algorithm: counted from its parameters, and measured in a run of one optimizer step.
 
-Usage: python -m examples.account_memory [--policy embedded] [--only grpo]
+Usage: python -m examples.account_memory [--policy embedded] [--only grpo] [-- --model.lora.rank=16 --model.load.quantize=4bit]
+
+What follows `--` are further options of the run.
 
 Counted: weights, gradients and AdamW's moments of all models (`rl_lightning.models.memory`). Measured: every tensor that is alive
 after an optimizer step, found by Python's garbage collector, and the peak of the whole process.
@@ -57,7 +59,7 @@ class Weigh(Callback):
         for parameter in pl_module.parameters():
             if parameter.grad is not None:
                 storages[parameter.grad.untyped_storage().data_ptr()] = parameter.grad.untyped_storage().nbytes()
-        models = held(pl_module)
+        models = held(pl_module, pl_module.optimizer_options.moments)
         result = {
             "models": {one.name: one.total for one in models},
             "parameters": sum(one.parameters for one in models),
@@ -70,7 +72,7 @@ class Weigh(Callback):
         trainer.limit_val_batches = 0
 
 
-def measure(name: str, policy: str) -> dict[str, object]:
+def measure(name: str, policy: str, more: list[str]) -> dict[str, object]:
     """Run one algorithm in its own process and return its numbers."""
     config = f"configs/{name}.yaml"
     text = (ROOT / config).read_text()
@@ -83,6 +85,7 @@ def measure(name: str, policy: str) -> dict[str, object]:
             "--trainer.limit_val_batches=0", "--trainer.callbacks+=examples.account_memory.Weigh",
             f"--trainer.callbacks.path={result}",
         ]  # fmt: skip
+        command += more
         if name == "reward_model":
             command.append(f"--data.sampler={policy}")
         if name != "sft":
@@ -99,12 +102,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", default="embedded")
     parser.add_argument("--only", nargs="+", choices=CONFIGS, default=CONFIGS)
+    parser.add_argument("more", nargs="*", help="further options of the run")
     options = parser.parse_args()
     print(
         "| | parameters | weights, gradients, optimizer: counted | of which | weighed | process |\n|---|---|---|---|---|---|"
     )
     for name in options.only:
-        found = measure(name, options.policy)
+        found = measure(name, options.policy, options.more)
         parts = ", ".join(f"{model} {in_units(size)}" for model, size in found["models"].items())  # type: ignore[attr-defined]
         sizes = [in_units(found[key]) for key in ("counted", "weighed", "process")]  # type: ignore[arg-type]
         count = in_units(found["parameters"], "").strip()  # type: ignore[arg-type]

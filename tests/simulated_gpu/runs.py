@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from rl_lightning.algorithms import GRPO
 from rl_lightning.callbacks import GroupNormalize, HFExport, Speed
@@ -60,6 +63,29 @@ class Phases(pl.Callback):
         SEEN.phase = "other"
 
 
+class OneRank(DDPStrategy):
+    """DDP with a single rank, whose gradients go through buckets and gloo; at its end parameters are made anew on the host, as where no
+    device is simulated, for DDP still holds the old ones."""
+
+    def __init__(self) -> None:
+        super().__init__(process_group_backend="gloo")
+
+    def _setup_model(self, model: torch.nn.Module) -> DistributedDataParallel:
+        wrapped = super()._setup_model(model)
+        # Its own notes of times need a clock of the device, which only a build of torch for CUDA has.
+        notes = SimpleNamespace(strs_map={}, ints_map={})
+        wrapped.logger = SimpleNamespace(set_runtime_stats_and_log=lambda: None, _get_ddp_logging_data=lambda: notes)
+        return wrapped
+
+    def teardown(self) -> None:
+        swaps = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(False)
+        try:
+            super().teardown()
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(swaps)
+
+
 #: Options of a Trainer for each device.
 DEVICES: dict[str, dict[str, Any]] = {"cpu": {}, "gpu": {"accelerator": "gpu"}}
 
@@ -72,6 +98,8 @@ def on_host(found: Any) -> Any:
 def trained(device: str, name: str, policy: str, directory: Path, **settings: Any) -> dict[str, Any]:
     """Train on a device; return what two runs must agree on."""
     settings = {"max_epochs": 1} | settings
+    if settings.pop("ddp", False):
+        settings |= {"strategy": OneRank(), "devices": 1}
     return on_host(result(*fit(name, policy, directory / device, "float32", **DEVICES[device], **settings)))
 
 

@@ -19,6 +19,7 @@ VARIANTS = {
     "padded": {"options": {"pack": False}},
     "recomputed": {"options": {"gradient_checkpointing": True}},
     "deterministic": {"deterministic": True},
+    "ddp": {"ddp": True},
 }
 
 

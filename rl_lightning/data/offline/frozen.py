@@ -240,8 +240,9 @@ class FrozenTables:
         try:
             yield model
         finally:
-            # The caller may still hold the name: the weights are what matters.
-            model.to("meta")
+            # The caller may still hold the name: the weights are what matters. Quantised ones cannot go to the device `meta`.
+            for weight in (*model.parameters(), *model.buffers()):
+                weight.data = weight.data.new_empty(0)
 
 
 def _rows_key(rows: Rollout | WrittenRows) -> str:

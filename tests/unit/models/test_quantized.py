@@ -106,6 +106,20 @@ def test_an_adapter_learns_beside_it_from_a_first_ratio_of_one(bits, tiny_policy
     assert float((logits(alone) - trained).abs().max() / trained.abs().max()) < 0.5
 
 
+@pytest.mark.parametrize(
+    ("name", "bits"), cases(["ppo, lora", "reward model, lora"], BITS, soon=lambda name, bits: bits == "4bit")
+)
+def test_critics_and_classifiers_are_quantised_and_their_heads_are_trained(name, bits, tiny_policy, tmp_path):
+    export = HFExport(str(tmp_path / "hf"))
+    _, module, watch = fit(name, tiny_policy, tmp_path, "float32", [export], {"quantize": bits}, max_epochs=1)
+    parts = ["policy", "critic"] if name.startswith("ppo") else ["classifier"]
+    assert all(is_quantized(getattr(module, part)) for part in parts)
+    heads = {key for key in watch.steps[0] if ".lora_" not in key}
+    assert heads == ({"critic.head.weight", "critic.head.bias"} if len(parts) == 2 else {"classifier.score.weight"})
+    assert not any(".score" in key or ".head" in key for key, _ in quantized_layers(module))
+    assert (tmp_path / "hf" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_a_run_card_counts_the_bits(bits, tiny_policy):
     module = GRPO(policy=tiny_policy, load=LoadOptions(quantize=bits), lora=LoraOptions(rank=4))
