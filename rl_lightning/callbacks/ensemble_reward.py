@@ -59,7 +59,7 @@ class EnsembleReward(RolloutCallback):
 
     @property
     def trains_on(self) -> tuple[str, ...]:
-        """The members."""
+        """Names of the rewards that it makes the policy learn from: none of them can be a verifier."""
         return tuple(self.members)
 
     def state_dict(self) -> dict[str, Tensor | None]:
@@ -108,7 +108,7 @@ class EnsembleReward(RolloutCallback):
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Rows, batch_idx: int, *_: object
     ) -> None:
-        """Do as in validation."""
+        """Give the rewards of a test batch the ensemble's reward too, as in validation."""
         self.on_validation_batch_start(trainer, pl_module, batch, batch_idx)
 
     def _measured(self, trainer: Trainer, scores: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from rl_lightning.types import Rollout
 
 
 def environment_reward(spec: EnvironmentSpec) -> BatchReward:
-    """Return what an environment gives as one of the rewards."""
+    """Return an environment's own reward as one of a batch, with what an episode is worth that ran out or failed."""
     return BatchReward(spec.name, spec.weight, _given, {"unfinished": spec.unfinished, "failed": spec.failed})
 
 
@@ -69,7 +69,7 @@ class EpisodeSampler(Sampler):
     def sampled(
         self, policy: SampledPolicy, request: Request, owners: Prompts, ahead: Ahead, progress: Progress
     ) -> tuple[Rollout, list[RewardSample]]:
-        """See `Sampler.sampled`."""
+        """Play an episode for every stream of a request; see `Sampler.sampled`."""
         streams = ((seed, number // request.group_size) for seed, number, *_ in request.streams)
         given = [given_to(prompt, stream) for prompt, stream in zip(owners, streams, strict=True)]
         samples: dict[int, RewardSample] = {}
