@@ -50,7 +50,7 @@ LONG = (
 )
 
 #: Tests of two ranks and of warm processes, which one worker runs: to start what these processes come from takes ten seconds.
-TOGETHER = re.compile(r"ranks|/test_(strategies|family_runs|faults|checkpoints|background)\.py::")
+TOGETHER = re.compile(r"ranks|_rank_|/test_(strategies|family_runs|faults|checkpoints|background)\.py::")
 
 _last = [0.0]
 

@@ -133,19 +133,15 @@ def test_where_nothing_happens_it_hardly_ever_complains():
     noise = 0.5 + 0.03 * torch.randn(500, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rising = [float(step) for step in range(100)]
 
-    def share(**options):
-        return (
-            sum(
-                bool(looks(RewardWatch("gold", **options), scripted(), gold=run, reward=rising))
-                for run in noise.tolist()
-            )
-            / 500
-        )
+    def share(runs, **options):
+        said = [looks(RewardWatch("gold", **options), scripted(), gold=run, reward=rising) for run in runs]
+        return sum(map(bool, said)) / len(runs)
 
     logging.disable(logging.WARNING)
     try:
-        assert share() < 0.02
-        assert share(drop=0.03) > 0.2  # a lower threshold would be noticed
+        runs = noise.tolist()
+        assert share(runs) < 0.02
+        assert share(runs[:100], drop=0.03) > 0.2  # a lower threshold would be noticed
     finally:
         logging.disable(logging.NOTSET)
 
