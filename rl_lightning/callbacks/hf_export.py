@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -74,8 +78,27 @@ class HFExport(Callback, metaclass=Typed):
         weights = full_state_dict(model, trainer, here=trainer.is_global_zero)
         if not trainer.is_global_zero:
             return
-        if self.merge:
-            save_plain(model, weights, target)
-        else:
-            save_adapter(model, weights, module.policy_files.base, target)
-        tokenizer.save_pretrained(target)
+        with _replacing(target) as place:
+            if self.merge:
+                save_plain(model, weights, place)
+            else:
+                save_adapter(model, weights, module.policy_files.base, place)
+            tokenizer.save_pretrained(place)
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Context that gives an empty directory; in the end its files take the places of those of `target`, and weights that were there
+    under other names go. Until then an earlier export stays as it is, also for a program that has it mapped into memory."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=target) as directory:
+        place = Path(directory)
+        yield place
+        new = {path.name for path in place.iterdir()}
+        if any(name.startswith("model") for name in new):
+            for old in [path for path in target.glob("model*.safetensors*") if path.name not in new]:
+                old.unlink()
+        for path in place.iterdir():
+            if path.is_dir():
+                shutil.rmtree(target / path.name, ignore_errors=True)
+            path.replace(target / path.name)

@@ -92,13 +92,13 @@ class RunLock(Callback, metaclass=Typed):
     def release(self, trainer: Trainer) -> None:
         """Release the locks and remove their files; that in `default_root_dir` stays, as a trace of a run that took a step."""
         for number, (place, file) in enumerate(self._files.items()):
-            if number:
-                (place / LOCK_FILE).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # remove the directory only if nothing was written to it
-                    place.rmdir()
-            elif trainer.global_step == 0:
-                _write(file, self._earlier)
-            file.close()
+            # The directory may be read-only by now, or full: closing the file is enough, and what ended the run is the news.
+            with contextlib.suppress(OSError), file:
+                if number:
+                    (place / LOCK_FILE).unlink(missing_ok=True)
+                    place.rmdir()  # only if nothing was written to it
+                elif trainer.global_step == 0:
+                    _write(file, self._earlier)
         self._files = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

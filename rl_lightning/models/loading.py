@@ -264,6 +264,10 @@ class PolicyFiles(metaclass=Typed):
                 **quantized,
                 output_loading_info=True,
             )
+        # What is read lies in the file itself, mapped into memory: whoever writes to the file later, as an export or rsync does,
+        # would change it here, or end the process.
+        for tensor in [*model.parameters(), *model.buffers()]:
+            tensor.data = tensor.data.clone()
         if self.adapter is not None:
             self.adapter.merge_into(model)
         return model, sorted(report["missing_keys"])

@@ -2,13 +2,16 @@
 
 import json
 import random
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tensorboard import plugin_util
+from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.algorithms import GRPO, OptimizerOptions
 from rl_lightning.callbacks import HFExport, PredictionWriter, RNGState, RunCard, SampleTable
@@ -223,6 +226,25 @@ def test_the_exported_policy_is_the_trained_one(tiny_policy, tmp_path, named):
     assert float((trained - before).abs().max()) > 0.01, "training changed nothing"
     assert files.stop_ids == module.policy_files.stop_ids
     assert files.tokenizer("1+2=").input_ids == module.policy_files.tokenizer("1+2=").input_ids
+
+
+def test_an_export_replaces_another_one_whole_or_not_at_all(tiny_policy, tmp_path, monkeypatch):
+    """Weights of another number of files go, other files stay; who has the old ones open goes on with them."""
+    target = Path(shutil.copytree(tiny_policy, tmp_path / "hf"))
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.md"):
+        (target / name).write_text(name)
+    before = (target / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedTokenizerBase, "save_pretrained", lambda *given, **named: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny_policy, tmp_path, [HFExport(str(target))])
+    assert (target / "model.safetensors").read_bytes() == before
+    assert (target / "model.safetensors.index.json").exists() and not [*target.glob(".*")]
+    with (target / "model.safetensors").open("rb") as old:
+        train(tiny_policy, tmp_path, [HFExport(str(target))])
+        assert old.read() == before != (target / "model.safetensors").read_bytes()
+    assert not [*target.glob("model*00001*"), *target.glob("*.index.json"), *target.glob(".*")]
+    assert (target / "notes.md").exists() and PolicyFiles(str(target)).load() is not None
 
 
 def test_a_trial_run_exports_nothing(tiny_policy, tmp_path):

@@ -5,6 +5,7 @@ import fcntl
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -51,6 +52,20 @@ def test_runs_in_directories_of_their_own_may_not_share_a_third(tmp_path):
     first.release(stub(tmp_path / "first"))
     assert not (tmp_path / "shared").exists() and (tmp_path / "first" / LOCK_FILE).exists()
     second.acquire(stub(tmp_path / "second", callbacks=shared))
+
+
+def test_a_directory_that_became_read_only_hides_no_other_error_and_keeps_no_lock(tmp_path, monkeypatch):
+    shared = [ModelCheckpoint(dirpath=tmp_path / "shared"), HFExport(str(tmp_path / "exports"))]
+    lock = RunLock()
+    lock.acquire(stub(tmp_path / "run", step=0, callbacks=shared))
+
+    def refused(path, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        lock.release(stub(tmp_path / "run", step=0))
+    RunLock().acquire(stub(tmp_path / "run", callbacks=shared))
 
 
 def test_a_process_cannot_take_it_either(tmp_path):

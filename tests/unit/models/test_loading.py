@@ -140,6 +140,18 @@ def test_attention_implementation(tiny_policy):
     assert "fastest" in told
 
 
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_file_that_is_written_to_later_changes_no_model(directory, trainable):
+    """Where weights are read from a mapping of the file they would follow it, and the process would end if it became shorter."""
+    file, model = directory / "model.safetensors", PolicyFiles(directory).load(trainable)
+    before = tiny_model().state_dict()
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        opened.seek(size // 2)
+        opened.write(bytes(size - size // 2))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_a_reference_is_frozen(tiny_policy):
     reference = PolicyFiles(tiny_policy, LoadOptions(gradient_checkpointing=True)).load(trainable=False)
     assert not reference.training and not reference.model.layers[0].gradient_checkpointing
