@@ -3,9 +3,7 @@
 import os
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 #: A kernel is another new interpreter. `test_starts` runs code as a notebook has it, `test_reward_kinds` functions of a script.
@@ -15,6 +13,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """Code → what it printed and returned, of every cell, with fewer rollouts than a reader has time for."""
+    import nbformat  # here, for tests that do not run it are collected too
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(ROOT / "examples" / "first_steps.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace("max_epochs=10", "max_epochs=1, accelerator='cpu'").replace(

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tensorboard.program
 
 from rl_lightning import cli
 from tests.tokenizers import policy
@@ -60,7 +59,7 @@ def reader(place, monkeypatch):
 
 
 def test_every_command_runs_as_it_is_written(reader, monkeypatch, capsys):
-    monkeypatch.setattr(tensorboard.program.TensorBoard, "launch", lambda self: "http://localhost:6006/")
+    monkeypatch.setattr("tensorboard.program.TensorBoard.launch", lambda self: "http://localhost:6006/")
     seen = []
     for line in commands():
         words = shlex.split(line)

@@ -11,7 +11,7 @@ from rl_lightning.data.sources import ReasoningGym, reasoning_gym_draw
 from rl_lightning.data.sources.reasoning_gym_draw import DrawError, draw_splits
 from rl_lightning.errors import UserError
 
-reasoning_gym = pytest.importorskip("reasoning_gym")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("reasoning_gym") is None, reason="needs reasoning-gym")
 
 # One sum of two digits: 200 questions in all, so that random draws collide all the time.
 TINY = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
@@ -86,7 +86,9 @@ def test_entries_are_passed_on_for_scoring(ransom_notes):
     assert example.answer == details["entry"]["answer"]
     assert example.location == "reasoning_gym/ransom_note train 1"
     assert pickle.loads(pickle.dumps(example)) == example
-    score = reasoning_gym.get_score_answer_fn("ransom_note")
+    from reasoning_gym import get_score_answer_fn
+
+    score = get_score_answer_fn("ransom_note")
     assert score(answer=example.answer, entry=details["entry"]) == 1
     assert score(answer="maybe", entry=details["entry"]) < 1
 

@@ -1,10 +1,10 @@
 """Adapters on disk: merged and alone, ours and those of peft, and what is refused."""
 
+import importlib
 import json
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from rl_lightning.errors import UserError
@@ -25,13 +25,19 @@ from tests.tiny import tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
+def peft():
+    """The library, which takes seconds to import: workers that run none of these tests do without."""
+    return importlib.import_module("peft")
+
+
+@pytest.fixture(scope="module")
 def gpt2_policy(tmp_path_factory):
     return save_gpt2(tmp_path_factory.mktemp("gpt2"))
 
 
 @pytest.mark.parametrize("kind", ["tiny_policy", "gpt2_policy"])
 @pytest.mark.parametrize("stabilized", [False, True])
-def test_merged_and_alone_on_disk(kind, stabilized, request, tmp_path):
+def test_merged_and_alone_on_disk(kind, stabilized, peft, request, tmp_path):
     """Merged, transformers reads it; alone, peft and we do; all say the same."""
     policy = request.getfixturevalue(kind)
     model = moved(adapted(policy, rank_stabilized=stabilized), 0.05)
@@ -48,16 +54,18 @@ def test_merged_and_alone_on_disk(kind, stabilized, request, tmp_path):
         "adapter_config.json",
         "adapter_model.safetensors",
     }
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy), tmp_path / "alone")
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy), tmp_path / "alone")
     assert torch.equal(logits(theirs), expected)
     ours = PolicyFiles(str(tmp_path / "alone")).load()
     assert torch.equal(logits(ours), logits(merged)) and not is_adapted(ours)
     assert all(parameter.requires_grad for parameter in ours.parameters())
 
 
-def test_an_adapter_that_peft_made_is_a_policy_a_backbone_and_the_beginning_of_a_reward_model(tiny_policy, tmp_path):
-    settings = LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "down_proj"])
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy), settings)
+def test_an_adapter_that_peft_made_is_a_policy_a_backbone_and_the_beginning_of_a_reward_model(
+    peft, tiny_policy, tmp_path
+):
+    settings = peft.LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules=["q_proj", "down_proj"])
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy), settings)
     moved(model).save_pretrained(tmp_path)
     files = PolicyFiles(str(tmp_path))
     assert_same(logits(files.load()), logits(model), 1e-5)
@@ -69,10 +77,10 @@ def test_an_adapter_that_peft_made_is_a_policy_a_backbone_and_the_beginning_of_a
     assert_same(scorer.model(IDS).last_hidden_state, hidden, 1e-5)
 
 
-def test_the_tokenizer_beside_an_adapter_is_used(tiny_policy, tmp_path):
+def test_the_tokenizer_beside_an_adapter_is_used(peft, tiny_policy, tmp_path):
     """It may have another template, or name another end of a turn, than that of the model below."""
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_policy), LoraConfig(r=2, target_modules=["q_proj"])
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_policy), peft.LoraConfig(r=2, target_modules=["q_proj"])
     )
     model.save_pretrained(tmp_path)
     for kind in (PolicyFiles, ClassifierFiles):
@@ -86,14 +94,14 @@ def test_the_tokenizer_beside_an_adapter_is_used(tiny_policy, tmp_path):
     assert own.eos_token_id in PolicyFiles(str(tmp_path)).stop_ids
 
 
-def test_a_reward_models_adapter_goes_with_its_head(tiny_policy, tmp_path):
+def test_a_reward_models_adapter_goes_with_its_head(peft, tiny_policy, tmp_path):
     files = ClassifierFiles(tiny_policy)
     model = moved(add_adapter(files.load_scorer(), LoraOptions(rank=2)))
     torch.nn.init.normal_(model.score.weight)
     save_adapter(model, full_state_dict(model), files.base, tmp_path)
     fresh = AutoModelForSequenceClassification.from_pretrained(tiny_policy, num_labels=1)
     fresh.config.pad_token_id = files.tokenizer.pad_token_id
-    theirs = PeftModel.from_pretrained(fresh, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(fresh, tmp_path)
     assert_same(logits(theirs), logits(model), 1e-6)
     with pytest.raises(UserError, match=r"modules_to_save.*HFExport with merge: true"):
         ClassifierFiles(str(tmp_path)).load_scorer()
