@@ -65,6 +65,10 @@ PARTS: dict[str, Callable[[measure.Plan], Found]] = {
 }
 
 
+#: Parts that are made of several → what these differ in.
+_OF = {"sampling": "loop", "quantised": "bits"}
+
+
 def main() -> None:
     """Run everything; refuse where there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,7 +172,7 @@ def together(found: Mapping[str, Found]) -> dict[str, Found]:
     for title, rows in found.items():
         kind, _, loop = title.partition(", ")
         for row in rows:
-            shown = {"loop": loop} | row if loop else dict(row)
+            shown = {_OF[kind]: loop} | row if loop else dict(row)
             if "least" in row:
                 flops, read = shown.pop("least")
                 if limits is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 import warnings
@@ -190,6 +191,7 @@ def quantised(plan: Plan, bits: Bits) -> Found:
     """Return what a policy with quantised weights and an adapter takes and does: memory, speed, and whether two passes agree to the bit."""
     with tempfile.TemporaryDirectory() as directory:
         plan.policy().save_pretrained(directory)
+        gc.collect()
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         files = PolicyFiles(directory, LoadOptions(dtype="bfloat16", quantize=bits))

@@ -8,10 +8,20 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.precision import FSDPPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from rl_lightning.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
+def refuse_full_training(trainer: Trainer | None) -> None:
+    """Refuse to train weights of 4 or 8 bits in a run that trains; to sample with them is fine."""
+    if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+        raise UserError(
+            "weights in 4 or 8 bits stay as they are, so nothing of them can be trained: add an adapter (--model.lora.rank=16), or "
+            "load the policy without load.quantize"
+        )
 
 
 def check_quantized(trainer: Trainer) -> None:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
@@ -17,7 +16,7 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.optimizer import OptimizerOptions, adamw, learning_rate_factor
-from rl_lightning.algorithms.precision import check_adapter_precision, check_quantized
+from rl_lightning.algorithms.precision import check_adapter_precision, check_quantized, refuse_full_training
 from rl_lightning.algorithms.state import begin_step_anew, check_adapter, check_kind, left_out
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
@@ -72,7 +71,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         """
         outline = is_given_weights(self._trainer)
         if self.policy_files.options.quantize is not None and self.lora is None:
-            self._refuse_full_training()
+            refuse_full_training(self._trainer)
 
         def load_here() -> ModelT:
             model = load(outline=outline)
@@ -82,19 +81,11 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
 
         return agreed(load_here)
 
-    def _refuse_full_training(self) -> None:
-        """Refuse to train weights of 4 or 8 bits; to sample with them is fine."""
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            raise UserError(
-                "weights in 4 or 8 bits stay as they are, so nothing of them can be trained: add an adapter (--model.lora.rank=16), or "
-                "load the policy without load.quantize"
-            )
-
     def adapted(self, model: PreTrainedModel) -> PreTrainedModel:
         """Return a loaded model that is to be trained, in place: with an adapter and the rest frozen, if that is wanted."""
         if self.lora is None:
             if is_quantized(model):
-                self._refuse_full_training()
+                refuse_full_training(self._trainer)
             return model
         if self._trainer is not None:
             check_adapter_precision(self._trainer, model.dtype)

@@ -32,7 +32,7 @@ from rl_lightning.models.load_options import LoadOptions
 from rl_lightning.models.noise import recompute_layers, silence
 from rl_lightning.models.outline import is_outline, outline_of
 from rl_lightning.models.packed_attention import enable_packing
-from rl_lightning.models.quantized import settings
+from rl_lightning.models.quantized import keep_gradients, settings
 from rl_lightning.models.reading import near_misses, reading
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
@@ -297,6 +297,7 @@ class PolicyFiles(metaclass=Typed):
         if not is_outline(model):
             check_finite(model, f"{self.role} {self.policy!r}")
         silence(model)
+        keep_gradients(model)
         if self.options.pack:
             enable_packing(model)
         if not trainable:

@@ -67,6 +67,14 @@ def is_quantized(model: nn.Module) -> bool:
     return any(True for _ in quantized_layers(model))
 
 
+def keep_gradients(model: nn.Module) -> None:
+    """Keep bitsandbytes from a kernel without gradients. On CPUs with bfloat16 instructions it packs weights of 4 bits for that kernel as soon
+    as a layer is called in evaluation mode, in which forward passes run here while they train; see `rl_lightning.models.noise`."""
+    for _, layer in quantized_layers(model):
+        if type(layer).__name__ == "Linear4bit":
+            cast("Linear4bit", layer).support_avx512bf16_for_cpu = False
+
+
 def whole_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
     """Return the weight that a layer multiplies by, (out, in)."""
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant

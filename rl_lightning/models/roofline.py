@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rl_lightning.models.families import unlike_plain_attention
+from rl_lightning.models.quantized import count, quantized_layers
 from rl_lightning.travel import on_host
 from rl_lightning.types import Rows
 
@@ -106,6 +107,7 @@ class Work:
         cached: numbers per token in the key-value cache.
         itemsize: bytes per number.
         recomputes: whether the backward pass repeats the forward pass of the body (gradient checkpointing).
+        spared: bytes by which quantised weights are fewer than `itemsize` a number.
     """
 
     body: int
@@ -115,6 +117,7 @@ class Work:
     cached: int
     itemsize: int
     recomputes: bool = False
+    spared: int = 0
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Work | None:
@@ -136,6 +139,8 @@ class Work:
         used = getattr(config, "num_experts_per_tok", 1)
         numbers = [(_numbers(layer), layer.weight.requires_grad) for layer in layers]
         numbers += [(table.numel() // len(table) * used, table.requires_grad) for table in tables]
+        itemsize = next(model.parameters()).dtype.itemsize
+        packed = [layer.weight for _, layer in quantized_layers(model)]
         return cls(
             body=sum(count for count, _ in numbers),
             head=0 if output is None else _numbers(output),
@@ -145,8 +150,9 @@ class Work:
             ),
             attention=2 * heads * width * config.num_hidden_layers,
             cached=2 * shared * width * config.num_hidden_layers,
-            itemsize=next(model.parameters()).dtype.itemsize,
+            itemsize=itemsize,
             recomputes=bool(getattr(model, "is_gradient_checkpointing", False)) and model.training,
+            spared=sum(itemsize * count(weight) - weight.nbytes for weight in packed),
         )
 
     def decoding(self, steps: float, rows: float, seen: float) -> tuple[float, float]:
@@ -158,7 +164,7 @@ class Work:
             seen: sum over these tokens of the number of tokens that each attends to.
         """
         flops = 2.0 * rows * (self.body + self.head) + 2.0 * seen * self.attention
-        return flops, self.itemsize * (steps * (self.body + self.head) + seen * self.cached)
+        return flops, self.itemsize * (steps * (self.body + self.head) + seen * self.cached) - steps * self.spared
 
     def training(self, tokens: Tokens) -> float:
         """Return the FLOPs of the forward and backward passes over some tokens.

@@ -8,7 +8,7 @@ from rl_lightning.strategies.checkpoints import (
     load_plain,
 )
 from rl_lightning.strategies.fsdp2 import FSDP2Strategy
-from rl_lightning.strategies.handing_out import is_given_weights
+from rl_lightning.strategies.handing_out import is_given_weights, whole_here
 from rl_lightning.strategies.parallel import (
     StopSign,
     agreed,
@@ -46,4 +46,5 @@ __all__ = [
     "place",
     "sum_over_ranks",
     "together",
+    "whole_here",
 ]

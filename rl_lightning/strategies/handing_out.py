@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rl_lightning.strategies.parallel import from_every_rank, number_of_ranks, own_rank
+from rl_lightning.strategies.parallel import agreed, from_every_rank, number_of_ranks, own_rank
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def is_given_weights(trainer: Trainer | None) -> bool:
@@ -19,6 +22,21 @@ def is_given_weights(trainer: Trainer | None) -> bool:
     other ranks. Such a rank needs only the outline of a model, on the device `meta`."""
     sharded = trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy)
     return sharded and number_of_ranks() > 1 and own_rank() > 0
+
+
+def whole_here(load: Callable[..., ModelT], trainer: Trainer) -> ModelT:
+    """Return a model whole on this rank's device, in the trainer's precision. Where weights are sharded, the first rank alone reads them,
+    and no other ever has them on its host. All ranks call this together.
+
+    Args:
+        load: takes `outline`; see `rl_lightning.models.PolicyFiles.load`.
+        trainer: says how weights are divided, and in what precision they are.
+    """
+    outline = is_given_weights(trainer)
+    model = trainer.precision_plugin.convert_module(agreed(lambda: load(outline=outline)))
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        hand_out(model, trainer.strategy.root_device)
+    return cast(ModelT, model.to(trainer.strategy.root_device))
 
 
 def hand_out(unit: nn.Module, device: torch.device) -> None:

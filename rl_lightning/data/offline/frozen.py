@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -27,7 +28,7 @@ from rl_lightning.measures import merged, packed, unpacked
 from rl_lightning.models import ClassifierFiles, PolicyFiles
 from rl_lightning.padding import stacked
 from rl_lightning.stopping import Ends
-from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank
+from rl_lightning.strategies import data_parallel_rank, data_parallel_size, from_every_rank, whole_here
 from rl_lightning.types import Rollout
 
 log = logging.getLogger(__name__)
@@ -235,8 +236,7 @@ class FrozenTables:
         """Load a frozen policy onto the device, in the trainer's precision, and let go of it afterwards."""
         # Loading may draw random numbers; whether something came from the cache must not show in what follows.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            model = self.trainer.precision_plugin.convert_module(files.load(trainable=False))
-        model.to(self.trainer.strategy.root_device)
+            model = whole_here(partial(files.load, trainable=False), self.trainer)
         try:
             yield model
         finally:

@@ -22,8 +22,9 @@ from rl_lightning.models import (
 )
 from rl_lightning.models.memory import held
 from rl_lightning.models.quantized import beside, count, is_quantized, quantized_layers, whole_weight
+from rl_lightning.models.roofline import Work
 from rl_lightning.strategies import AtomicCheckpointIO, FSDP2Strategy, full_state_dict
-from tests.adapted import logits, moved, save_gpt2
+from tests.adapted import IDS, logits, moved, save_gpt2
 from tests.checks import assert_same, cases
 from tests.invariants.spread import Ratios, fit
 from tests.support import trainer
@@ -79,6 +80,20 @@ def test_what_is_exported_computes_what_was_trained(bits, family, request, tmp_p
     assert_same(logits(merged), adapted, LOGITS[bits])
 
 
+def test_gradients_flow_where_bitsandbytes_would_pack_weights_for_inference(tiny_policy, monkeypatch):
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    monkeypatch.setattr(
+        "bitsandbytes.nn.modules._convert_weight_packed_for_cpu", lambda *_: pytest.fail("they are packed")
+    )
+    model = moved(add_adapter(quantized(tiny_policy, "4bit").load(), LoraOptions(rank=2)))
+    logits(model)  # in evaluation mode
+    model.train()(IDS).logits.sum().backward()
+    assert all(bool(value.grad.abs().sum()) for name, value in model.named_parameters() if ".lora_" in name)
+    monkeypatch.setattr("rl_lightning.models.loading.keep_gradients", lambda model: None)
+    with pytest.raises(pytest.fail.Exception, match="they are packed"):
+        logits(quantized(tiny_policy, "4bit").load())
+
+
 def run(policy, directory, bits, callbacks=(), **settings):
     settings = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]} | settings
     return fit("grpo, lora", policy, directory, "float32", callbacks, {"quantize": bits}, **settings)
@@ -130,6 +145,11 @@ def test_a_run_card_counts_the_bits(bits, tiny_policy):
     weights = [layer.weight for _, layer in quantized_layers(module)]
     bytes_of = [weight.nbytes + sum(scale.nbytes for scale in beside(weight)) for weight in weights]
     assert sum(bytes_of) == shape.layers * sum(quantized_bytes(size, bits) for size in shape.linears())
+    plain = PolicyFiles(tiny_policy).load()
+    (flops, read), (same, more) = (
+        Work.of(one).decoding(2, 8, 0) for one in (module.policy, add_adapter(plain, LoraOptions(rank=4)))
+    )
+    assert flops == same and more - read == 2 * sum(4 * count(weight) - weight.nbytes for weight in weights) > 0
     assert sum(map(count, weights)) == shape.layers * sum(out * into for out, into in shape.linears())
 
 

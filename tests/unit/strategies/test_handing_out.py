@@ -14,7 +14,7 @@ from rl_lightning.algorithms import GRPO, PPO, SFT, RewardModel
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions
 from rl_lightning.models.loading import PolicyFiles
-from rl_lightning.strategies import FSDP2Strategy, full_state_dict, own_rank
+from rl_lightning.strategies import FSDP2Strategy, full_state_dict, own_rank, whole_here
 from tests.support import trainer
 from tests.tiny import tiny_tokenizer
 
@@ -64,6 +64,30 @@ def test_all_ranks_have_the_weights_of_the_files(kind, options, dtype, ranks, ti
         for name, value in expected.items():
             assert weights[name].dtype == value.dtype and torch.equal(weights[name], value), name
         assert trained == [name for name, value in alone.named_parameters() if value.requires_grad]
+
+
+def whole(policy, directory):
+    """Return the weights of a model that every rank needs whole, such as a reference that scores before training, and who has read them."""
+    read = []
+
+    def load(outline):
+        read.append(not outline)
+        return PolicyFiles(policy).load(trainable=False, outline=outline)
+
+    run = trainer(directory, [], devices=2, strategy=FSDP2Strategy())
+    run.strategy.connect(SFT(policy=policy))
+    run.strategy.setup_environment()
+    model = whole_here(load, run)
+    return model.state_dict(), [buffer.device.type for buffer in model.buffers()], read
+
+
+def test_a_model_that_all_need_whole_is_read_by_the_first_rank_alone(ranks, tiny_policy, tmp_path):
+    expected = PolicyFiles(tiny_policy).load().state_dict()
+    found = ranks(whole, tiny_policy, tmp_path)
+    assert [read for *_, read in found] == [[True], [False]]
+    for weights, devices, _ in found:
+        assert set(devices) == {"cpu"} and weights.keys() == expected.keys()
+        assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
 def without_weights(policy, directory):
