@@ -32,7 +32,7 @@ from rl_lightning.models.load_options import LoadOptions
 from rl_lightning.models.noise import recompute_layers, silence
 from rl_lightning.models.outline import is_outline, outline_of
 from rl_lightning.models.packed_attention import enable_packing
-from rl_lightning.models.quantized import keep_gradients, settings
+from rl_lightning.models.quantized import is_packed, keep_gradients, settings
 from rl_lightning.models.reading import near_misses, reading
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
@@ -265,9 +265,10 @@ class PolicyFiles(metaclass=Typed):
                 output_loading_info=True,
             )
         # What is read lies in the file itself, mapped into memory: whoever writes to the file later, as an export or rsync does,
-        # would change it here, or end the process.
+        # would change it here, or end the process. Quantised weights do not, and bitsandbytes knows them under another name too.
         for tensor in [*model.parameters(), *model.buffers()]:
-            tensor.data = tensor.data.clone()
+            if not is_packed(tensor):
+                tensor.data = tensor.data.clone()
         if self.adapter is not None:
             self.adapter.merge_into(model)
         return model, sorted(report["missing_keys"])

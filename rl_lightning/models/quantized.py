@@ -88,6 +88,11 @@ def whole_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:
     return int8_vectorwise_dequant(weight, cast("Int8Params", layer.weight).SCB if kept is None else kept)
 
 
+def is_packed(weight: Tensor) -> bool:
+    """Return whether a parameter holds a weight in 4 or 8 bits."""
+    return type(weight).__name__ in ("Params4bit", "Int8Params")
+
+
 def beside(weight: Tensor) -> list[Tensor]:
     """Return the scales that a weight in 4 or 8 bits is multiplied by, as far as they lie with it; none for any other weight."""
     if type(weight).__name__ == "Int8Params":

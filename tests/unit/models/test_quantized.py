@@ -143,6 +143,9 @@ def test_a_run_card_counts_the_bits(bits, tiny_policy):
     (counted,) = Plan(shape, "GRPO", precision="32-true", lora=4, quantize=bits).held()
     assert [counted] == held(module)
     weights = [layer.weight for _, layer in quantized_layers(module)]
+    assert all(
+        weight.CB.data_ptr() == weight.data_ptr() for weight in weights if bits == "8bit"
+    )  # and not a second time
     bytes_of = [weight.nbytes + sum(scale.nbytes for scale in beside(weight)) for weight in weights]
     assert sum(bytes_of) == shape.layers * sum(quantized_bytes(size, bits) for size in shape.linears())
     plain = PolicyFiles(tiny_policy).load()
