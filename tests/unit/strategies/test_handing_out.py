@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rl_lightning.algorithms import GRPO, PPO, SFT, RewardModel
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions
 from rl_lightning.models.loading import PolicyFiles
+from rl_lightning.models.outline import is_outline, outline_of
 from rl_lightning.strategies import FSDP2Strategy, full_state_dict, own_rank, whole_here
 from tests.support import trainer
 from tests.tiny import tiny_tokenizer
+from tests.unit.generation.families import FAMILIES
 
 LORA = {"lora": LoraOptions(rank=2)}
 
@@ -148,3 +150,20 @@ def test_only_the_first_rank_ever_holds_a_whole_model(ranks, wide_policy, tmp_pa
     print(f"peaks, in sizes of the model: {first / size:.2f} and {second / size:.2f}")
     assert second < 0.75 * size < 0.9 * size < first
     assert ranks(most, policy, tmp_path, True)[1] > 0.9 * size  # what it was: the comparison above can fail
+
+
+def described(model):
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tuple(value.shape), value.dtype) for name, value in tensors]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_outline_has_what_the_files_have(family, tmp_path):
+    FAMILIES[family]().save_pretrained(tmp_path)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    drawn = outline_of(AutoModelForCausalLM, AutoConfig.from_pretrained(tmp_path), torch.bfloat16, None, False)
+    if drawn is None:  # it keeps tensors that are neither parameters nor buffers, so every rank reads it
+        assert any(isinstance(value, torch.Tensor) for part in read.modules() for value in vars(part).values())
+        return
+    assert described(drawn) == described(read) and is_outline(drawn) and not is_outline(read)
+    assert drawn.training == read.training and type(drawn) is type(read)
