@@ -24,7 +24,9 @@ def mistake_behind(error: BaseException | None) -> UserError | None:
     told = True
     for one in chain(error):
         if isinstance(one, UserError):
-            return one
+            cause = one.__cause__  # of the errors of the system, those of files are told better by who has met them
+            shortage = None if cause is None or isinstance(cause, OSError | UserError) else of_the_system(cause)
+            return UserError(shortage, page="inside/faults") if shortage else one
         if isinstance(one, OmegaConfBaseException):
             return UserError(of_an_interpolation(one), page="reference/command-line")
         if isinstance(one, MisconfigurationException):

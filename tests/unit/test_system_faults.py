@@ -98,6 +98,17 @@ def test_a_question_whether_a_file_is_there_is_no_reason_for_what_fails_then():
     assert "disk is full" in str(mistake_behind(full))
 
 
+def test_memory_that_runs_out_while_something_is_read_is_no_fault_of_what_is_read():
+    read = UserError("policy 'a': cannot read the weights: can't start new thread")
+    for shortage, said in (
+        (RuntimeError("can't start new thread"), "no further process or thread"),
+        (MemoryError(), "memory of this"),
+    ):
+        assert said in str(mistake_behind(raised(shortage, read, explicit=True)))
+    for other in (ValueError("header too large"), refused(errno.EMFILE, "/a")):  # whose own words say more
+        assert mistake_behind(raised(other, read, explicit=True)) is read
+
+
 def test_errors_that_go_round_in_circles_come_to_an_end():
     first, second = KeyError(1), UserError("the mistake", page="index")
     first.__cause__, second.__cause__ = second, first

@@ -64,6 +64,11 @@ _MEANS = {
 }
 _GROUPED_BY_SPACES = re.compile(r"([-+]?[1-9]\d{0,2}(?: \d{3})+)(?:\.\d*)?")
 _GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\\,|\u2009|\u202f|\{\\,\})\d{3})+(?!\d|\\,|[.,]\d{0,2}\d*,)")
+#: Groups of three digits as other languages write them; a single group behind a point is a decimal.
+_GROUPED_ELSEWHERE = re.compile(r"(?<![\w.,'’])[1-9]\d{0,2}(?:(?:['’]\d{3})+|(?:[._]\d{3}){2,})(?![\w.,'’])")
+_TEMPERATURE = re.compile(r"° ?\\text ?\{ ?([CF]) ?\}|(?:°|\bdegrees?) ?([Cc]elsius|[Ff]ahrenheit|[CF])(?![A-Za-z])")
+_POWER_IN_TEXT = re.compile(r"(\\text ?\{[^{}]*\^) ?\{ ?(-?\d) ?\}(?=[^{}]*\})")
+_CURRENCY_AS_TEXT = re.compile(r"\\text ?\{ ?(\\?\$|[€£¥₹]) ?\} ?")
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d)(?:\{,\}|,[ ]{0,4}\\![ ]{0,4}|,\\,)(?=\d{3})")
 _DEGREES = re.compile(r" ?\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z])")
@@ -150,13 +155,15 @@ def normalize(text: str) -> str:
     text = _GROUPED.sub(lambda run: re.sub(r"\D", "", run.group()), text)
     text = canonical_characters(text)
     text = _COMMA_IN_NUMBER.sub(",", text).replace("{,}", ",")
-    text = _unwrapped(text.strip())
+    text = _GROUPED_ELSEWHERE.sub(lambda run: re.sub(r"\D", "", run.group()), _unwrapped(text.strip()))
     text = _DEGREES.sub("°", _MATH_INSIDE.sub(r" \1 ", text))
     if "\\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text)
     text = _SWITCHED.sub(r"\\text{\1}", _LOOKS.sub("", _undecorated(text)))
     text = _COMMAND.sub(_meaning, _BOLD_LETTER.sub(r"\1", text))
     text = _EMPTY_SET.sub(r"\\emptyset ", _PLUS_INFINITY.sub("", _TIMES_TEN.sub(r"\\times ", text)))
+    text = _CURRENCY_AS_TEXT.sub(r"\1", _TEMPERATURE.sub(lambda found: f"°{(found[1] or found[2])[0].upper()}", text))
+    text = _POWER_IN_TEXT.sub(r"\1\2", text)
     text = _RELATIONS.sub(lambda found: _RELATION_NAMES[found.group()], text)
     text = _EMPTY_TEXT.sub(" ", text.replace("~", " "))
     text = _WORD_AS_FUNCTION.sub(r"\\\1 ", _CONSTANT.sub(r"\1", _PLAIN_TEXT.sub(r"\1", _TEXT.sub(r"\\text{\1}", text))))
@@ -238,7 +245,8 @@ def _unwrap(text: str) -> str:
     for opening, closing in _ENVELOPES:
         inner = text[len(opening) : len(text) - len(closing)]
         wrapped = text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening) + len(closing)
-        if wrapped and opening not in inner and closing not in inner:
+        bare = inner.replace("\\$", "")  # the sign of a currency
+        if wrapped and opening not in bare and closing not in bare:
             return inner.strip()
     if text.startswith(("\\boxed{", "\\fbox{")) and text.endswith("}"):
         return text[text.index("{") + 1 : -1].strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?: ?(?:\\text\{ ?)?([AaPp])\.? ?[Mm]\.?(?: ?\})?)?")
+_NUMBERS = re.compile(r"(\d{4})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 _MONTHS = "january february march april may june july august september october november december"
 _DATE = re.compile(
     r"(?:\b[A-Z][a-z]+day,? )?(?:(\d{1,2})(?:st|nd|rd|th)?(?: of)? ([A-Za-z]{3,9})\.?|([A-Za-z]{3,9})\.? (\d{1,2})(?:st|nd|rd|th)?)"
@@ -36,7 +37,9 @@ def parse_clock(text: str) -> tuple[int, int, str | None] | None:
 
 
 def parse_date(text: str) -> tuple[int, int, int | None] | None:
-    """Return day, month and year (None if it is not said) of a date with the name of its month, ``July 4, 1776``, or None."""
+    """Return day, month and year (None if it is not said) of a date such as ``July 4, 1776`` or ``1776-07-04``, or None."""
+    if numbers := _NUMBERS.fullmatch(text):
+        return int(numbers[3]), int(numbers[2]), int(numbers[1])
     found = _DATE.fullmatch(text)
     if not found:
         return None

@@ -19,7 +19,18 @@ _UNITS = {name: group.split()[0] for group in _NAMES.split(",") for name in grou
 _UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 2 and not name.endswith("s")}
 _UNITS |= {"mph": "mph", "kph": "kph", "km/h": "kph"}
 _RATES = {"mph": Counter({"mi": 1, "h": -1}), "kph": Counter({"km": 1, "h": -1})}
-_CURRENCIES = {"$": "dollar", "€": "euro", "£": "gbp", "¥": "yen", "₹": "rupee"}
+_CURRENCIES = {
+    "$": "dollar",
+    "€": "euro",
+    "£": "gbp",
+    "¥": "yen",
+    "₹": "rupee",
+    "USD": "dollar",
+    "EUR": "euro",
+    "GBP": "gbp",
+    "JPY": "yen",
+    "INR": "rupee",
+}
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 # Words behind a number that are no unit, so that `5\text{ or more}` is not 5.
 _NO_UNIT_NAMES = (
@@ -29,7 +40,7 @@ _NO_UNIT_NAMES = (
     "that any all each every per cent"
 )
 _NO_UNITS = {*_NO_UNIT_NAMES.split(), *_SCALES}
-_CURRENCY = re.compile(r"^([-+]?) ?(?:US ?)?(\\?\$|€|£|¥|₹) ?(?=[\d.\\(])")
+_CURRENCY = re.compile(r"^([-+]?) ?(?:(?:US ?)?\\?(\$|€|£|¥|₹)|(USD|EUR|GBP|JPY|INR)) ?(?=[\d.\\(])")
 _CURRENCY_BEHIND = re.compile(r"(?<=[\d})]) ?(\\?\$|€|£|¥|₹)$")
 _SCALE = re.compile(r" ?(?:\\text\{ ?)?\b(hundred|thousand|million|billion|trillion)s?(?: ?\})?$")
 _PER = re.compile(r"\\frac ?\{ ?\\text\{([^{}]*)\} ?\}\{ ?\\text\{([^{}]*)\} ?(\^ ?\{?\d\}?)? ?\}$")
@@ -55,7 +66,7 @@ def split_currency(text: str) -> tuple[str, str | None]:
     """Return a text without a currency sign at its beginning or end, and the currency; None if there is no sign."""
     found = _CURRENCY.match(text)
     if found:
-        return found[1] + text[found.end() :], _CURRENCIES[found[2][-1]]
+        return found[1] + text[found.end() :], _CURRENCIES[found[2] or found[3]]
     found = _CURRENCY_BEHIND.search(text)
     return (text[: found.start()], _CURRENCIES[found[1][-1]]) if found else (text, None)
 

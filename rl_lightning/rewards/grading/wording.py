@@ -30,9 +30,15 @@ _ALL_NUMBERS = r"(-\infty,\infty)"
 #: Answers in words, and in another notation.
 _WORDS = {
     r"\mathbb{R}": _ALL_NUMBERS,
+    **dict.fromkeys(
+        ("empty set", "the empty set", "no solution", "no solutions", "no real solution", "no real solutions"),
+        r"\emptyset",
+    ),
     **dict.fromkeys(("all real numbers", "all reals", "the real numbers"), _ALL_NUMBERS),
     **{f"{sign}{word}": rf"{sign.strip('+')}\infty" for sign in ("", "-", "+") for word in ("infinity", "oo", "inf")},
 }
+_OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice) (\(?[A-Z]\)?)")
+_SIGN_AS_WORD = re.compile(r"(?:minus|negative) (?=[\d.\\])")
 _WORDS_ALONE = re.compile(r"(?:[Nn]o|[A-Za-z][a-z]{2,})(?: [A-Za-z]?[a-z]+)*")
 _ALL_BUT = re.compile(
     r"(?:\\mathbb\{R\}|\(-\\infty, ?\\infty\)) ?(?:\\setminus|\\backslash|\\|-) ?\\\{([^{}]+)\\\}"
@@ -67,6 +73,9 @@ def plain(text: str) -> str:
     """
     if text.lower() in _WORDS or text in _WORDS:
         return _WORDS.get(text) or _WORDS[text.lower()]
+    if option := _OPTION.fullmatch(text):
+        return option[1]
+    text = _SIGN_AS_WORD.sub("-", text) if _SIGN_AS_WORD.match(text) else text
     if missing := _ALL_BUT.fullmatch(text):
         points = [(parse_quantity(point.strip()), point.strip()) for point in (missing[1] or missing[2]).split(",")]
         known = sorted((number.value, point) for number, point in points if number)
@@ -98,8 +107,9 @@ def _rounds(exact: str, rounded: str) -> bool:
 
 
 def with_point(text: str, other: str) -> str:
-    """Return a number with a decimal comma, such as ``1,22``, with a point instead if the other answer has a decimal point."""
-    comma = _DECIMAL_COMMA.fullmatch(text)
-    if comma and _DECIMAL_POINT.fullmatch(other) and parse_quantity(text) is None:
+    """Return a number with a decimal comma, such as ``1,22``, with a point instead if the other answer is a decimal or a fraction."""
+    comma, number = _DECIMAL_COMMA.fullmatch(text), parse_quantity(other)
+    broken = _DECIMAL_POINT.fullmatch(other) or (number and number.value.denominator > 1)
+    if comma and broken and parse_quantity(text) is None:
         return text.replace(",", ".")
     return text

@@ -1,13 +1,15 @@
 """Answers in words, dates and times, several signs at once, and sets of all numbers but some."""
 
+import re
 from itertools import product
 
 import pytest
 
-from rl_lightning.rewards.grading import compare, structure, times, wording
+from rl_lightning.rewards.grading import compare, normalize, structure, times, wording
 from tests.checks import holds_only_for
 from tests.graders import graded
 
+NOTHING = re.compile(r"(?!)")
 SAME = [
     ("Paris", "paris"),
     ("Yes", "yes."),
@@ -40,6 +42,27 @@ SAME = [
     ("exp(2x)", "e^{2x}"),
     ("14 - i", "14.0 + -1.0i"),
     ("x - 3", "x + -3"),
+    # Numbers as other languages write them, and signs as words.
+    ("1234567", "1.234.567"),
+    ("1234567", "1'234’567"),
+    ("1,234", "1'234"),
+    ("1234567", "1_234_567"),
+    (r"\frac{3}{4}", "0,75"),
+    ("-3", "minus 3"),
+    (r"-\frac{1}{2}", "negative 1/2"),
+    # Temperatures, currencies, units with negative powers.
+    (r"20\,^\circ\mathrm{C}", "20 degrees Celsius"),
+    (r"68^\circ\text{F}", "68 °F"),
+    ("18", r"\text{\textdollar}18"),
+    (r"\$1,250", "USD 1250"),
+    ("€3.50", r"\text{€}3.50"),
+    (r"9.8\ \mathrm{m/s^2}", r"9.8\,\mathrm{m\,s^{-2}}"),
+    # Dates in numbers, options by name, nothing.
+    ("March 14, 2015", "2015-03-14"),
+    ("C", "Option C"),
+    ("Choice (B)", "B"),
+    (r"\emptyset", "empty set"),
+    ("no solution", r"\varnothing"),
 ]
 DIFFERENT = [
     ("A", "a"),
@@ -72,6 +95,24 @@ DIFFERENT = [
     ("x - 3", "x + 3"),
     ("5", "2 + 3"),
     ("2", "5 + -3"),
+    ("1234", "1.234"),
+    ("1.234", "1'234"),
+    ("1234567", "1.234.568"),
+    ("1234567", "1.234567"),
+    ("1234567", "1'23'4567"),
+    ("75", "0,75"),
+    (r"\frac{3}{4}", "0,57"),
+    ("-3", "not minus 3"),
+    ("3", "minus 3"),
+    ("20 °C", "20 °F"),
+    ("5 USD", "EUR 5"),
+    (r"9.8\ \mathrm{m/s^2}", r"9.8\,\mathrm{m\,s^{-1}}"),
+    ("2024-01-02", "2024-02-01"),
+    ("March 14, 2015", "2015-03-15"),
+    ("1998", "2015-03-14"),
+    ("C", "Option D"),
+    ("no solution", "0"),
+    (r"\emptyset", "infinitely many solutions"),
 ]
 
 
@@ -81,6 +122,9 @@ DIFFERENT = [
     words=graded((compare, "plain", lambda text: text)),
     dates=graded((times, "parse_date", lambda text: None)),
     hours=graded((times, "of_twelve_hours", lambda *clock: clock)),
+    groups=graded((normalize, "_GROUPED_ELSEWHERE", NOTHING)),
+    temperatures=graded((normalize, "_TEMPERATURE", NOTHING)),
+    options=graded((wording, "_OPTION", NOTHING)),
     points=graded((structure, "without_points", lambda points: None)),
     signs=graded((structure, "product", lambda signs, repeat: [(sign,) * repeat for sign in signs])),
 )
@@ -92,6 +136,7 @@ def test_the_same_answer(grade):
     graded(),
     always=lambda answer, response: True,
     capitals=graded((compare, "same_words", lambda first, second: first.lower() == second.lower())),
+    decimals=graded((normalize, "_GROUPED_ELSEWHERE", re.compile(r"\d+(?:[.']\d{3})+"))),
     months=graded((times, "parse_date", lambda text: (4, 7, 1776) if "1776" in text else None)),
     halves=graded((times, "of_twelve_hours", lambda hour, minute, half: (hour % 12 or 12, minute, None))),
     signs=graded((structure, "_MOST_SIGNS", 0)),
