@@ -34,7 +34,8 @@ def probability_ratio(
     if level != "token":
         assert mask is not None, "the ratio of a response needs to know which tokens it has"
         # What is in parentheses is exactly 0: bounds are as near to 1 as 3e-4, and what a sum rounds off would show.
-        log_ratio = at_level(log_ratio.detach(), mask, level) + (log_ratio - log_ratio.detach())
+        nothing = torch.where(log_ratio.isfinite(), log_ratio - log_ratio.detach(), 0)
+        log_ratio = at_level(log_ratio.detach(), mask, level) + nothing
     overflows = log_ratio.detach().exp().isinf()
     return torch.where(overflows, torch.inf, torch.where(overflows, 0, log_ratio).exp())
 

@@ -109,6 +109,21 @@ def test_a_ratio_is_the_exponential_and_one_that_overflows_has_no_gradient(ratio
         assert torch.equal(gradient, torch.where(expected.isinf(), 0, expected))
 
 
+def summed(logprobs, old_logprobs, mask, level):
+    log_ratio = logprobs - old_logprobs
+    return (log_ratio.detach().sum(1, keepdim=True) + (log_ratio - log_ratio.detach())).exp()
+
+
+@holds_only_for(probability_ratio, summed=summed)
+def test_a_token_that_one_policy_finds_impossible_is_a_ratio_of_its_response_too(ratio):
+    for own, old, expected in ((-torch.inf, -1.0, 0.0), (-1.0, -torch.inf, torch.inf)):
+        logprobs = torch.tensor([[own, -1.0]], requires_grad=True)
+        found = ratio(logprobs, torch.tensor([[old, -1.0]]), torch.ones(1, 2, dtype=torch.bool), "sequence")
+        assert found.tolist() == [[expected, expected]]
+        (gradient,) = torch.autograd.grad(found.sum(), logprobs)
+        assert gradient.tolist() == [[0.0, 0.0]]
+
+
 @holds_only_for(surrogate_of(probability_ratio), plain_exponential=surrogate_of(plain_exponential))
 def test_a_clip_that_holds_an_overflowing_ratio_has_gradient_zero(surrogate):
     for overflow in (88.8, 1e4, torch.inf):
