@@ -25,7 +25,7 @@ from rl_lightning.models.quantized import beside, count, is_quantized, quantized
 from rl_lightning.models.roofline import Work
 from rl_lightning.strategies import AtomicCheckpointIO, FSDP2Strategy, full_state_dict
 from tests.adapted import IDS, logits, moved, save_gpt2
-from tests.checks import assert_same, cases
+from tests.checks import assert_same, cases, gradient_difference
 from tests.invariants.spread import Ratios, fit
 from tests.support import trainer
 
@@ -201,3 +201,19 @@ def test_evaluation_takes_quantised_weights_as_they_are(tiny_policy, tmp_path):
         module, datamodule=rollouts(), verbose=False
     )
     assert "val/pass@1" in found
+
+
+def on_two(bits, policy, directory):
+    """Return the gradients of a run on this rank of two."""
+    options = {"quantize": bits}
+    return fit("grpo, lora", policy, directory, "float32", (), options, devices=2, strategy="ddp", max_epochs=1)[
+        2
+    ].steps
+
+
+@pytest.mark.parametrize("bits", cases(BITS, soon=lambda bits: False))
+def test_two_ranks_train_as_one_process_does(bits, ranks, tiny_policy, tmp_path):
+    alone = fit("grpo, lora", tiny_policy, tmp_path, "float32", (), {"quantize": bits}, max_epochs=1)[2].steps
+    spread, other = ranks(on_two, bits, tiny_policy, tmp_path)
+    assert gradient_difference(spread[0], alone[0]) < 1e-4
+    assert all(torch.equal(value, other[-1][name]) for name, value in spread[-1].items())
