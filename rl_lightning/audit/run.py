@@ -65,9 +65,9 @@ class Audits(pl.Trainer):
         Raises:
             UserError: without held-out prompts or a verifier, and for a verifier that is trained on or has no spread.
         """
-        if not isinstance(datamodule, SamplingDataModule) or datamodule.rewarder is None:
+        if not isinstance(datamodule, SamplingDataModule) or (rewarder := datamodule.settle_rewards()) is None:
             raise UserError("audit: the data have no rewards to judge: list them under data.init_args.rewards")
-        weights = {reward.name: reward.weight for reward in datamodule.rewarder.rewards}
+        weights = {reward.name: reward.weight for reward in rewarder.rewards}
         verifier = find_verifier("audit", verifier, weights, self.callbacks)  # type: ignore[has-type]
         held_out: tuple[Split, ...] = ("test", "val")
         split = next((name for name in held_out if datamodule.source.has(name)), None)

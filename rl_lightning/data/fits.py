@@ -17,6 +17,8 @@ from rl_lightning.rewards import Rewarder
 
 log = logging.getLogger(__name__)
 
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
 #: What training steps are given → what the rows must bring for it, and what the algorithm does.
 _NEEDS: dict[str, tuple[Offer, str]] = {
     "rollouts": ("prompts", "samples its own responses to prompts"),
@@ -30,7 +32,7 @@ _ADVICE: dict[tuple[str, Offer], str] = {
     ("rollouts", "pairs"): "take DPO or RewardModel, or name the prompts alone: prompt_column",
     ("sampled", "pairs"): "set origin: files, or name the prompts alone: prompt_column",
     ("demonstrations", "pairs"): "take DPO or RewardModel, or name the responses to imitate: response_column: chosen",
-    ("preferences", "labels"): "take LabelledKTO",
+    ("preferences", "labels"): "take LabelledKTO (--config labelled_kto)",
     (
         "demonstrations",
         "labels",
@@ -68,11 +70,22 @@ def check_stop_ids(sampling: Sampling, files: PolicyFiles) -> None:
         raise UserError(f"sampling.stop_token_ids: {unknown[0]} is none of the policy's {known} token ids")
 
 
+def shapes(source: ExampleSource) -> list[Shape]:
+    """Return what the rows of each split hold; nothing for a source that makes its examples itself."""
+    found = [source.shape(split) for split in _SPLITS if source.has(split)]
+    return [shape for shape in found if shape is not None]
+
+
 def without_reward(source: ExampleSource) -> str:
     """Return the message that a source has no reward, and what to do."""
+    no_gold = (
+        ", and its rows hold no gold answers (answer, solution, ground_truth, or answer_column)"
+        if shapes(source)
+        else ""
+    )
     return (
-        f"{type(source).__name__} has no reward of its own: give the DataModule one, such as "
-        "rewards: rl_lightning.rewards.functions.answer_correct"
+        f"{type(source).__name__} has no reward of its own{no_gold}: give the DataModule one, such as "
+        "rewards: rl_lightning.rewards.functions.response_length, or a function of yours"
     )
 
 

@@ -12,6 +12,7 @@ from transformers.utils import DocstringParsingException, TypeHintParsingExcepti
 
 from rl_lightning.data.encoded import EncodedPrompt, EncodedPrompts
 from rl_lightning.data.episodes import EpisodeSampler, environment_reward, given_to
+from rl_lightning.data.own_reward import OWN, Specs
 from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.sources.environment import EnvironmentExamples
 from rl_lightning.environments import EnvironmentSpec, Episodes
@@ -140,24 +141,16 @@ class Playing:
         self.episodes.close()
 
 
-def all_rewards(
-    playing: Playing | None, listed: list[RewardSpec | BatchReward], own: list[RewardSpec | BatchReward]
-) -> list[RewardSpec | BatchReward]:
-    """Return the rewards of a run, those of its environment first.
+def all_rewards(playing: Playing | None, listed: Specs) -> Specs:
+    """Return the rewards of a run, those of its environment first; the source's, where nothing else says what a response is worth.
 
     Args:
         playing: the environment.
         listed: by the user.
-        own: the source's; used where nothing else says what a response is worth.
-
-    Raises:
-        UserError: if nothing says what a use of tools is worth.
     """
     if playing is None:
-        return listed or own
-    if playing.spec.function is None and not (listed or own):
-        raise UserError("environment.tools alone give no reward: list at least one under data.init_args.rewards")
-    return [playing.reward, *(listed or (own if playing.spec.function is None else []))]
+        return listed or [RewardSpec(OWN)]
+    return [playing.reward, *(listed or ([RewardSpec(OWN)] if playing.spec.function is None else []))]
 
 
 def own_prompts(environment: EnvironmentSpec | None) -> EnvironmentExamples | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 from rl_lightning.data.collect import Collector
@@ -21,6 +22,8 @@ from rl_lightning.errors import UserError
 from rl_lightning.hooks import Refill, Stages
 from rl_lightning.learner import PolicyLearner, trained_policy
 from rl_lightning.strategies import data_parallel_rank, data_parallel_size
+
+log = logging.getLogger(__name__)
 
 
 class RolloutDataModule(SamplingDataModule):
@@ -122,10 +125,12 @@ class RolloutDataModule(SamplingDataModule):
             return
         if self.max_tokens_per_microbatch is not None:
             self._plan()
-        chunk = (self.refill and self.refill.prompts_per_chunk) or 0
-        for name, size in (("prompts_per_rollout", self.prompts_per_rollout), ("prompts_per_chunk", chunk)):
-            if self.train_prompts < size:
-                raise UserError(f"{name}={size} but there are only {self.train_prompts} training prompts")
+        if self.train_prompts < self.prompts_per_rollout:
+            log.warning(
+                "There are %d training prompts, and a rollout answers %d: some are answered several times, each time as a group of its own",
+                self.train_prompts,
+                self.prompts_per_rollout,
+            )
         self.loader.source = self.collector = self.make_collector()
 
     def _plan(self) -> None:

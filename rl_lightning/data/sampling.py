@@ -12,11 +12,12 @@ from typing import ClassVar
 from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.fits import check_fit, check_serves, check_stop_ids
+from rl_lightning.data.own_reward import known_at_once, without_own
 from rl_lightning.data.playing import Playing, all_rewards, as_environment, own_prompts, record
 from rl_lightning.data.prompt_options import PromptOptions
 from rl_lightning.data.prompts import text_format
 from rl_lightning.data.record import prompt_digests
-from rl_lightning.data.reward_models import with_models
+from rl_lightning.data.reward_models import ModelReward, with_models
 from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.served import EpochDataModule
 from rl_lightning.data.sources import ChainSum, ExampleSource, as_source
@@ -60,7 +61,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         evaluation: how it is sampled on held-out prompts.
         generator: what samples; the policy itself by default.
         rewards: what responses are scored by, added up by weight: a function, its dotted path, a `RewardSpec` or a dict of its
-            fields, or a list of these; the source's own reward if null. The first one listed says which responses are correct.
+            fields, `own` for the source's reward, or a list of these; the source's if null, which for rows with gold answers is whether
+            a response gives them. The first one listed says which responses are correct.
         reward_limits: time, workers and the share of failures that stops the run.
         environment: answers the policy's turns, and says what an episode is worth, the first of the rewards: a function, its dotted
             path, an `EnvironmentSpec` or a dict of its fields. A response is a single turn if null.
@@ -98,9 +100,12 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.generator = generator or NativeGenerator()
         limits = reward_limits or RewardLimits()
         self.playing = None if environment is None else Playing(environment, limits)
-        specs = all_rewards(self.playing, as_rewards(rewards), as_rewards(self.source.default_reward))
-        scorers, self._reward_models = with_models(specs)
-        self.rewarder = Rewarder(scorers, limits) if specs else None
+        self._limits, listed = limits, as_rewards(rewards)
+        self._specs, self._asked = all_rewards(self.playing, listed), bool(listed) or self.playing is not None
+        self.rewarder: Rewarder | None = None
+        self._reward_models: list[ModelReward] = []
+        if known_at_once(self._specs, self.source):
+            self.settle_rewards()
         self.correct_threshold = correct_threshold
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         if self.seed < 0:
@@ -146,6 +151,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.prompt_options.prepare(files.tokenizer)
         if stage == "fit":
             self._check_data()
+        if self._asked or self.takes_own_reward:
+            self.settle_rewards()
         for callback in self.run.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StopCallback):
                 callback.listen(self.run)
@@ -225,6 +232,31 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
     def needs_rewards(self, stage: str) -> bool:
         """Tell whether a stage cannot do without rewards; what has none is measured without samples."""
         return "rollouts" in self.serves
+
+    @property
+    def takes_own_reward(self) -> bool:
+        """Whether the source's reward is asked for though none is listed."""
+        return "rollouts" in self.serves and self.module.learns_from_rewards
+
+    @property
+    def has_rewards(self) -> bool:
+        """Whether rewards are listed, or known to belong to the source."""
+        return self.rewarder is not None or self._asked
+
+    def drop_rewards(self) -> None:
+        """Do without rewards."""
+        self.rewarder, self._reward_models, self._specs = None, [], []
+
+    def settle_rewards(self) -> Rewarder | None:
+        """Return what scores responses, with the source's own reward where `own` is listed, or nothing; None if nothing does.
+
+        Raises:
+            UserError: if the source has none of its own, nor gold answers.
+        """
+        if self.rewarder is None and self._specs:
+            scorers, self._reward_models = with_models(without_own(self._specs, self.source))
+            self.rewarder = Rewarder(scorers, self._limits) if scorers else None
+        return self.rewarder
 
     @property
     def cache_folder(self) -> Path:

@@ -31,7 +31,8 @@ class RewardSpec:
     """One reward: a function or a reward model.
 
     Args:
-        function: dotted path, such as ``rl_lightning.rewards.functions.answer_correct``; in Python also the function itself.
+        function: dotted path, such as ``rl_lightning.rewards.functions.answer_correct``; in Python also the function itself. ``own`` is
+            the reward that belongs to the source of prompts; of rows with gold answers, whether a response gives them.
         weight: factor in the sum of rewards; 0 makes it a metric only.
         name: what its metric is called; the last part of the path, or ``reward_model``, if null.
         arguments: further keyword arguments of the function. A model takes ``label`` (by name or number, if it has several),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rl_lightning.cli import run
+from rl_lightning.shipped import shipped
 from tests.tokenizers import policy
 
 ROOT = Path(__file__).parents[2]
@@ -93,15 +94,34 @@ def test_a_start_from_the_command_line(title, says, place, monkeypatch, capfd):
     assert set(says) <= set(cli.trainer.callback_metrics), sorted(cli.trainer.callback_metrics)
 
 
-@pytest.mark.parametrize(("name", "file"), [("ppo", "problems"), ("rft", "labelled"), ("reward_model", "pairs")])
-def test_one_line_is_enough(name, file, place, monkeypatch, tmp_path):
+#: Every configuration that is shipped → a file that it learns from. `problems` have gold answers, which are a reward.
+FILES = {
+    **dict.fromkeys(("sft",), "chats"),
+    **dict.fromkeys(("dpo", "ipo", "simpo", "orpo", "kto", "robust_dpo", "conservative_dpo", "reward_model"), "pairs"),
+    **dict.fromkeys(("rft", "labelled_kto"), "labelled"),
+    **dict.fromkeys(("ppo", "grpo", "dapo", "rloo", "dr_grpo", "reinforce_plus_plus", "gspo", "cispo", "sapo", "dppo", "rft_online"), "problems"),
+    **dict.fromkeys(("distillation",), "prompts"),
+}  # fmt: skip
+#: Those whose way no other one takes.
+SOON = ("rft", "labelled_kto", "dapo", "reward_model")
+
+
+def test_every_shipped_configuration_has_its_one_line():
+    assert set(FILES) == {name for name in shipped() if "/" not in name}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in SOON else [pytest.mark.slow]) for name in FILES]
+)
+def test_one_line_is_enough(name, place, monkeypatch, tmp_path):
     monkeypatch.chdir(place)
-    where = [f"--data.prompts.train={file}.jsonl", "--model.policy=MODEL", f"--trainer.default_root_dir={tmp_path}"]
-    reward = ["--data.rewards=[{function: tests.rewards_for_runs.length}]"] if file == "problems" else []
-    cut = ["--data.minibatch_size=4"] if name == "ppo" else []
-    small = SMALL.get(name) or SMALL["dpo"]
-    cli = run(["fit", "--config", name, "--data.prompts=FileExamples", *where, *SHORT, *small, *reward, *cut])
-    assert cli.trainer.global_step >= 1
+    line = ["fit", "--config", name, "--data.prompts=FileExamples", f"--data.prompts.train={FILES[name]}.jsonl"]
+    teacher = ["--model.teacher=MODEL"] if name == "distillation" else []
+    quick = ["--trainer.max_steps=1", "--data.sampling.max_new_tokens=10", "--trainer.enable_progress_bar=false"]
+    cli = run([*line, *teacher, *quick, "--model.policy=MODEL", f"--trainer.default_root_dir={tmp_path}"])
+    assert cli.trainer.global_step == 1
+    if FILES[name] == "problems":
+        assert [reward.name for reward in cli.datamodule.rewarder.rewards] == ["answer_correct"]
 
 
 def test_the_start_in_a_notebook(place, monkeypatch):

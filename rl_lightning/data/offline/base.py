@@ -191,10 +191,14 @@ class OfflineDataModule(SamplingDataModule):
         super().setup(stage)
 
     def check_size(self) -> None:
-        """Refuse a table that fills no step, say what an epoch leaves out, and cut optimizer steps by tokens if that is wanted."""
+        """Take a table that fills no step as one step, say what an epoch leaves out, and cut steps by tokens if that is wanted.
+
+        Raises:
+            UserError: for fewer units than ranks, or than a microbatch on each.
+        """
         assert self.trainer is not None
         if len(self.table) < self.batch_size:
-            raise UserError(f"batch_size={self.batch_size} but there are only {len(self.table)} {self.units}")
+            self._shrink(data_parallel_size(self.trainer) * (self.microbatch_size or 1))
         if self.max_tokens_per_microbatch is not None:
             share = share_of_rank(self.batch_size, data_parallel_size(self.trainer))
             passes = table_passes(self.max_tokens_per_microbatch, share, self.table.tokens(), self.units)
@@ -203,6 +207,26 @@ class OfflineDataModule(SamplingDataModule):
         left = len(self.table) % self.batch_size
         if left:
             log.info("%d of %d %s wait for the next epoch in every epoch", left, len(self.table), self.units)
+
+    def _shrink(self, unit: int) -> None:
+        """Make a step of what is there, in whole units of so many."""
+        assert self.trainer is not None
+        there = len(self.table)
+        if there < unit:
+            raise UserError(
+                f"batch_size={self.batch_size} but there are only {there} {self.units}, fewer than a microbatch on every rank ({unit})"
+            )
+        log.warning(
+            "batch_size is %d, and there are %d %s: a step takes %d",
+            self.batch_size,
+            there,
+            self.units,
+            there - there % unit,
+        )
+        self.batch_size = there - there % unit
+        share = share_of_rank(self.batch_size, data_parallel_size(self.trainer))
+        self.trainer.accumulate_grad_batches = 1
+        self.sizes = accumulate(self.trainer, equal_cuts(share, self.microbatch_size))
 
     def steps_per_epoch(self) -> int:
         """Return the number of optimizer steps in an epoch."""

@@ -95,9 +95,9 @@ class RewardDataModule(OfflineDataModule):
         """Check the settings, then make the tables that the stage needs, before the model to be trained is loaded."""
         wanted, split = Pairs.of(self.module), _SPLITS.get(stage, "test")
         shape = self.source.shape(split) if self.source.has(split) else None
-        self._origin = self._origin.settled(wanted, shape, wanted.alone and self.rewarder is not None)
+        self._origin = self._origin.settled(wanted, shape, wanted.alone and self.has_rewards)
         if wanted.alone and not self._origin.samples:
-            self.rewarder, self._reward_models = None, []
+            self.drop_rewards()
         stages = Stages(self.run)
         if stage == "fit" or wanted.alone:
             limited = self.max_length is not None or self.truncation != "drop"
@@ -144,7 +144,7 @@ class RewardDataModule(OfflineDataModule):
         """What training steps are given, as `check_fit` takes it."""
         if not self._origin.samples:
             return self.module.learns_from
-        if Pairs.of(self.module).learnt and self.rewarder is None:  # nothing could rank what is sampled
+        if Pairs.of(self.module).learnt and not self.has_rewards:  # nothing could rank what is sampled
             return "preferences"
         return "sampled"
 
@@ -157,6 +157,11 @@ class RewardDataModule(OfflineDataModule):
             return False
         shape = self.source.shape("train")
         return shape is None or "labels" not in shape.offers
+
+    @property
+    def takes_own_reward(self) -> bool:
+        """Whether the source's reward is asked for though none is listed: for samples, and not to rank what should have been pairs."""
+        return self._origin.samples and not Pairs.of(self.module).any
 
     @property
     def advice(self) -> str:

@@ -121,7 +121,6 @@ class DropRow(RolloutCallback):
 @pytest.mark.parametrize(
     ("callbacks", "said"),
     [
-        ([DynamicSampling(prompts_per_chunk=16)], "prompts_per_chunk=16 but there are only 8 training prompts"),
         ([DynamicSampling(), DynamicSampling(max_chunks=3)], "keep one DynamicSampling"),
         ([DropRow()], "DropRow.keep_groups must return one truth value for all rows of a group"),
     ],

@@ -1,15 +1,24 @@
 """Which rows an algorithm learns from: without an option where they say it, and refused in one line where it cannot."""
 
 import logging
+from collections import Counter
 
 import pytest
 
 from rl_lightning.algorithms import DPO, GRPO, RFT, SFT, RewardModel
-from rl_lightning.callbacks import RejectionSampling
-from rl_lightning.data import DemonstrationDataModule, PairOptions, RewardDataModule, RolloutDataModule, TableExamples
+from rl_lightning.callbacks import GroupNormalize, RejectionSampling
+from rl_lightning.data import (
+    ChainSum,
+    DemonstrationDataModule,
+    PairOptions,
+    RewardDataModule,
+    RolloutDataModule,
+    TableExamples,
+)
 from rl_lightning.data.sampling import PromptOptions
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
+from rl_lightning.hooks import RolloutCallback
 from rl_lightning.options.parser import Parser
 from tests.rewards_light import sum_of_digits
 from tests.support import trainer
@@ -107,3 +116,63 @@ def test_null_on_the_command_line_is_null():
     given += ["--data.prompts.answer_column=null", "--data.prompts.val=0.02"]
     options = parser.parse_args(given).data.init_args.prompts.init_args
     assert (options.answer_column, options.val, options.train) == (None, 0.02, ["a.jsonl", "b.jsonl"])
+
+
+SUMS = [{"question": f"{n}+1=", "answer": f"{n} and 1 are {n + 1}.\n#### {n + 1}"} for n in range(6)]
+FEW = {"prompts_per_rollout": 2, "group_size": 2, "sampling": Sampling(max_new_tokens=3)}
+
+
+@pytest.mark.parametrize("listed", [None, "own", [{"function": "own", "arguments": {"wrong": -1.0}}]])
+def test_rows_with_gold_answers_bring_the_reward(listed, tiny_policy, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        data = fit(RolloutDataModule, GRPO(policy=tiny_policy), SUMS, tmp_path, GroupNormalize(), rewards=listed, **FEW)
+    (reward,) = data.rewarder.rewards
+    assert (reward.name, reward.weight) == ("answer_correct", 1.0)
+    assert "The rows hold gold answers, so the reward is whether a response gives them" in caplog.text
+
+
+def test_the_reward_of_a_source_stands_in_a_list_of_others(tiny_policy, tmp_path):
+    rewards = ["own", {"function": sum_of_digits, "weight": 0.5}]
+    source = ChainSum(train_size=8, val_size=8, test_size=8)
+    data = fit(RolloutDataModule, GRPO(policy=tiny_policy), source, tmp_path, GroupNormalize(), rewards=rewards, **FEW)
+    assert [(one.name, one.weight) for one in data.rewarder.rewards] == [("final_answer", 1.0), ("sum_of_digits", 0.5)]
+
+
+def test_a_reward_that_the_rows_do_not_bring_is_left_out_where_it_counts_for_nothing(tiny_policy, tmp_path):
+    rewards = [{"function": "own", "weight": 0.0}, sum_of_digits]
+    data = fit(RolloutDataModule, GRPO(policy=tiny_policy), PROMPTS, tmp_path, GroupNormalize(), rewards=rewards, **FEW)
+    assert [one.name for one in data.rewarder.rewards] == ["sum_of_digits"]
+    for rewards in (None, "own", ["own", sum_of_digits]):
+        with pytest.raises(UserError, match=r"no reward of its own, and its rows hold no gold answers .*answer_column"):
+            fit(RolloutDataModule, GRPO(policy=tiny_policy), PROMPTS, tmp_path, rewards=rewards, **FEW)
+
+
+def test_imitation_asks_for_no_reward_though_rows_have_gold_answers(tiny_policy, tmp_path):
+    data = fit(DemonstrationDataModule, SFT(policy=tiny_policy), SUMS, tmp_path, batch_size=2)
+    assert data.rewarder is None
+
+
+@pytest.mark.parametrize(("size", "microbatch", "taken"), [(64, None, 6), (64, 4, 4), (6, None, 6)])
+def test_a_step_takes_what_there_is(size, microbatch, taken, tiny_policy, tmp_path, caplog):
+    options = {"batch_size": size, "microbatch_size": microbatch}
+    data = fit(DemonstrationDataModule, SFT(policy=tiny_policy), WRITTEN, tmp_path, **options)
+    assert (data.batch_size, data.steps_per_epoch()) == (taken, 1)
+    assert (f"batch_size is 64, and there are 6 demonstrations: a step takes {taken}" in caplog.text) == (size == 64)
+
+
+class Asked(RolloutCallback):
+    """Keeps the prompt and the responses of each group."""
+
+    def on_rollout_end(self, trainer, module, rollout):
+        width = rollout.input_ids.shape[1] - rollout.response_mask.shape[1]
+        self.groups = [(rows[0, :width].tolist(), rows[:, width:].tolist()) for rows in rollout.input_ids.split(4)]
+
+
+def test_a_rollout_may_answer_a_prompt_several_times(tiny_policy, tmp_path, caplog):
+    asked, options = Asked(), {**FEW, "prompts_per_rollout": 16, "group_size": 4, "rewards": [sum_of_digits]}
+    fit(RolloutDataModule, GRPO(policy=tiny_policy), PROMPTS, tmp_path, GroupNormalize(), asked, **options)
+    assert "There are 6 training prompts, and a rollout answers 16" in caplog.text
+    times = Counter(str(prompt) for prompt, _ in asked.groups)
+    assert len(asked.groups) == 16 and sorted(times.values()) == [2, 2, 3, 3, 3, 3]
+    answers = {str(responses) for _, responses in asked.groups}
+    assert len(answers) > 12, "each time by draws of its own"

@@ -462,7 +462,10 @@ def test_demonstrations_join_the_samples(tiny_policy, tmp_path):
         ({"mix_demonstrations": True}, "mix_demonstrations is set, but DPO learns from preference pairs"),
         ({"sampling": Sampling(temperature=0.0)}, "temperature: 0 makes the same response"),
         ({"sampling": Sampling(top_p=0.0)}, "top_p"),
-        ({"batch_size": 21}, "batch_size=21 but there are only 20 pairs"),
+        (
+            {"batch_size": 42, "microbatch_size": 21},
+            r"batch_size=42 but there are only 20 pairs, fewer than a microbatch on every rank \(21\)",
+        ),
         ({"batch_size": 6, "microbatch_size": 4}, "microbatch_size=4 must divide"),
         ({"pairs": PairOptions(min_gap=1e6)}, "there are no train pairs: none of 20 prompts"),
         ({"sampler": "embedded"}, "sampler 'embedded' and policy .* have different tokenizers"),
