@@ -62,9 +62,10 @@ def default_callbacks(
     )
     callbacks: list[Callback] = [kind() for kind in looks if kind not in own]
     callbacks += [] if GracefulStop in own else [GracefulStop(max_time)]
-    callbacks += [] if FirstValidation in own else [FirstValidation()]
     # After the others, so that the locks are held while they save after an exception.
     callbacks += [] if RunLock in own else [RunLock()]
+    # What the lock says of an earlier run comes before anything is sampled.
+    callbacks += [] if FirstValidation in own else [FirstValidation()]
     own_bar = any(isinstance(callback, ProgressBar) for callback in listed)
     if progress_bar and not own_bar:
         callbacks.append(RolloutProgressBar() if interactive() else RolloutLines())

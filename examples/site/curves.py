@@ -56,7 +56,7 @@ TAGS = {
     "cispo": [_REWARD, "cispo/bounded_fraction", "policy/ess", _ENTROPY, _LENGTH, _PASS],
     "sapo": [_REWARD, "sapo/gate_mean", "policy/ess", _ENTROPY, _LENGTH, _PASS],
     "dppo": [_REWARD, "dppo/masked_fraction", "policy/ess", _ENTROPY, _LENGTH, _PASS],
-    "distillation": [_REWARD, "kl/k1", "kl/k3", _ENTROPY, _LENGTH, _PASS],
+    "distillation": ["reward/final_answer", "kl/k1", "kl/k3", _ENTROPY, _LENGTH, _PASS],
     "ipo": _pairs("ipo"),
     "simpo": _pairs("simpo"),
     "orpo": _pairs("orpo"),

@@ -84,14 +84,24 @@ class ObjectiveModule(TrainedModule):
             UserError: for another shape.
         """
         assert batch.weights is not None
-        for name, value in (("objective", objective), ("auxiliary", auxiliary)):
-            if not (name == "auxiliary" and isinstance(value, int | float)):
-                what = f"what {type(self).__name__}.{name} returns"
-                require(what, value, batch.response_mask.shape, "one number a response token")
-        objective = objective + auxiliary
+        objective = self.a_token("objective", objective, batch) + self.a_number("auxiliary", auxiliary, batch)
         # Padding may hold anything, and 0 · NaN is NaN: choose before multiplying.
         objective = torch.where(batch.response_mask, objective, 0)
         return -(batch.weights.to(objective.dtype) * objective).sum()
+
+    def a_token(self, name: str, value: Tensor, batch: Microbatch) -> Tensor:
+        """Return what a method has returned, if it is one number a response token, (B, R).
+
+        Raises:
+            UserError: for another shape, which broadcasting might turn into another objective.
+        """
+        what = f"what {type(self).__name__}.{name} returns"
+        require(what, value, batch.response_mask.shape, "one number a response token")
+        return value
+
+    def a_number(self, name: str, value: Tensor | float, batch: Microbatch) -> Tensor | float:
+        """Return the same of what may also be one number for all tokens."""
+        return value if isinstance(value, int | float) else self.a_token(name, value, batch)
 
     def on_train_batch_start(self, batch: Microbatch, batch_idx: int) -> None:
         """Forget what earlier steps logged: Lightning would log it again with every later step of the epoch, though what is known

@@ -203,7 +203,8 @@ class OnlineModule(PolicyModule):
     @vanishes_with_advantage
     def objective(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return the surrogate, less the divergence where it acts in the loss, (B, R)."""
-        return self.surrogate(batch, logprobs) - self.divergence(batch, logprobs)
+        surrogate = self.a_token("surrogate", self.surrogate(batch, logprobs), batch)
+        return surrogate - self.a_number("divergence", self.divergence(batch, logprobs), batch)
 
     def surrogate(self, batch: Microbatch, logprobs: Tensor) -> Tensor:
         """Return what the algorithm makes of ρ and A at every response token, (B, R): clipped, weighted or soft, say."""

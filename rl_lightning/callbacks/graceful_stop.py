@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
+from rl_lightning.callbacks.loggers import run_directory
 from rl_lightning.errors import UserError
 from rl_lightning.hooks import StopCallback, Watch
 from rl_lightning.strategies import StopSign, sum_over_ranks
@@ -96,8 +98,9 @@ class GracefulStop(StopCallback):
         self._ends = float("inf") if self._limit is None else time.monotonic() + self._limit
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's signal handlers, which would end the run with status 0."""
+        """Replace Lightning's signal handlers, which would end the run with status 0; write over the checkpoint gone on with."""
         self.listen(trainer)
+        _write_over(trainer)
         self._hear()
         if trainer.received_sigterm:
             trainer._signal_connector.received_sigterm = False
@@ -227,7 +230,20 @@ def _save(trainer: Trainer) -> str:
         _begin_validation_anew(trainer)
     trainer.save_checkpoint(path)
     name = "last" if trainer.checkpoint_callbacks else path
-    return f"after optimizer step {trainer.global_step}; it is in {path}, and --ckpt_path {name} goes on"
+    config = Path(run_directory(trainer)) / "config.yaml"
+    given = f"rl-lightning fit --config {shlex.quote(str(config))} " if config.is_file() else ""
+    return f"after optimizer step {trainer.global_step}; it is in {path}, and {given}--ckpt_path {name} goes on"
+
+
+def _write_over(trainer: Trainer) -> None:
+    """Let a run that goes on from a `last*.ckpt` write its next one in its place: two would be there, and the older look like the newer."""
+    path = Path(trainer.ckpt_path or "")
+    for one in trainer.checkpoint_callbacks:
+        beside = (
+            isinstance(one, ModelCheckpoint) and one.dirpath and Path(one.dirpath).resolve() == path.resolve().parent
+        )
+        if beside and path.is_file() and path.name.startswith(ModelCheckpoint.CHECKPOINT_NAME_LAST):
+            one.last_model_path = str(Path(one.dirpath) / path.name)
 
 
 def _begin_validation_anew(trainer: Trainer) -> None:

@@ -21,12 +21,12 @@ class Schedule(Protocol):
     moments: Moments
 
 
+#: Parameters of a model, and a learning rate, that do not go together; the shipped configurations' rates are the embedded policy's.
+_LARGE, _STEEP = 50_000_000, 1e-4
+
+
 class CardLearner(Learner, Protocol):
     """What the card says of an algorithm."""
-
-    @property
-    def formula(self) -> str:
-        """Its objective, in a line."""
 
     @property
     def lora(self) -> LoraOptions | None:
@@ -63,7 +63,7 @@ def run_card(trainer: Trainer, module: LightningModule) -> str:
     models = held(module, learner.optimizer_options.moments)
     data: CardData = trainer.datamodule  # type: ignore[attr-defined]
     facts = {
-        "algorithm": f"{type(module).__name__}   {learner.formula}",
+        "algorithm": f"{type(module).__name__}   {_formula(type(module))}",
         "policy": f"{learner.policy_files.policy}, {_parameters(models[0].parameters)} parameters, "
         f"{learner.policy_files.options.dtype}{_bits(learner)}",
         "adapter": _adapter(learner, models),
@@ -71,7 +71,7 @@ def run_card(trainer: Trainer, module: LightningModule) -> str:
         "estimator": getattr(module, "estimator", None),
         "optimizer": f"{trainer.estimated_stepping_batches:,} steps, lr {learner.optimizer_options.lr:g} "
         f"({learner.optimizer_options.schedule}), reduction {learner.reduction}, "
-        f"clip {trainer.gradient_clip_val or 'off'}",
+        f"clip {trainer.gradient_clip_val or 'off'}{_steep(learner, models[0].parameters)}",
         "memory": _memory(models, trainer.world_size),
         "devices": f"{trainer.world_size} × {trainer.strategy.root_device.type}, precision {trainer.precision}",
         "output": str(trainer.default_root_dir),
@@ -81,9 +81,32 @@ def run_card(trainer: Trainer, module: LightningModule) -> str:
     return "\n".join(["rl_lightning", *lines])
 
 
+#: What an algorithm overrides to have another objective.
+_OBJECTIVES = ("surrogate", "objective", "of_pair", "loss")
+
+
+def _formula(kind: type) -> str:
+    """Return an algorithm's formula, or, where its class has another objective than the one with the formula, what it overrides."""
+    for one in kind.__mro__:
+        if one.__dict__.get("formula"):
+            return str(one.__dict__["formula"])
+        own = next((name for name in _OBJECTIVES if name in one.__dict__), None)
+        if own is not None:
+            return f"J by {one.__name__}.{own} (a class attribute `formula` would stand here)"
+    return ""
+
+
 def _parameters(count: int) -> str:
     """Return a number of parameters with a unit: k, M or B."""
     return in_units(count, "").rstrip().replace("G", "B")
+
+
+def _steep(learner: CardLearner, parameters: int) -> str:
+    """Return what the card says of a learning rate for small models that was left to a large one; nothing if it was not."""
+    steep = learner.lora is None and parameters >= _LARGE and learner.optimizer_options.lr >= _STEEP
+    return (
+        "; this lr is for small models, and 1e-6 to 1e-5 is usual at this size: set model.optimizer.lr" if steep else ""
+    )
 
 
 def _bits(learner: CardLearner) -> str:

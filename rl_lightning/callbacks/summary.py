@@ -40,15 +40,16 @@ class RunSummary(Callback, metaclass=Typed):
 
     def __init__(self) -> None:
         self._first: dict[str, float] = {}
+        self._measured: int | None = None
         self._began = time.monotonic()
 
     def state_dict(self) -> dict[str, object]:
-        """Return the first value of each number."""
-        return {"first": dict(self._first)}
+        """Return the first value of each number, and the step of the last held-out ones."""
+        return {"first": dict(self._first), "measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the first values of the run that is gone on with."""
-        self._first = dict(state_dict["first"])
+        self._first, self._measured = dict(state_dict["first"]), state_dict.get("measured")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note when the fit began, for the duration in the first line of the summary."""
@@ -60,7 +61,8 @@ class RunSummary(Callback, metaclass=Typed):
             self._keep(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the first held-out numbers."""
+        """Keep the first held-out numbers, and note when there were the last."""
+        self._measured = trainer.global_step
         self._keep(trainer)
 
     def _keep(self, trainer: Trainer) -> None:
@@ -93,8 +95,11 @@ class RunSummary(Callback, metaclass=Typed):
 
     def _numbers(self, trainer: Trainer, online: bool) -> dict[str, str]:
         last = trainer.callback_metrics
+        never_again = self._measured == 0 and trainer.global_step > 0
         return {
-            name: f"{short(self._first[metric])} → {short(float(last[metric]))}"
+            name: f"{short(self._first[metric])} before training, and not measured again"
+            if never_again and metric.startswith("val/")
+            else f"{short(self._first[metric])} → {short(float(last[metric]))}"
             for name, metric in _NUMBERS.items()
             if metric in last and metric in self._first and not (online and metric in _OFFLINE_ONLY)
         }

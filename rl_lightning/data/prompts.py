@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 #: Examples that are rendered and tokenised at a time: enough to keep all cores busy, few enough that what tokenizers make on the
 #: way stays small.
 _AT_A_TIME = 1024
+#: Share of unknown tokens above which a policy has nothing to go by.
+_UNREADABLE = 0.5
 
 
 class AddWritten(Protocol):
@@ -170,18 +172,29 @@ def _check_answer(faults: Faults, place: int, example: Example, complaints: Sequ
 
 
 def _warn_of_unknown(encoded: EncodedPrompts, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warn of prompts that the policy cannot read in full."""
+    """Warn of prompts that the policy cannot read in full.
+
+    Raises:
+        UserError: if it can read hardly anything.
+    """
     unknown = tokenizer.unk_token_id
     # Some tokenizers name a token that they use otherwise as the unknown one, since their vocabulary covers all bytes.
     if unknown is None or unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
         return
     ids = encoded.ids
     affected = np.unique(np.searchsorted(ids.starts, np.flatnonzero(ids.flat == unknown), side="right") - 1)
+    where = encoded.examples[int(affected[0])].location if len(affected) else ""
+    share = float((ids.flat == unknown).mean()) if len(affected) else 0.0
+    if share > _UNREADABLE:
+        raise UserError(
+            f"the policy cannot read the prompts: its tokenizer does not know {share:.0%} of their tokens; the first such prompt is "
+            f"{where}: set model.policy to one of their language"
+        )
     if len(affected):
         log.warning(
             "%d of %d prompts hold characters that the tokenizer does not know, and the policy cannot read; the "
             "first is %s",
             len(affected),
             len(encoded),
-            encoded.examples[int(affected[0])].location,
+            where,
         )

@@ -126,12 +126,13 @@ def runs():
 def test_commands_parse(words, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["rl_lightning"])
     monkeypatch.chdir(ROOT)
-    given = [word.replace("mine.yaml", "grpo").replace("my_run.yaml", "grpo").replace("&", "") for word in words]
-    given = [
-        word.replace("my_rewards.", "tests.rewards_light.")
-        for word in given
-        if word and not word.startswith("runs/grpo/tensorboard")
-    ]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_file.py").write_text(next(code for page, code in blocks("python") if "class Unclipped" in code))
+    stands_for = {"runs/grpo/tensorboard/config.yaml": "grpo", "mine.yaml": "grpo", "my_run.yaml": "grpo", "&": ""}
+    stands_for |= {"my_rewards.": "tests.rewards_light."}
+    given = words
+    for written, known in stands_for.items():
+        given = [word.replace(written, known) for word in given if word != written or known]
     with pytest.raises(SystemExit) as stopped:
         run([*given, "--print_config"])
     assert stopped.value.code == 0

@@ -206,7 +206,12 @@ class OfflineDataModule(SamplingDataModule):
         refuse_partial_epochs(self.trainer, self.microbatches_per_epoch())
         left = len(self.table) % self.batch_size
         if left:
-            log.info("%d of %d %s wait for the next epoch in every epoch", left, len(self.table), self.units)
+            log.info(
+                "%d of %d %s fill no step and are left out of an epoch, others in each",
+                left,
+                len(self.table),
+                self.units,
+            )
 
     def _shrink(self, unit: int) -> None:
         """Make a step of what is there, in whole units of so many."""

@@ -7,10 +7,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from rl_lightning.callbacks import RolloutLines, RolloutProgressBar
+from rl_lightning.callbacks import RolloutLines, RolloutProgressBar, RunSummary
 from rl_lightning.callbacks.progress import short
 from rl_lightning.cli import main, run
 from rl_lightning.cli.chat import _converse
@@ -77,10 +78,24 @@ def test_a_rollout_is_a_line_and_the_end_a_summary_whose_commands_work(tiny_poli
     go_on = shlex.split(facts["go on"])
     assert go_on[-1] == "--trainer.max_epochs=6"
     assert run([*go_on[1:-1], "--trainer.max_epochs=4"]).trainer.current_epoch == 4
+    checkpoints = Path(facts["checkpoint"]).parent.glob("last*.ckpt")
+    assert [path.name for path in checkpoints] == ["last.ckpt"], "written over by the run that went on from it"
     out = capsys.readouterr().out
     assert f"{facts['reward'].split()[0]} → " in out  # the first value is that of the whole run's first rollout
     main([*shlex.split(facts["chat"])[1:], "3+4=", "--max_new_tokens=3"])
     assert capsys.readouterr().out.strip()
+
+
+def test_what_was_measured_before_training_alone_has_no_end():
+    summary = RunSummary()
+    trainer = SimpleNamespace(callback_metrics={"val/pass@1": 0.4, "rollout/reward_mean": 0.3}, global_step=0)
+    summary.on_validation_end(trainer, None)
+    trainer.global_step, trainer.callback_metrics["rollout/reward_mean"] = 5, 0.6
+    numbers = summary._numbers(trainer, online=True)
+    assert numbers == {"reward": "0.300 → 0.600", "pass@1": "0.400 before training, and not measured again"}
+    trainer.callback_metrics["val/pass@1"] = 0.5
+    summary.on_validation_end(trainer, None)
+    assert summary._numbers(trainer, online=True)["pass@1"] == "0.400 → 0.500"
 
 
 def test_a_run_from_demonstrations_shows_its_loss(tiny_policy, capsys):

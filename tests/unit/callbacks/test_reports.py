@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.algorithms import GRPO, OptimizerOptions
 from rl_lightning.callbacks import HFExport, PredictionWriter, RNGState, RunCard, SampleTable
-from rl_lightning.callbacks.run_card import _parameters
+from rl_lightning.callbacks.run_card import _formula, _parameters
 from rl_lightning.callbacks.samples import SampleRows, markdown
 from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.generation import Sampling
@@ -329,6 +329,25 @@ def test_the_run_card_has_the_numbers(tiny_policy, tmp_path, capsys):
         "1 steps, lr 0.0003 (linear)", "clip 0.5", f"reference {4 * parameters / 1000:.3g} kB", "1 × cpu", str(tmp_path),
     ):  # fmt: skip
         assert part in card, f"{part!r} is not in\n{card}"
+
+
+class Renamed(GRPO):
+    pass
+
+
+class Unclipped(GRPO):
+    def surrogate(self, batch, logprobs):
+        return self.ratio(batch, logprobs) * batch.advantages
+
+
+class Said(Unclipped):
+    formula = "J = ρ A"
+
+
+def test_a_formula_is_that_of_the_objective():
+    assert _formula(Renamed) == _formula(GRPO) == GRPO.formula
+    assert _formula(Unclipped).startswith("J by Unclipped.surrogate")
+    assert _formula(Said) == "J = ρ A"
 
 
 @pytest.mark.parametrize(

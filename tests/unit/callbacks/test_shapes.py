@@ -37,6 +37,10 @@ WRONG = [
     (overriding("objective", lambda self, batch, logprobs: 1.0), "not a float"),
     (overriding("objective", lambda self, batch, logprobs: batch.response_mask), "not torch.bool"),
     (overriding("objective", lambda self, batch, logprobs: logprobs.detach()), r"Mine\.loss returns has no gradient"),
+    # As many tokens as a response has, or rows in a microbatch, would be broadcast into another objective.
+    (overriding("surrogate", lambda self, batch, logprobs: logprobs.sum(0)), r"Mine\.surrogate returns must have the shape \(8, "),
+    (overriding("surrogate", lambda self, batch, logprobs: logprobs.sum(1)), r"Mine\.surrogate returns must have the shape \(8, "),
+    (overriding("divergence", lambda self, batch, logprobs: logprobs.sum(0)), r"Mine\.divergence returns must have the shape \(8, "),
     (overriding("auxiliary", lambda self, batch, outputs: outputs.logprobs.sum(1)), r"Mine\.auxiliary returns must have"),
     (overriding("loss", lambda self, batch: self.outputs(batch).logprobs.sum(1)), r"Mine\.loss returns must have the shape \(\)"),
     (overriding("score", lambda self, batch, single_update: {"old_logprobs": torch.zeros(8, 99)}), r"Mine\.score returns as 'old_"),

@@ -237,6 +237,11 @@ def test_characters_that_the_tokenizer_does_not_know(caplog):
         encode_prompts(examples, character_tokenizer("01+"), **LIMITS)
     assert "2 of 3 prompts hold characters that the tokenizer does not know" in caplog.text
     assert "the first is f:2" in caplog.text
+    unread = complaint([Example("abc+1", location="f:7")] * 2, character_tokenizer("01+"))
+    assert (
+        "the policy cannot read the prompts: its tokenizer does not know 60% of their tokens" in unread
+        and "f:7" in unread
+    )
     message = complaint(examples, character_tokenizer("01+", unknown=False))
     assert "f:1" not in message
     assert "f:2: the tokenizer cannot read it" in message
