@@ -238,11 +238,10 @@ def _save(trainer: Trainer) -> str:
 def _write_over(trainer: Trainer) -> None:
     """Let a run that goes on from a `last*.ckpt` write its next one in its place: two would be there, and the older look like the newer."""
     path = Path(trainer.ckpt_path or "")
+    if not path.is_file() or not path.name.startswith(ModelCheckpoint.CHECKPOINT_NAME_LAST):
+        return
     for one in trainer.checkpoint_callbacks:
-        beside = (
-            isinstance(one, ModelCheckpoint) and one.dirpath and Path(one.dirpath).resolve() == path.resolve().parent
-        )
-        if beside and path.is_file() and path.name.startswith(ModelCheckpoint.CHECKPOINT_NAME_LAST):
+        if isinstance(one, ModelCheckpoint) and one.dirpath and Path(one.dirpath).resolve() == path.resolve().parent:
             one.last_model_path = str(Path(one.dirpath) / path.name)
 
 
