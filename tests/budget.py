@@ -47,6 +47,8 @@ LONG = (
     "tests/unit/algorithms/test_ppo.py",
     "tests/invariants/test_ppo_splits.py",
     "tests/integration/test_starts.py",
+    "tests/unit/data/test_environments.py",
+    "tests/integration/test_lora.py",
 )
 
 #: Tests of two ranks and of warm processes, which one worker runs: to start what these processes come from takes ten seconds.

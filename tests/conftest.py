@@ -1,6 +1,8 @@
 """Set-up shared by all tests."""
 
+import contextlib
 import os
+import signal
 import sys
 
 # Waiting threads that spin would starve each other on a machine with few cores.
@@ -11,6 +13,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 from tests import budget
+
+# Who starts the tests may ignore signals (`nohup`, a background job of a shell); a run that inherits that would not be stopped by them.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 pytest_collection_modifyitems = budget.pytest_collection_modifyitems
 pytest_xdist_make_scheduler = budget.pytest_xdist_make_scheduler

@@ -377,7 +377,6 @@ MISTAKES = {
     "microbatches that do not divide": (["--data.microbatch_size=3"], "microbatch_size=3 must divide"),
     "accumulation that contradicts": (["--trainer.accumulate_grad_batches=3"], "contradicts"),
     "top-k in training": (["--data.sampling.top_k=5"], "top_k and top_p must be off"),
-    "too few prompts": (["--data.prompts_per_rollout=30"], "only 24 training prompts"),
     "a prompt too long": (["--data.prompt_options.max_length=2"], "tokens, more than"),
     "an unknown reward": (["--data.rewards=[{function: nowhere.reward}]"], "nowhere"),
     "a negative KL": (["--model.kl_coef=-1"], "kl_coef must be at least 0"),

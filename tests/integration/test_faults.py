@@ -676,7 +676,7 @@ def test_run_killed(tiny_policy, tmp_path, capsys, caplog):
 
 def test_directory_of_a_finished_run(tiny_policy, tmp_path, capsys, caplog):
     """It is said; the old checkpoint stays under its name, and the new one gets another."""
-    refused(fit(tiny_policy, tmp_path, "--data.prompts_per_rollout=30"), capsys)  # this one takes no step
+    refused(fit(tiny_policy, tmp_path, "--data.prompt_options.max_length=2"), capsys)  # this one takes no step
     run(fit(tiny_policy, tmp_path, "--trainer.max_epochs=1"))
     assert "holds an earlier run" not in caplog.text
     run(fit(tiny_policy, tmp_path, "--trainer.max_epochs=2", "--ckpt_path=last"))

@@ -121,5 +121,7 @@ def test_responses_without_labels_or_rewards(tmp_path):
     path, _ = policy("qwen-base", tmp_path / "policy")
     rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in LABELLED]
     data = RewardDataModule(prompts=source(tmp_path, rows), origin="files", batch_size=4, seed=0)
-    with pytest.raises(UserError, match="has no reward of its own: give the DataModule one"):
+    with pytest.raises(
+        UserError, match=r"has no reward of its own, and its rows hold no gold answers .*: give the DataModule one"
+    ):
         fit(RFT(policy=path), data, tmp_path, RejectionSampling())
