@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -20,6 +22,8 @@ _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 _TRUTH = {True: ("True", "Yes"), False: ("False", "No")}
 _MOST_NESTING = 4
 _JSON_TEXTS = re.compile(r'\[\s*".*"\s*\]', re.DOTALL)
+#: A dict that a CSV holds as text, in JSON or as Python writes it; a set in LaTeX begins with a backslash.
+_DICT_TEXT = re.compile(r"\{\s*[\"'].*\}", re.DOTALL)
 _NOTHING_BEHIND = re.compile(r"####\s*$")
 #: What may stand between the parts of one answer: ``$x = \boxed{3}$ and $y = \boxed{4}$``.
 _BETWEEN = re.compile(
@@ -36,7 +40,7 @@ def gold_answers(answer: object, nesting: int = 0) -> list[str]:
 
     Args:
         answer: text, a number, a truth value, a dict with one of :data:`ANSWER_KEYS`, or a list of alternatives, which may be
-            JSON of texts.
+            JSON of texts; a dict may be written as text too.
         nesting: how deep in dicts and lists this is.
 
     Raises:
@@ -47,7 +51,8 @@ def gold_answers(answer: object, nesting: int = 0) -> list[str]:
     if answer is None:
         raise ValueError("there is no gold answer")
     if isinstance(answer, str):
-        return _listed(answer) or [answer]
+        held = _dict_of(answer)
+        return _listed(answer) or [answer] if held is None else gold_answers(held, nesting + 1)
     if isinstance(answer, Mapping):
         key = next((key for key in ANSWER_KEYS if answer.get(key) is not None), None)
         if key is None:
@@ -75,6 +80,17 @@ def _listed(text: str) -> list[str]:
     except ValueError:
         return []
     return found if all(isinstance(one, str) for one in found) else []
+
+
+def _dict_of(text: str) -> Mapping[str, object] | None:
+    """Return the dict with one of `ANSWER_KEYS` that a text is, such as a cell of a CSV; None for other texts."""
+    if not _DICT_TEXT.fullmatch(text.strip()):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = read(text.strip())
+            return found if isinstance(found, Mapping) and any(key in found for key in ANSWER_KEYS) else None
+    return None
 
 
 def marked_in_gold(answer: str) -> str:

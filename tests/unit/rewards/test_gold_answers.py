@@ -83,6 +83,21 @@ def test_a_list_that_is_written_as_json_holds_alternatives(answer, right, wrong)
     assert answer_correct(response=rf"\boxed{{{wrong}}}", answer=answer) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ('{"ground_truth": "9"}', "9", "8"),
+        ("{'style': 'rule', 'ground_truth': '9'}", "9", "8"),
+        ('{"answer": ["1/2", "0.5"], "id": 3}', r"\frac{1}{2}", "2"),
+        (r"\{1, 2\}", r"\{2, 1\}", "1"),  # a set, and no dict
+    ],
+)
+def test_a_dict_that_is_written_as_text_is_read_as_one(answer, right, wrong):
+    check_answer(answer)
+    assert answer_correct(response=rf"\boxed{{{right}}}", answer=answer) == 1.0
+    assert answer_correct(response=rf"\boxed{{{wrong}}}", answer=answer) == 0.0
+
+
 def test_final_answer_reads_gold_answers_too():
     assert final_answer(response="12;8#72", answer=GSM8K) == 1.0
     assert final_answer(response="12;8#72", answer={"ground_truth": ["71", "72"]}) == 1.0
