@@ -37,6 +37,10 @@ class TensorBoard(TensorBoardLogger):
         version: of a folder in that one; none if it is empty.
         default_hp_metric: whether to log `hp_metric`, of which nothing is known.
         **settings: of `lightning.pytorch.loggers.TensorBoardLogger`.
+
+    Attributes:
+        of_rollouts: whether the run learns from rollouts; `Dashboard` says so before the first step. What is logged does not tell: a run
+            that goes on in its middle would see less of it than the whole one.
     """
 
     def __init__(
@@ -47,13 +51,12 @@ class TensorBoard(TensorBoardLogger):
         default_hp_metric: bool = False,
         **settings: object,
     ) -> None:
-        self._rollouts = False
+        self.of_rollouts = False
         super().__init__(save_dir, name=name, version=version, default_hp_metric=default_hp_metric, **settings)  # type: ignore[arg-type]
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write numbers at a step."""
-        self._rollouts |= any(name.startswith("rollout/") for name in metrics)
-        shown = FIRST[:-1] if self._rollouts else FIRST
+        shown = FIRST[:-1] if self.of_rollouts else FIRST
         again = {f"{GROUP}/{name}": metrics[name] for name in shown if name in metrics}
         super().log_metrics({**again, **{_LAST.get(name, name): value for name, value in metrics.items()}}, step)

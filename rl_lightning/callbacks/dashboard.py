@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rl_lightning.callbacks.loggers import loggers, write_settings
 from rl_lightning.learner import Learner
 from rl_lightning.options import plain_options
+from rl_lightning.tensorboard import TensorBoard
 from rl_lightning.typed import Typed
 
 #: Panel → chart → names of metrics, as regular expressions, for TensorBoard's tab Custom Scalars.
@@ -83,11 +84,13 @@ class Dashboard(Callback, metaclass=Typed):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write configuration and layout, on rank 0."""
-        settings = self.settings or _options(trainer, pl_module)
+        settings, online = self.settings or _options(trainer, pl_module), pl_module.learns_from == "rollouts"
         for logger in loggers(trainer):
             write_settings(logger, settings, compared(cast(Learner, pl_module)))
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(layout(pl_module.learns_from == "rollouts"))
+                logger.experiment.add_custom_scalars(layout(online))
+            if isinstance(logger, TensorBoard):
+                logger.of_rollouts = online
 
 
 def compared(module: Learner) -> list[str]:

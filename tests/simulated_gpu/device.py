@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -287,6 +288,10 @@ def install() -> Seen:
     if _KEPT:
         return SEEN
     assert not MISSING, MISSING
+    with contextlib.suppress(
+        ImportError
+    ):  # what it imports looks for functions of a build for CUDA where it finds a device
+        importlib.import_module("peft")
     native = ctypes.CDLL(str(build()))
     native.simulate()
     library = torch.library.Library("aten", "IMPL")

@@ -118,12 +118,12 @@ def differences(name: str, policy: str, directory: Path, **settings: Any) -> dic
 
 
 def gone_on(name: str, policy: str, directory: Path) -> dict[str, Any]:
-    """Train on the device with a checkpoint after two steps and an export, and again from there; return both runs and the export."""
+    """Train on the device with a checkpoint after the first step and an export, and again from there; return both runs and the export."""
     SEEN.clear()
     keeps = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
-    whole = [At(directory / "kept", [2]), HFExport(str(directory / "hf"))]
+    whole = [At(directory / "kept", [1]), HFExport(str(directory / "hf"))]
     rest = [ModelCheckpoint(directory / "other")]
-    start = {"ckpt_path": directory / "kept" / "step=2.ckpt"}
+    start = {"ckpt_path": directory / "kept" / "step=1.ckpt"}
     return {
         "whole": trained("gpu", name, policy, directory / "whole", callbacks=whole, **keeps),
         "rest": trained("gpu", name, policy, directory / "rest", callbacks=rest, **keeps, **start),

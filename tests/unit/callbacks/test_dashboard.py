@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -14,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_lightning import TensorBoard, Trainer
-from rl_lightning.callbacks.dashboard import PANELS, layout
+from rl_lightning.callbacks.dashboard import PANELS, Dashboard, layout
 from rl_lightning.cli.board import PINNED, board, pinned
 from rl_lightning.errors import UserError
 
@@ -54,6 +55,7 @@ def test_an_online_run_has_no_chart_of_a_loss_that_is_zero_and_an_offline_one_no
 
 def test_tensorboard_opens_on_the_curves_that_matter_and_ends_with_counters(tmp_path):
     logger = TensorBoard(tmp_path)
+    logger.of_rollouts = True
     logged = dict.fromkeys([*ONLINE, "audit/a", "dpo/margin", "train/loss", "work/tokens"], 0.5) | {
         "val/pass@1": 0.25,
         "epoch": 3.0,
@@ -80,6 +82,20 @@ def test_the_loss_is_among_the_first_where_it_says_something(tmp_path):
     logger.experiment.flush()
     tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
     assert {"Overview/train/loss", "Overview/val/loss", "Overview/val/token_accuracy"} <= set(tags)
+
+
+@pytest.mark.parametrize(("kind", "online"), [("rollouts", True), ("samples", False)])
+def test_the_first_curves_follow_from_the_algorithm_and_not_from_what_was_logged_so_far(kind, online, tmp_path):
+    logger = TensorBoard(tmp_path)
+    Dashboard({"seed": 1}).on_train_start(
+        SimpleNamespace(loggers=[logger], is_global_zero=True), SimpleNamespace(learns_from=kind, evaluates_on=())
+    )
+    for step in range(2):  # a table of samples logs what was sampled for it once
+        logger.log_metrics({"train/loss": 1.0} | ({"rollout/reward_mean": 0.5} if step == 0 else {}), step)
+    logger.experiment.flush()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = "Overview/train/loss" in events.Tags()["scalars"]
+    assert shown != online and (online or len(events.Scalars("Overview/train/loss")) == 2)
 
 
 def test_a_logger_of_lightnings_own_is_left_as_it_is(tmp_path):
