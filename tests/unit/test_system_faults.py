@@ -206,6 +206,7 @@ def test_curves_that_cannot_be_written_are_one_line_and_errors_of_other_threads_
     tmp_path, capsys, caplog, monkeypatch
 ):
     monkeypatch.setattr(threading, "excepthook", _thread_failed)
+    before = set(threading.enumerate())
     writer, limits = SummaryWriter(tmp_path, max_queue=1), resource.getrlimit(resource.RLIMIT_FSIZE)
     fsize(100)
     try:
@@ -214,6 +215,8 @@ def test_curves_that_cannot_be_written_are_one_line_and_errors_of_other_threads_
             writer.flush() or writer.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    for thread in set(threading.enumerate()) - before:  # `flush` raises before the line is written
+        thread.join()
     assert (
         "Traceback" not in capsys.readouterr().err
         and "TensorBoard's curves cannot be written: [Errno 27]" in caplog.text
