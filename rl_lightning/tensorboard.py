@@ -39,8 +39,8 @@ class TensorBoard(TensorBoardLogger):
         **settings: of `lightning.pytorch.loggers.TensorBoardLogger`.
 
     Attributes:
-        of_rollouts: whether the run learns from rollouts; `Dashboard` says so before the first step. What is logged does not tell: a run
-            that goes on in its middle would see less of it than the whole one.
+        of_rollouts: whether the run learns from rollouts; `Dashboard` says so in set-up, before anything is logged. What is
+            logged does not tell: a run that goes on in its middle would see less of it than the whole one.
     """
 
     def __init__(

@@ -82,6 +82,12 @@ class Dashboard(Callback, metaclass=Typed):
     def __init__(self, settings: Mapping[str, object] | None = None) -> None:
         self.settings = settings
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Tell TensorBoard's loggers which curves come first, before any callback logs: one that goes on logs a step at once."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoard):
+                logger.of_rollouts = pl_module.learns_from == "rollouts"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write configuration and layout, on rank 0."""
         settings, online = self.settings or _options(trainer, pl_module), pl_module.learns_from == "rollouts"
@@ -89,8 +95,6 @@ class Dashboard(Callback, metaclass=Typed):
             write_settings(logger, settings, compared(cast(Learner, pl_module)))
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_custom_scalars(layout(online))
-            if isinstance(logger, TensorBoard):
-                logger.of_rollouts = online
 
 
 def compared(module: Learner) -> list[str]:

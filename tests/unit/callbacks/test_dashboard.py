@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rl_lightning import TensorBoard, Trainer
+from rl_lightning.callbacks import DurableLogs
 from rl_lightning.callbacks.dashboard import PANELS, Dashboard, layout
 from rl_lightning.cli.board import PINNED, board, pinned
 from rl_lightning.errors import UserError
@@ -86,16 +87,25 @@ def test_the_loss_is_among_the_first_where_it_says_something(tmp_path):
 
 @pytest.mark.parametrize(("kind", "online"), [("rollouts", True), ("samples", False)])
 def test_the_first_curves_follow_from_the_algorithm_and_not_from_what_was_logged_so_far(kind, online, tmp_path):
-    logger = TensorBoard(tmp_path)
-    Dashboard({"seed": 1}).on_train_start(
-        SimpleNamespace(loggers=[logger], is_global_zero=True), SimpleNamespace(learns_from=kind, evaluates_on=())
-    )
-    for step in range(2):  # a table of samples logs what was sampled for it once
-        logger.log_metrics({"train/loss": 1.0} | ({"rollout/reward_mean": 0.5} if step == 0 else {}), step)
+    logger, module = TensorBoard(tmp_path), SimpleNamespace(learns_from=kind, evaluates_on=())
+    trainer = Trainer(logger=logger, default_root_dir=tmp_path, max_epochs=1, enable_checkpointing=False)
+    looks = [one for one in trainer.callbacks if isinstance(one, (DurableLogs, Dashboard))]
+    for one in looks:
+        one.setup(trainer, module, "fit")
+        if isinstance(one, DurableLogs):  # what a run that goes on logs first
+            one.on_load_checkpoint(
+                trainer, module, {"metrics_of_this_step": {"step": 0, "metrics": {"train/loss": 1.0}}}
+            )
+        else:
+            one.settings = {"seed": 1}
+    for one in looks:
+        one.on_train_start(trainer, module)
+    for step in (1, 2):  # a table of samples logs what was sampled for it once
+        logger.log_metrics({"train/loss": 1.0} | ({"rollout/reward_mean": 0.5} if step == 1 else {}), step)
     logger.experiment.flush()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     shown = "Overview/train/loss" in events.Tags()["scalars"]
-    assert shown != online and (online or len(events.Scalars("Overview/train/loss")) == 2)
+    assert shown != online and (online or len(events.Scalars("Overview/train/loss")) == 3)
 
 
 def test_a_logger_of_lightnings_own_is_left_as_it_is(tmp_path):
