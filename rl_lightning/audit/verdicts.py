@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torchmetrics.functional import spearman_corrcoef
 
 from rl_lightning.errors import UserError
-from rl_lightning.functional import best_of_n_mean
+from rl_lightning.functional import best_of_n_mean, rank_correlation
 
 #: Name of what training would maximise: all rewards by weight, as callbacks have shaped them.
 TRAINED = "trained reward"
@@ -173,9 +172,7 @@ def _spread(scores: Tensor) -> Tensor:
 
 def _correlation(left: Tensor, right: Tensor) -> float:
     """Return the rank correlation of two rows, NaN where one of them does not vary."""
-    if len(left.unique()) < 2 or len(right.unique()) < 2:
-        return math.nan
-    return float(spearman_corrcoef(left, right))
+    return float(rank_correlation(left, right, torch.zeros(len(left), dtype=torch.long)))
 
 
 def _mean(values: Sequence[float]) -> float:

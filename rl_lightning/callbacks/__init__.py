@@ -10,6 +10,7 @@ from rl_lightning.callbacks.ensemble_reward import EnsembleReward
 from rl_lightning.callbacks.first_validation import FirstValidation
 from rl_lightning.callbacks.graceful_stop import GracefulStop
 from rl_lightning.callbacks.group_normalize import GroupNormalize
+from rl_lightning.callbacks.group_shape import GroupShape
 from rl_lightning.callbacks.guards import NonFiniteGuard
 from rl_lightning.callbacks.held_out_divergence import HeldOutDivergence
 from rl_lightning.callbacks.hf_export import HFExport
@@ -41,6 +42,7 @@ __all__ = [
     "FirstValidation",
     "GracefulStop",
     "GroupNormalize",
+    "GroupShape",
     "HFExport",
     "HeldOutDivergence",
     "Histograms",

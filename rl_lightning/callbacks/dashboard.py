@@ -27,6 +27,8 @@ PANELS: dict[str, dict[str, list[str]]] = {
         "reward, verifier and divergence": ["val/reward_mean", "val/reward/.*", "val/kl"],
         "verifier below its best": ["val/watch_drop"],
         "best of n by a reward": ["val/best_of@.*"],
+        "reward and length within a prompt": ["rollout/length_correlation"],
+        "spread of rewards within a prompt": ["rollout/group_std"],
         "disagreement of reward models": ["reward/ensemble_sd"],
     },
     "staying close": {
@@ -53,7 +55,7 @@ PANELS: dict[str, dict[str, list[str]]] = {
 _OFFLINE_ONLY = ("loss", "accuracy")
 _ONLINE_ONLY = (
     "reward", "parts of the reward", "importance ratio", "effective sample size", "clipped", "groups that teach nothing",
-    "seconds", "disagreement of reward models",
+    "seconds", "disagreement of reward models", "reward and length within a prompt", "spread of rewards within a prompt",
 )  # fmt: skip
 
 

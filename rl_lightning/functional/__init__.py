@@ -3,6 +3,7 @@
 from rl_lightning.functional.advantages import gae, group_normalize
 from rl_lightning.functional.best_of_n import best_of_n_kl, best_of_n_kl_exact, best_of_n_mean
 from rl_lightning.functional.ensemble import Combination, combine
+from rl_lightning.functional.groups import group_std, rank_correlation
 from rl_lightning.functional.importance import RatioBound, RatioLevel, bounded_ratio, known_or, sampler_ratio
 from rl_lightning.functional.kl import KLEstimator, kl_k1, kl_k2, kl_k3, kl_penalty
 from rl_lightning.functional.logprobs import entropy_from_logits, logprobs_from_logits
@@ -41,6 +42,7 @@ __all__ = [
     "fit_law",
     "gae",
     "group_normalize",
+    "group_std",
     "kl_k1",
     "kl_k2",
     "kl_k3",
@@ -54,6 +56,7 @@ __all__ = [
     "masked_whiten",
     "overlong_penalty",
     "probability_ratio",
+    "rank_correlation",
     "response_mask_from_ids",
     "robust_bradley_terry",
     "sampler_ratio",
