@@ -128,6 +128,7 @@ class Plan:
         precision: of the trainer. Weights are bfloat16 under bf16-true, and with LoRA under bf16-mixed too; otherwise float32.
         lora: rank of the adapter; all weights are trained if None.
         checkpointing: recompute activations in the backward pass.
+        offload: what is kept to recompute them from, the inputs of the layers, waits on the host, but for two layers.
         rows: responses in one forward pass of one device; a pair has two.
         sampled: responses that one device samples at the same time.
         prompt, response: tokens of each.
@@ -143,6 +144,7 @@ class Plan:
     precision: Precision = "bf16-mixed"
     lora: int | None = None
     checkpointing: bool = True
+    offload: bool = False
     rows: int = 1
     sampled: int = 64
     prompt: int = 512
@@ -260,7 +262,7 @@ class Plan:
         if self.lora:
             layer += sum(self.lora * 4 for _ in shape.linears())
         tokens = self.rows * (self.prompt + self.response)
-        kept = shape.layers * (shape.hidden * residual if self.checkpointing else layer)
+        kept = (2 if self.offload else shape.layers) * (shape.hidden * residual if self.checkpointing else layer)
         # The layer that the backward pass is at: its gradients take a third of its activations, which checkpointing recomputes.
         kept += layer * 4 // 3 if self.checkpointing else layer // 3
         return tokens * kept * len(MODELS[self.algorithm][0])

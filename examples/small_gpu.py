@@ -56,7 +56,7 @@ def needs_table() -> str:
             phases, kept = one.phases(), replace(one, checkpointing=False).phases()["pass"]
             held = sum(model.total for model in one.held())
             numbers = [held, phases["pass"], kept, phases["step"], phases["sampling"]]
-            rows.append([size, way, *map(gigabytes, numbers), fits(one)])
+            rows.append([size, way, *map(gigabytes, numbers), fits(one), fits(replace(one, offload=True))])
     header = [
         "policy",
         "trained",
@@ -66,6 +66,7 @@ def needs_table() -> str:
         "step",
         "sampling",
         "fits in 16 GB",
+        "with `offload`",
     ]
     return table(header, rows)
 

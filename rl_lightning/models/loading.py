@@ -304,7 +304,7 @@ class PolicyFiles(metaclass=Typed):
         if not trainable:
             return model.requires_grad_(False).eval()
         if self.options.gradient_checkpointing:
-            recompute_layers(model)
+            recompute_layers(model, offload=self.options.gradient_checkpointing == "offload")
         return model.train()
 
     def _reading(self, what: str) -> contextlib.AbstractContextManager[None]:

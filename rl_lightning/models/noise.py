@@ -9,13 +9,14 @@ checkpointing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -78,20 +79,24 @@ def _is_recomputing(module: nn.Module) -> bool:
     return isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
 
 
-def recompute_layers(model: PreTrainedModel) -> None:
+def recompute_layers(model: PreTrainedModel, offload: bool = False) -> None:
     """Turn on gradient checkpointing: each layer recomputes its activations in the backward pass, in evaluation mode both times.
 
     If no layer supports gradient checkpointing, as in code that comes with a model, the layers are wrapped from outside.
+
+    Args:
+        model: gets it.
+        offload: what layers keep, their inputs, waits in the host's memory.
     """
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     for layer in layers:
         layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(_recomputed, layer)
+        layer._gradient_checkpointing_func = partial(_recomputed, layer, offload)
     for other in [] if layers else decoder_layers(model):
-        other.forward = partial(_recomputed, other, other.forward)
+        other.forward = partial(_recomputed, other, offload, other.forward)
 
 
-def _recomputed(layer: nn.Module, run: Callable[..., Output], *inputs: object, **options: Any) -> Output:
+def _recomputed(layer: nn.Module, offload: bool, run: Callable[..., Output], *inputs: object, **options: Any) -> Output:
     """Run a layer, or a function of it, in evaluation mode and without keeping activations for the backward pass."""
 
     def in_evaluation(*inputs: object, **options: Any) -> Output:
@@ -100,8 +105,15 @@ def _recomputed(layer: nn.Module, run: Callable[..., Output], *inputs: object, *
 
     if not torch.is_grad_enabled():
         return in_evaluation(*inputs, **options)
-    output: Output = checkpoint(in_evaluation, *inputs, use_reentrant=False, **options)
+    with _on_host(inputs) if offload else contextlib.nullcontext():
+        output: Output = checkpoint(in_evaluation, *inputs, use_reentrant=False, **options)
     return output
+
+
+def _on_host(inputs: Sequence[object]) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which what autograd keeps waits in pinned memory; one that does nothing for what is on the host already."""
+    kinds = {one.device.type for one in inputs if isinstance(one, Tensor)} - {"cpu"}
+    return save_on_cpu(pin_memory=True, device_type=kinds.pop()) if kinds else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

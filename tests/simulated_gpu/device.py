@@ -250,6 +250,14 @@ def _pin(tensor: Tensor, *_: Any) -> Tensor:
     return copy
 
 
+_plain_empty = torch.empty
+
+
+def _empty(*size: Any, pin_memory: bool = False, **settings: Any) -> Tensor:
+    made = _plain_empty(*size, **settings)
+    return _pin(made) if pin_memory else made
+
+
 # ---------------------------------------------------------------------------------------------------------------- the device
 
 
@@ -305,6 +313,7 @@ def install() -> Seen:
     torch.__future__.set_swap_module_params_on_conversion(True)  # parameters stay who they are, as on the way to CUDA
     torch.autograd.set_multithreading_enabled(False)  # backward passes of a device have a thread of their own
     Tensor.pin_memory, Tensor.is_pinned = _pin, is_pinned  # type: ignore[method-assign, assignment]
+    torch.empty = _empty
     for name, function in _functions().items():
         setattr(torch.cuda, name, function)
     torch.accelerator.current_accelerator = lambda check_available=False: torch.device("cuda")

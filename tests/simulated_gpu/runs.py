@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch as pl
 import torch
@@ -12,13 +13,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file
+from torch.autograd.graph import save_on_cpu
 from torch.nn.parallel import DistributedDataParallel
 
 from rl_lightning.algorithms import GRPO
 from rl_lightning.callbacks import GroupNormalize, HFExport, Speed
 from rl_lightning.data import Evaluation, RolloutDataModule
 from rl_lightning.generation import Sampling
-from rl_lightning.models import LoadOptions
+from rl_lightning.models import LoadOptions, PolicyFiles
+from rl_lightning.models.noise import recompute_layers
 from rl_lightning.strategies import AtomicCheckpointIO
 from tests.checks import gradient_difference
 from tests.invariants.spread import At, Ratios, fit, prompts, result, rollouts
@@ -141,6 +144,39 @@ def waits(name: str, policy: str, directory: Path, **settings: Any) -> dict[str,
     found = {name: SEEN.waits_in(name) for name in ("microbatch", "collect", "score", "generate")}
     counts = {"microbatches": phases.microbatches, "passes": phases.passes, "rollouts": phases.rollouts}
     return found | counts | {"places": "\n".join(f"{name}\n{SEEN.places(name)}" for name in found)}
+
+
+def offloaded(policy: str, from_outside: bool) -> dict[str, Any]:
+    """Return what layers keep in the host's memory, as its device and whether it is pinned, without and with `offload`, and by how much
+    the gradients of both differ."""
+    kept: list[tuple[str, bool]] = []
+
+    class Recording(save_on_cpu):  # type: ignore[misc]
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            pack = self.pack_hook
+
+            def recorded(tensor: torch.Tensor) -> Any:
+                packed = pack(tensor)
+                if tensor.numel():
+                    kept.append((packed[1].device.type, packed[1].is_pinned()))
+                return packed
+
+            self.pack_hook = recorded
+
+    gradients, seen, layers = [], [], 0
+    ids = torch.arange(4, 16)[None].cuda()
+    for offload in (True, "offload"):
+        model = PolicyFiles(policy, LoadOptions(gradient_checkpointing=False if from_outside else offload)).load()
+        layers = len(model.model.layers)
+        with mock.patch("rl_lightning.models.noise.save_on_cpu", Recording):
+            if from_outside:
+                with mock.patch("rl_lightning.models.noise.GradientCheckpointingLayer", type(None)):
+                    recompute_layers(model, offload == "offload")
+            model.cuda()(ids).logits.square().mean().backward()
+        gradients.append({name: on_host(parameter.grad) for name, parameter in model.named_parameters()})
+        seen.append(list(kept))
+    return {"layers": layers, "without": seen[0], "kept": seen[1], "difference": gradient_difference(*gradients)}
 
 
 def ratios(name: str, policy: str, directory: Path, **settings: Any) -> tuple[list[torch.Tensor], list[str]]:

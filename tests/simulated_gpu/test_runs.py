@@ -18,6 +18,7 @@ WEIGHTS = 1e-4
 VARIANTS = {
     "padded": {"options": {"pack": False}},
     "recomputed": {"options": {"gradient_checkpointing": True}},
+    "offloaded": {"options": {"gradient_checkpointing": "offload"}},
     "deterministic": {"deterministic": True},
     "ddp": {"ddp": True},
 }
@@ -45,6 +46,14 @@ def test_a_run_goes_on_from_its_middle_to_the_last_bit_and_is_exported(name, gpu
     assert all(torch.equal(rest["weights"][key], value) for key, value in whole["weights"].items())
     assert len(found["exported"]) > 10
     assert all(torch.equal(value, whole["weights"][f"policy.{key}"]) for key, value in found["exported"].items())
+
+
+@pytest.mark.parametrize("kind", ["llama", "from outside"])
+def test_what_layers_keep_waits_on_the_host_and_gradients_stay_as_they_are(kind, gpu, tiny_policy):
+    found = gpu(runs.offloaded, tiny_policy, kind == "from outside")
+    assert found["layers"] > 1
+    assert found["without"] == [] and found["kept"] == [("cpu", True)] * found["layers"]
+    assert found["difference"] == 0.0
 
 
 PRECISIONS = ("bf16-mixed", "bf16-true", "16-mixed")
