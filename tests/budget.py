@@ -23,36 +23,40 @@ LONG = (
     "tests/integration/test_learning.py",
     "tests/invariants/test_killed.py",
     # Those of `make test`.
-    "tests/integration/test_command_line.py",
     "tests/integration/test_faults.py",
+    "tests/integration/test_command_line.py",
     "tests/invariants/test_strategies.py",
     "tests/invariants/test_dynamic_sampling.py",
-    "tests/invariants/test_resume.py",
     "tests/unit/generation/test_vllm_server.py",
+    "tests/invariants/test_resume.py",
     "tests/unit/data/test_reward.py",
+    "tests/invariants/test_stopping.py",
+    "tests/unit/generation/test_generators.py",
+    "tests/unit/callbacks/test_loggers.py",
+    "tests/unit/test_hints.py",
     "tests/unit/test_docs.py",
     "tests/invariants/test_metric_ranks.py",
-    "tests/invariants/test_stopping.py",
-    "tests/unit/callbacks/test_loggers.py",
-    "tests/unit/generation/test_generators.py",
+    "tests/integration/test_audit.py",
     "tests/invariants/test_token_budget.py",
-    "tests/unit/callbacks/test_progress.py",
     "tests/unit/data/test_episodes.py",
     "tests/unit/algorithms/test_lora.py",
     "tests/invariants/test_splits.py",
     "tests/invariants/test_packing.py",
-    "tests/invariants/test_lora_ranks.py",
-    "tests/integration/test_audit.py",
-    "tests/invariants/test_family_runs.py",
+    "tests/unit/models/test_quantized.py",
+    "tests/unit/rewards/test_pool.py",
     "tests/unit/algorithms/test_ppo.py",
     "tests/invariants/test_ppo_splits.py",
     "tests/integration/test_starts.py",
     "tests/unit/data/test_environments.py",
     "tests/integration/test_lora.py",
+    "tests/unit/test_house.py",
 )
 
-#: Tests of two ranks and of warm processes, which one worker runs: to start what these processes come from takes ten seconds.
-TOGETHER = re.compile(r"ranks|_rank_|/test_(strategies|family_runs|faults|checkpoints|background)\.py::")
+#: Tests of two ranks, of warm processes and of the simulated GPU, which one worker runs: to start what these processes come from takes
+#: ten seconds.
+TOGETHER = re.compile(
+    r"ranks|_rank_|/simulated_gpu/|through_a_pipe|/test_(strategies|family_runs|faults|checkpoints|background)\.py::"
+)
 
 _last = [0.0]
 

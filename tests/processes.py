@@ -8,7 +8,9 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,23 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["rl_lightning.cli", "rl_lightning.algorithms", "rl_lightning.data", "tests.support"])
+
+
+@cache
+def imports_printed() -> Path:
+    """Start what all warm processes are forks of, a new interpreter; return the file to which its imports print errors and warnings."""
+    (said, path), kept, here = tempfile.mkstemp(".imports"), os.dup(2), Path.cwd()
+    atexit.register(os.unlink, path)
+    try:
+        os.chdir(ROOT)  # where it finds the tests
+        os.dup2(said, 2)
+        ensure_running()
+    finally:
+        os.dup2(kept, 2)
+        os.chdir(here)
+        os.close(kept)
+        os.close(said)
+    return Path(path)
 
 
 class Warm:
@@ -31,14 +50,10 @@ class Warm:
     def __init__(
         self, target: Callable[..., None], *arguments: Any, output: Path, environment: Mapping[str, str] | None = None
     ) -> None:
-        here, whole = Path.cwd(), {**os.environ, **(environment or {})}
-        try:
-            os.chdir(ROOT)  # where the server finds the tests
-            ensure_running()
-            self._process = _SERVER.Process(target=_begin, args=(target, str(output), whole, arguments), daemon=True)
-            self._process.start()
-        finally:
-            os.chdir(here)
+        whole = {**os.environ, **(environment or {})}
+        imports_printed()
+        self._process = _SERVER.Process(target=_begin, args=(target, str(output), whole, arguments), daemon=True)
+        self._process.start()
         # Before multiprocessing ends it with SIGTERM, which a Trainer takes for a scheduler's and discusses with all ranks.
         atexit.register(self.kill)
         self.pid: int = self._process.pid or 0
@@ -79,3 +94,9 @@ def command_line(*arguments: str) -> None:
     """Do what `python -m rl_lightning` does; to be the target of a `Warm` process."""
     sys.argv = ["rl_lightning", *arguments]
     runpy.run_module("rl_lightning", run_name="__main__", alter_sys=True)
+
+
+def command_line_into(path: str, *arguments: str) -> None:
+    """The same, with standard output in a file of its own."""
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 1)
+    command_line(*arguments)

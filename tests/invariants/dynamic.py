@@ -119,7 +119,10 @@ class Never(DynamicSampling):
 
 #: Settings of `run` that one process and two must agree on.
 SCENARIOS: dict[str, Any] = {
-    "surplus": lambda: {"dropping": DynamicSampling(prompts_per_chunk=12)},
-    "smaller": lambda: {"dropping": DynamicSampling(max_chunks=2, prompts_per_chunk=6, surplus="drop")},
+    "surplus": lambda: {"dropping": DynamicSampling(prompts_per_chunk=12), "max_epochs": 2},
+    "smaller": lambda: {
+        "dropping": DynamicSampling(max_chunks=2, prompts_per_chunk=6, surplus="drop"),
+        "max_epochs": 2,
+    },
     "skip": lambda: {"dropping": EveryFifth(max_chunks=3, on_exhaustion="skip"), "max_epochs": 1},
 }

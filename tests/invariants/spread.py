@@ -49,7 +49,7 @@ BATCHES: dict[str, Any] = {"batch_size": 8, "microbatch_size": 2}
 
 
 def prompts() -> ChainSum:
-    return ChainSum(train_size=24, val_size=5)
+    return ChainSum(train_size=24, val_size=5, test_size=5)
 
 
 def rollouts(**sizes: Any) -> RolloutDataModule:
@@ -82,7 +82,7 @@ RUNS: dict[str, Any] = {
 
 #: The same on an adapter.
 ADAPTED: dict[str, Any] = {
-    "grpo, lora": lambda: (GRPO, {"kl_coef": 0.5, **LORA}, rollouts(epochs_per_rollout=2), [GroupNormalize()]),
+    "grpo, lora": lambda: (GRPO, {"kl_coef": 0.5, **LORA}, rollouts(), [GroupNormalize()]),
     "ppo, lora": lambda: (PPO, {"critic_lr": 0.02, **LORA}, rollouts(), []),
     "reward model, lora": lambda: (RewardModel, {"margin": 0.5, **LORA}, offline(4), []),
 }

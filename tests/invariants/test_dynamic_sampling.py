@@ -91,13 +91,13 @@ class Silent(RolloutCallback):
 
 @pytest.mark.parametrize("dropping", cases([KeepAll, Silent], soon=lambda dropping: dropping is KeepAll))
 def test_where_nothing_is_dropped_the_run_is_the_same_to_the_last_bit(dropping, tiny_policy, tmp_path):
-    plain, kept = run(tiny_policy, tmp_path), run(tiny_policy, tmp_path, dropping())
+    plain, kept = (run(tiny_policy, tmp_path, given, max_epochs=2) for given in (None, dropping()))
     assert plain.steps == kept.steps and same(plain.after[-1], kept.after[-1])
     for one, other in zip(plain.rollouts, kept.rollouts, strict=True):
         assert torch.equal(one.group_ids, other.group_ids) and one.responses == other.responses
         for name in set(one.metrics) - {name for name in one.metrics if name.startswith("time/")}:
             assert other.metrics[name] == pytest.approx(one.metrics[name], rel=1e-6), name
-    assert run(tiny_policy, tmp_path, DynamicSampling()).steps != plain.steps
+    assert run(tiny_policy, tmp_path, DynamicSampling(), max_epochs=2).steps != plain.steps
 
 
 class Even(RolloutCallback):
@@ -208,13 +208,14 @@ def test_a_run_can_end_when_there_is_nothing_left_to_learn(tiny_policy, tmp_path
     assert len(rollouts_said(caplog)) == 1 and rollouts_said(caplog)[0].endswith("stopping the run")
 
 
-@pytest.mark.parametrize(("threshold", "right", "wrong"), [(-1.0, 64, 0), (99.0, 0, 64)])
+@pytest.mark.parametrize(("threshold", "right", "wrong"), [(-1.0, 24, 0), (99.0, 0, 24)])
 def test_prompts_all_solved_or_all_failed_are_reported(threshold, right, wrong, tiny_policy, tmp_path, caplog):
     """And every prompt is tried once a rollout, however many chunks there may be."""
-    watch = run(tiny_policy, tmp_path, DynamicSampling(max_chunks=1000), threshold=threshold, max_epochs=2)
+    dropping = DynamicSampling(max_chunks=1000)
+    watch = run(tiny_policy, tmp_path, dropping, threshold=threshold, prompts=24, max_epochs=2)
     assert all(same(watch.before[0], after) for after in watch.after)
     assert rollouts_said(caplog) == [
-        f"rollout {number} cannot be filled: of 64 prompts in 8 chunk(s) the samples of {right} were all right and of {wrong} all "
+        f"rollout {number} cannot be filled: of 24 prompts in 3 chunk(s) the samples of {right} were all right and of {wrong} all "
         "wrong, 0 groups were kept: training on 0 of 8 groups"
         for number in range(2)
     ]
@@ -223,7 +224,7 @@ def test_prompts_all_solved_or_all_failed_are_reported(threshold, right, wrong, 
 # ------------------------------------------------------------------------------------------------------------ resume, ranks
 
 
-PLACES = [("epochs", 4), ("steps", 1), ("steps", 5), ("epochs", 2), ("steps", 2)]
+PLACES = [("epochs", 4), ("steps", 5), ("steps", 1), ("epochs", 2), ("steps", 2)]
 
 
 LONG = {"max_epochs": 4}
@@ -241,7 +242,7 @@ def whole(tiny_policy, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "places", [PLACES[:3], pytest.param(PLACES[3:], marks=pytest.mark.slow)], ids=["some", "others"]
+    "places", [PLACES[:2], pytest.param(PLACES[2:], marks=pytest.mark.slow)], ids=["some", "others"]
 )
 def test_resumed_is_uninterrupted(places, whole, tiny_policy, tmp_path):
     """From the end and the middle of rollouts, with groups waiting and the cursor where no rollout number says."""

@@ -66,7 +66,7 @@ def weights_on_ranks(*arguments, **options):
     return run(*arguments, **options)[0]
 
 
-@pytest.mark.parametrize("name", cases(KINDS, soon=lambda name: name in ("REINFORCE++", "KTO", "whitened")))
+@pytest.mark.parametrize("name", cases(KINDS, soon=lambda name: name in ("REINFORCE++", "KTO")))
 def test_a_run_is_the_same_however_it_is_cut(name, ranks, tiny_policy, other_policy, tmp_path):
     """One process, four microbatches a step, and two ranks of two."""
     whole, _ = run(name, tiny_policy, other_policy, tmp_path / "whole")

@@ -14,6 +14,7 @@ OF_THE_MACHINE = ("time/", "speed/", "work/steps", "work/seen")
 EXPECTED = {
     "grpo": ("reward_failures/raised", "rollout/failed_fraction", "rollout/filtered_fraction", "kl/sequence", "val/pass@1"),
     "dapo": ("rollout/filtered_fraction", "rollout/overlong_penalty", "rollout/kept_fraction", "reward_failures/raised"),
+    "dapo, few groups": ("rollout/filtered_fraction", "rollout/overlong_penalty", "rollout/kept_fraction", "reward_failures/raised"),
     "ppo": ("value/explained_variance", "value/clip_fraction", "own/tokens", "own/length", "own/tensor"),
     "grpo, one rank idle": ("rollout/forwarded_fraction", "policy/entropy"),
     "grpo, nothing teaches": ("rollout/forwarded_fraction", "policy/entropy"),
@@ -43,7 +44,7 @@ def same(one, other):
 
 
 #: Runs whose metrics are those of others.
-ALIKE = ("rft online", "reward model")
+ALIKE = ("rft online", "reward model", "dapo", "grpo, nothing teaches")
 #: Runs that keep something from one rollout to the next; the others are one epoch long.
 TWO_EPOCHS = ("grpo", "ppo", "dapo", "dapo, few groups")
 

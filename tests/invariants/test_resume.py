@@ -33,7 +33,6 @@ from rl_lightning.generation import Sampling
 from rl_lightning.models import LoraOptions
 from rl_lightning.rewards import RewardSpec
 from rl_lightning.strategies import load_plain
-from tests.checks import cases
 from tests.support import trainer
 
 LENGTH = [RewardSpec("rl_lightning.rewards.functions.response_length")]
@@ -200,13 +199,20 @@ def test_resumed_is_uninterrupted(make, places, whole, tiny_policy):
             assert torch.equal(module.state_dict()[name], value), (name, stop)
 
 
-@pytest.mark.parametrize("make", cases([grpo, ppo, sft, dpo], soon=lambda make: make in (grpo, sft)))
-def test_resumed_within_an_optimizer_step_begins_that_step_anew(make, whole, tiny_policy, tmp_path):
+# In the first step, in the second, in the first of the next epoch, and at a step's end.
+@pytest.mark.parametrize(
+    ("make", "microbatches"),
+    [
+        (grpo, (3, 9)),
+        pytest.param(grpo, (1, 10), marks=pytest.mark.slow),
+        *(pytest.param(make, (1, 3, 9, 10), marks=pytest.mark.slow) for make in (ppo, sft, dpo)),
+    ],
+)
+def test_resumed_within_an_optimizer_step_begins_that_step_anew(make, microbatches, whole, tiny_policy, tmp_path):
     """Two microbatches a step, eight an epoch: the gradients of the first one are in no checkpoint."""
     place, _, expected = whole(make)
     end = load_plain(place / "whole" / "last.ckpt")
-    # In the first step, in the second, in the first of the next epoch, and at a step's end.
-    for microbatch in (1, 3, 9, 10):
+    for microbatch in microbatches:
         again = at_the_end(tmp_path / f"{microbatch}")
         checkpoint = place / "microbatches" / f"{microbatch}.ckpt"
         _, steps = fit(make, tiny_policy, place, [again], ckpt_path=checkpoint)
@@ -229,13 +235,20 @@ def test_a_step_saver_saves_no_half_steps(whole, tiny_policy, tmp_path):
     assert (tmp_path / "plain" / "step=8.ckpt").exists()  # the comparison can fail
 
 
-@pytest.mark.parametrize("make", cases([dpo, grpo, ppo, rft, sft], soon=lambda make: make is ppo))
-def test_resumed_is_uninterrupted_with_an_adapter(make, tiny_policy, tmp_path):
+@pytest.mark.parametrize(
+    ("make", "stops"),
+    [
+        (ppo, (6,)),
+        pytest.param(ppo, (4,), marks=pytest.mark.slow),
+        *(pytest.param(make, (4, 6), marks=pytest.mark.slow) for make in (dpo, grpo, rft, sft)),
+    ],
+)
+def test_resumed_is_uninterrupted_with_an_adapter(make, stops, tiny_policy, tmp_path):
     """The frozen weights come from their files and the adapter's from the checkpoint, whatever the seed is by then."""
     keep = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", every_n_train_steps=1)
     lora = LoraOptions(rank=2)
     whole, expected = fit(make, tiny_policy, tmp_path, [keep], lora=lora)
-    for stop in (4, 6):
+    for stop in stops:
         torch.manual_seed(12345)
         checkpoint = tmp_path / "checkpoints" / f"step={stop}.ckpt"
         module, steps = fit(make, tiny_policy, tmp_path, ckpt_path=checkpoint, lora=lora)

@@ -22,7 +22,7 @@ ROLLOUT, PASS = 2, 1
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in ("dpo",) else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "grpo" else pytest.mark.slow)
         for name in ("sft", "dpo", "reward model", "grpo", "dapo", "ppo", "ppo, shared critic", "grpo, lora")
     ],
 )

@@ -36,7 +36,8 @@ def test_a_variant_learns_what_it_learns_on_a_cpu(name, variant, gpu, tiny_polic
     assert max(found["gradient"], found["logged"]) < FLOAT32 and found["weights"] < WEIGHTS, found
 
 
-@pytest.mark.parametrize("name", cases(["grpo", "sft"], soon=lambda name: name == "sft"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "sft"])
 def test_a_run_goes_on_from_its_middle_to_the_last_bit_and_is_exported(name, gpu, tiny_policy, tmp_path):
     found = gpu(runs.gone_on, name, tiny_policy, tmp_path)
     whole, rest = found["whole"], found["rest"]

@@ -45,6 +45,7 @@ def test_files_are_units_and_all_of_two_processes_is_one():
         "tests/integration/test_faults.py::test_a",
     ]
     together += ["tests/invariants/test_metric_ranks.py::test_a", "tests/invariants/test_strategies.py::test_a"]
+    together += ["tests/simulated_gpu/test_device.py::test_a", "tests/simulated_gpu/test_runs.py::test_a"]
     assert len({budget.unit_of(name) for name in together}) == 1
 
 

@@ -119,7 +119,18 @@ def runs():
         for page, words in commands()
         if words[0] == "rl-lightning" and "--config" in words
     }
-    return [pytest.param(words, id=line[:60]) for line, words in sorted(found.items())]
+    return first_of_each(
+        [(" ".join(words[: words.index("--config") + 2]), line[:60], words) for line, words in sorted(found.items())]
+    )
+
+
+def first_of_each(listed):
+    """Return the parameters of (kind, name, *values): the first of a kind, and all others slowly, for to parse takes a third of a second."""
+    kinds = [kind for kind, *_ in listed]
+    return [
+        pytest.param(*values, id=name, marks=() if kinds.index(kind) == place else pytest.mark.slow)
+        for place, (kind, name, *values) in enumerate(listed)
+    ]
 
 
 @pytest.mark.parametrize("words", runs())
@@ -140,7 +151,7 @@ def test_commands_parse(words, monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("page", "code"), [pytest.param(*one, id=f"{one[0]}-{n}") for n, one in enumerate(blocks("yaml"))]
+    ("page", "code"), first_of_each([(one[0], f"{one[0]}-{n}", *one) for n, one in enumerate(blocks("yaml"))])
 )
 def test_yaml_is_an_overlay_that_parses(page, code, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["rl_lightning"])

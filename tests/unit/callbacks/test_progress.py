@@ -17,6 +17,7 @@ from rl_lightning.cli import main, run
 from rl_lightning.cli.chat import _converse
 from rl_lightning.errors import UserError
 from rl_lightning.quiet import calm
+from tests.processes import Warm, command_line_into, imports_printed
 
 ROOT = Path(__file__).parents[3]
 SMALL = [
@@ -131,20 +132,34 @@ def test_the_bar_shows_what_moves_and_no_loss_of_an_online_run(tiny_policy):
     assert list(shown) == ["reward", "pass@1", "kl", "entropy", "len"]
 
 
-def test_a_run_through_a_pipe_prints_nothing_to_standard_error(tiny_policy, tmp_path):
-    # An interpreter of its own: under pytest, warnings are recorded instead of shown.
+def in_a_new_interpreter(arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "rl_lightning", *arguments], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return done.stdout, done.stderr
+
+
+def in_a_warm_process(arguments):
+    """The same in a fork of an interpreter that has the imports done; what these print counts too."""
+    errors, output = Path("errors").absolute(), Path("output").absolute()
+    assert Warm(command_line_into, str(output), *arguments, output=errors).wait(300) == 0, errors.read_text()
+    return output.read_text(), imports_printed().read_text() + errors.read_text()
+
+
+# In a process of its own: under pytest, warnings are recorded instead of shown.
+@pytest.mark.parametrize("ran", [in_a_warm_process, pytest.param(in_a_new_interpreter, marks=pytest.mark.slow)])
+def test_a_run_through_a_pipe_prints_nothing_to_standard_error(ran, tiny_policy, tmp_path):
     arguments = [
+        "fit",
         *ONLINE,
         f"--model.policy={tiny_policy}",
         "--trainer.max_epochs=1",
         "--data.sampling.max_new_tokens=40",  # most responses of a policy that has learnt nothing end before
         f"--trainer.default_root_dir={tmp_path}",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "rl_lightning", "fit", *arguments], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert done.stderr == ""
-    assert "\r" not in done.stdout
+    output, errors = ran(arguments)
+    assert errors == ""
+    assert "rollout 1/1" in output and "\r" not in output
 
 
 def test_real_warnings_are_shown(caplog):

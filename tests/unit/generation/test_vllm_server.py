@@ -413,6 +413,7 @@ def test_grpo_learns_from_a_server_that_follows_the_policy(kind, served, tmp_pat
     assert not any((tmp_path / "weights").iterdir()), "what was handed over is removed at the end"
 
 
+@pytest.mark.slow
 def test_rejection_sampling_learns_from_samples_of_a_server(served, tmp_path):
     """A frozen policy is handed over once; validation afterwards is of the policy that has learned."""
     with FakeVLLM(served) as fake:
