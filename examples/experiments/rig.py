@@ -89,7 +89,8 @@ def run(arm: Arm, seed: int, place: Path) -> dict[str, list[float]]:
 
 def tested(run: rl.Trainer, module: LightningModule, data: object) -> dict[str, list[float]]:
     """Return the test metrics, one entry each."""
-    (found,) = run.test(module, data, verbose=False)  # type: ignore[arg-type]
+    parts = run.test(module, data, verbose=False)  # type: ignore[arg-type]
+    found = {name: value for part in parts for name, value in part.items()}  # of pairs, and of responses
     return {name: [float(value)] for name, value in found.items()}
 
 

@@ -3,15 +3,16 @@
 import logging
 import math
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from examples.cheats import rewards
-from examples.experiments.__main__ import EXPERIMENTS, predictions
+from examples.experiments.__main__ import EXPERIMENTS, SEEDS, place_of, predictions, table
 from examples.experiments.decide import RULES
 from examples.experiments.exact import descents, difficulty, divergence, estimators
-from examples.experiments.rig import paired
+from examples.experiments.rig import paired, tested
 from examples.overoptimization.curves import best_of_curve, run_curve
 from examples.overoptimization.gold import features, flipped, formed, gold, noisy, right_and_short, walk
 from examples.overoptimization.monitors import MONITORS, Monitor, smoothed, truth, worth
@@ -265,6 +266,25 @@ def test_a_rule_holds_for_what_it_says_and_not_for_what_it_does_not(name):
     numbers, change = SCRIPTED[name]
     assert RULES[name](numbers).held
     assert not RULES[name](numbers | change).held
+
+
+def test_the_table_has_a_line_for_each_prediction_whose_seeds_are_all_there(tmp_path):
+    names = {name.rstrip("abc") for name in RULES}
+    for name in names:
+        numbers = {key: value for rule in RULES if rule.startswith(name) for key, value in SCRIPTED[rule][0].items()}
+        for at, seed in enumerate(SEEDS):
+            if (name, at) == ("E4", 4):
+                continue
+            path = place_of(tmp_path, name, seed)
+            path.parent.mkdir(exist_ok=True)
+            torch.save({key: values[at] for key, values in numbers.items()}, path)
+    lines = table(tmp_path).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == [name for name in RULES if name != "E4"]
+
+
+def test_a_test_of_pairs_and_responses_is_one_set_of_numbers():
+    run = SimpleNamespace(test=lambda *_, **__: [{"test/margin": 1.0}, {"test/length_mean": 2.0}])
+    assert tested(run, None, None) == {"test/margin": [1.0], "test/length_mean": [2.0]}
 
 
 def test_a_paired_difference_has_the_error_over_seeds():
