@@ -65,7 +65,7 @@ class Audits(pl.Trainer):
         Raises:
             UserError: without held-out prompts or a verifier, and for a verifier that is trained on or has no spread.
         """
-        if not isinstance(datamodule, SamplingDataModule) or (rewarder := datamodule.settle_rewards()) is None:
+        if not isinstance(datamodule, SamplingDataModule) or (rewarder := datamodule.rewards.settle()) is None:
             raise UserError("audit: the data have no rewards to judge: list them under data.init_args.rewards")
         weights = {reward.name: reward.weight for reward in rewarder.rewards}
         verifier = find_verifier("audit", verifier, weights, self.callbacks)  # type: ignore[has-type]

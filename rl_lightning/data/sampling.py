@@ -12,12 +12,11 @@ from typing import ClassVar
 from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.data.evaluation import Evaluation, EvaluationLoader
 from rl_lightning.data.fits import check_fit, check_serves, check_stop_ids
-from rl_lightning.data.own_reward import known_at_once, without_own
-from rl_lightning.data.playing import Playing, all_rewards, as_environment, own_prompts, record
+from rl_lightning.data.playing import Playing, as_environment, own_prompts, record
 from rl_lightning.data.prompt_options import PromptOptions
 from rl_lightning.data.prompts import text_format
 from rl_lightning.data.record import prompt_digests
-from rl_lightning.data.reward_models import ModelReward, with_models
+from rl_lightning.data.run_rewards import RunRewards
 from rl_lightning.data.sampler import Sampler
 from rl_lightning.data.served import EpochDataModule
 from rl_lightning.data.sources import ChainSum, ExampleSource, as_source
@@ -100,12 +99,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.generator = generator or NativeGenerator()
         limits = reward_limits or RewardLimits()
         self.playing = None if environment is None else Playing(environment, limits)
-        self._limits, listed = limits, as_rewards(rewards)
-        self._specs, self._asked = all_rewards(self.playing, listed), bool(listed) or self.playing is not None
-        self.rewarder: Rewarder | None = None
-        self._reward_models: list[ModelReward] = []
-        if known_at_once(self._specs, self.source):
-            self.settle_rewards()
+        self.rewards = RunRewards(as_rewards(rewards), self.playing, limits, self.source)
         self.correct_threshold = correct_threshold
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         if self.seed < 0:
@@ -151,8 +145,8 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.prompt_options.prepare(files.tokenizer)
         if stage == "fit":
             self._check_data()
-        if self._asked or self.takes_own_reward:
-            self.settle_rewards()
+        if self.rewards.asked or self.takes_own_reward:
+            self.rewards.settle()
         for callback in self.run.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StopCallback):
                 callback.listen(self.run)
@@ -168,9 +162,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         if self.rewarder is not None:
             if self.module.learns_from_rewards and "rewards" not in Stages(self.run).supplied:
                 self.rewarder.require_weight()
-            self.rewarder.start(files.tokenizer)
-            for reward in self._reward_models:
-                reward.prepare(self.run.strategy.root_device)
+            self.rewards.start(files.tokenizer, self.run.strategy.root_device)
         elif self.needs_rewards(stage):
             self.sampler = unjudged(self.sampler, self.source, self.module.learns_from_rewards or stage != "fit")
         self._read(stage)
@@ -239,24 +231,9 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         return "rollouts" in self.serves and self.module.learns_from_rewards
 
     @property
-    def has_rewards(self) -> bool:
-        """Whether rewards are listed, or known to belong to the source."""
-        return self.rewarder is not None or self._asked
-
-    def drop_rewards(self) -> None:
-        """Do without rewards."""
-        self.rewarder, self._reward_models, self._specs = None, [], []
-
-    def settle_rewards(self) -> Rewarder | None:
-        """Return what scores responses, with the source's own reward where `own` is listed, or nothing; None if nothing does.
-
-        Raises:
-            UserError: if the source has none of its own, nor gold answers.
-        """
-        if self.rewarder is None and self._specs:
-            scorers, self._reward_models = with_models(without_own(self._specs, self.source))
-            self.rewarder = Rewarder(scorers, self._limits) if scorers else None
-        return self.rewarder
+    def rewarder(self) -> Rewarder | None:
+        """What scores responses; None as long as that is open, and where nothing does."""
+        return self.rewards.rewarder
 
     @property
     def cache_folder(self) -> Path:
@@ -280,10 +257,7 @@ class SamplingDataModule(EpochDataModule, metaclass=Checked):
         self.generator.close()
         if self.playing is not None:
             self.playing.close()
-        if self.rewarder is not None:
-            self.rewarder.close()
-        for reward in self._reward_models:
-            reward.close()
+        self.rewards.close()
 
     # -------------------------------------------------------------- evaluation
 

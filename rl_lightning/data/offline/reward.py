@@ -95,9 +95,9 @@ class RewardDataModule(OfflineDataModule):
         """Check the settings, then make the tables that the stage needs, before the model to be trained is loaded."""
         wanted, split = Pairs.of(self.module), _SPLITS.get(stage, "test")
         shape = self.source.shape(split) if self.source.has(split) else None
-        self._origin = self._origin.settled(wanted, shape, wanted.alone and self.has_rewards)
+        self._origin = self._origin.settled(wanted, shape, wanted.alone and self.rewards.known)
         if wanted.alone and not self._origin.samples:
-            self.drop_rewards()
+            self.rewards.drop()
         stages = Stages(self.run)
         if stage == "fit" or wanted.alone:
             limited = self.max_length is not None or self.truncation != "drop"
@@ -144,7 +144,7 @@ class RewardDataModule(OfflineDataModule):
         """What training steps are given, as `check_fit` takes it."""
         if not self._origin.samples:
             return self.module.learns_from
-        if Pairs.of(self.module).learnt and not self.has_rewards:  # nothing could rank what is sampled
+        if Pairs.of(self.module).learnt and not self.rewards.known:  # nothing could rank what is sampled
             return "preferences"
         return "sampled"
 
@@ -198,7 +198,7 @@ class RewardDataModule(OfflineDataModule):
         return LabelledTables(
             self.module,
             self.sampler,
-            FrozenTables(self.trainer, self.sampler, self._reward_models, cache, own),
+            FrozenTables(self.trainer, self.sampler, self.rewards.models, cache, own),
             Stages(self.trainer),
             self.ends,
             asked,

@@ -60,7 +60,7 @@ def test_a_rollout_is_scored_by_the_model_and_judged_by_the_first_reward(tiny_po
     assert torch.equal(rollout.correct, rollout.reward_components["response_length"] >= 0.5)
     assert len(set(rollout.truncated.tolist())) == 2, "both kinds of endings are wanted here"
     assert "reward_model × 0.5" in data.describe()["rewards"]
-    assert data._reward_models[0]._judge is None, "weights stay after the run"
+    assert data.rewards.models[0]._judge is None, "weights stay after the run"
 
 
 def test_a_model_that_is_not_there_is_found_out_before_anything_is_sampled(tiny_policy, tmp_path):
