@@ -26,7 +26,7 @@ import torch
 import rl_lightning
 from rl_lightning import algorithms
 from rl_lightning.callbacks import GroupNormalize
-from rl_lightning.data import RolloutDataModule
+from rl_lightning.data import ChainSum, RolloutDataModule
 
 _LOOKS_UP = ("__getitem__", "__len__")
 PACKAGE = os.path.dirname(os.path.abspath(rl_lightning.__file__))
@@ -108,7 +108,8 @@ def fit(algorithm: str, trace: Trace) -> None:
 
     module = getattr(algorithms, algorithm)()
     callbacks = [StopTrace(), *([GroupNormalize()] if "advantages" in module.needs else [])]
-    data = Data(prompts_per_rollout=2, group_size=2, seed=0)
+    prompts = ChainSum(train_size=8, val_size=2, test_size=2)
+    data = Data(prompts=prompts, prompts_per_rollout=2, group_size=2, seed=0)
     data.sampling.max_new_tokens = 8
     with tempfile.TemporaryDirectory() as directory:
         trainer = pl.Trainer(

@@ -15,7 +15,8 @@ from rl_lightning.models.critic import Critic, CriticFiles, ValueHead, head_for
 from rl_lightning.models.forward import Entropy, Reading, read_responses, response_logits
 from rl_lightning.models.judge import Judge, Text
 from rl_lightning.models.load_options import LoadOptions
-from rl_lightning.models.loading import EMBEDDED, PolicyFiles
+from rl_lightning.models.loading import PolicyFiles
+from rl_lightning.models.location import EMBEDDED
 
 __all__ = [
     "EMBEDDED",

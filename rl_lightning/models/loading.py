@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import logging
 import os
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from transformers import (
@@ -29,30 +26,17 @@ from rl_lightning.errors import UserError
 from rl_lightning.models.adapter_files import AdapterFiles
 from rl_lightning.models.checks import check_finite, check_tokens
 from rl_lightning.models.load_options import LoadOptions
+from rl_lightning.models.location import EMBEDDED, Location, fingerprint_of, locate
 from rl_lightning.models.noise import recompute_layers, silence
 from rl_lightning.models.outline import is_outline, outline_of
 from rl_lightning.models.packed_attention import enable_packing
 from rl_lightning.models.quantized import is_packed, keep_gradients, settings
-from rl_lightning.models.reading import near_misses, reading
+from rl_lightning.models.reading import reading
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
 from rl_lightning.typed import Typed
 
-#: Files that are not part of a policy's fingerprint: state of training, and texts for people.
-_NO_PART_OF_IT = ("*.md", "*.pt", "*.ckpt", "training_args*", "optimizer*", "trainer_state*", ".*")
-
-#: The name of the small policy that comes with the package.
-EMBEDDED = "embedded"
-
 log = logging.getLogger(__name__)
-
-
-class _Location(TypedDict, total=False):
-    """The arguments of transformers' `from_pretrained` that say where files are."""
-
-    pretrained_model_name_or_path: str
-    gguf_file: str
-    trust_remote_code: bool
 
 
 class PolicyFiles(metaclass=Typed):
@@ -76,34 +60,14 @@ class PolicyFiles(metaclass=Typed):
         self.options = options or LoadOptions()
 
     @cached_property
-    def _location(self) -> _Location:
+    def _location(self) -> Location:
         """The arguments of transformers' `from_pretrained` that say where the files are."""
         trust = self.options.trust_remote_code
         if trust:
             log.warning(
                 "%s %r: trust_remote_code is on, so Python code that comes with it may run", self.role, self.policy
             )
-        if self.policy == EMBEDDED:
-            return {
-                "pretrained_model_name_or_path": str(files("rl_lightning") / "assets" / "chain_sum"),
-                "trust_remote_code": trust,
-            }
-        path = Path(self.policy).expanduser()
-        if self.adapter is not None:
-            return {"pretrained_model_name_or_path": self.adapter.settings().base, "trust_remote_code": trust}
-        if path.suffix == ".gguf":
-            if not path.is_file():
-                raise UserError(f"{self.role}: there is no file {path}{near_misses(path)}")
-            folder = str(path.parent)
-            return {"pretrained_model_name_or_path": folder, "gguf_file": path.name, "trust_remote_code": trust}
-        if path.is_dir() and not (path / "config.json").is_file():
-            raise UserError(
-                f"{self.role}: the directory {path} has no config.json: give a Hugging Face model directory"
-            )
-        if not path.is_dir() and (path.is_absolute() or self.policy.startswith((".", "~"))):
-            raise UserError(f"{self.role}: there is no directory {path}{near_misses(path)}")
-        name = str(path) if path.is_dir() else self.policy
-        return {"pretrained_model_name_or_path": name, "trust_remote_code": trust}
+        return locate(self.policy, self.role, self.adapter, trust)
 
     @cached_property
     def adapter(self) -> AdapterFiles | None:
@@ -160,23 +124,10 @@ class PolicyFiles(metaclass=Typed):
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the files of configuration, tokenizer and weights; for a name on the hub, the name and its commit."""
-        place = Path(self._location["pretrained_model_name_or_path"])
-        whole = hashlib.sha256()
-        if not place.is_dir():
-            name = f"{place}@{getattr(self.config, '_commit_hash', None)}"
-            if self.adapter is None:
-                return name
-            whole.update(name.encode())
-        only = self._location.get("gguf_file")
-        places = ([place] if place.is_dir() else []) + ([] if self.adapter is None else [self.adapter.directory])
-        paths = [place / only] if only else sorted(path for one in places for path in one.iterdir() if path.is_file())
-        for path in paths:
-            if not any(path.match(pattern) for pattern in _NO_PART_OF_IT):
-                with path.open("rb") as file:
-                    whole.update(f"{path.name}:{path.stat().st_size}:".encode())
-                    while block := file.read(1 << 22):
-                        whole.update(block)
-        return whole.hexdigest()[:16]
+        located = self._location
+        on_the_hub = not Path(located["pretrained_model_name_or_path"]).is_dir()
+        commit = getattr(self.config, "_commit_hash", None) if on_the_hub else None
+        return fingerprint_of(located, commit, self.adapter)
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
