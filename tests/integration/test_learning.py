@@ -8,7 +8,7 @@ from rl_lightning.cli import run
 
 #: The YAML, arguments that shorten it, and the least that pass@1 must gain on 64 held-out problems.
 SHORT = {
-    "sft": (["--data.prompts.train_size=6400"], 0.3),
+    "sft": (["--data.prompts.train_size=3200"], 0.3),
     "rft": (["--data.max_prompts=700", "--trainer.max_epochs=1"], 0.08),
     "rft_online": (["--trainer.max_epochs=20"], 0.15),
     "dpo": (["--data.max_prompts=800"], 0.08),
