@@ -76,7 +76,7 @@ _CONSTANT = re.compile(r"\\text\{([ei])\}")
 _RELATIONS = re.compile(r"<=|>=|=<|!=|(?<![<>=])=>")
 _RELATION_NAMES = {"<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "=>": "=>"}
 #: What may stand over or under a line: no other such line, no relation, no list.
-_LEVEL = r"((?:[^{}\\=<>,;$]|\\(?!(?:over|choose)(?![A-Za-z]))[A-Za-z]+|\{[^{}]*\}){1,64})"
+_LEVEL = r"((?:[^{}\\=<>,;$]|\\(?!(?:over|choose)(?![A-Za-z]))[A-Za-z]+(?![A-Za-z])|\{[^{}]*\}){1,64})"
 _STACKED = re.compile(rf"\{{{_LEVEL}\\(over|choose)(?![A-Za-z]){_LEVEL}\}}")
 _STACKED_ALONE = re.compile(rf"{_LEVEL}\\(over|choose)(?![A-Za-z]){_LEVEL}")
 _STACKS = {"over": "frac", "choose": "binom"}

@@ -16,7 +16,10 @@ Kind = Literal["expression", "equation", "inequality"]
 #: A real or complex number of mpmath, which declares no types.
 Value = Any
 
-_DIGITS, _AGREE, _ZERO = 60, mpf(10) ** -40, mpf(10) ** -30
+#: Decimal digits: that are computed, that two values must agree to, and below which a value is zero, for values of a common size.
+_DIGITS, _AGREE, _ZERO = 60, 40, 30
+_LARGEST_SIZE = 2000
+_DIGITS_OF_BIT = 0.30103
 _LARGEST_EXPONENT, _LARGEST_FACTORIAL = 1_000_000, 1000
 _POINTS = 6
 
@@ -64,7 +67,9 @@ def equal(kind: Kind, gold: tuple[str, ...], response: tuple[str, ...]) -> bool 
 
     They are evaluated at points that the names of the variables determine. Two expressions are equal if they agree to 40 digits
     at all points where both have a value, and there are at least two such points. Two equations are equal if their
-    differences, left side less right side, are proportional; two inequalities, if they are so by a positive factor.
+    differences, left side less right side, are proportional; two inequalities, if they are so by a positive factor. For each
+    digit of the largest number on the way, and each zero behind the point of the smallest, they must agree to two digits
+    more: ``2^{200} - 1`` is not ``2^{200}``.
 
     Args:
         kind: of both.
@@ -79,41 +84,56 @@ def equal(kind: Kind, gold: tuple[str, ...], response: tuple[str, ...]) -> bool 
         return None
     names = sorted(frozenset().union(*(side.variables for side in sides)))
     imaginary = any("i" in _constants(side.tree) for side in sides)
+    sizes = [0]
     with mp.workdps(_DIGITS):
-        values = list(_values(sides, names, imaginary))
+        list(_values(sides, names, imaginary, sizes))
+    size = max(sizes)
+    if size > _LARGEST_SIZE:
+        return None
+    # A difference may take the size from the digits of a value twice.
+    with mp.workdps(_DIGITS + 4 * size):
+        values = list(_values(sides, names, imaginary, sizes))
         if len(values) < (2 if names else 1):
             return None
         if kind == "expression":
-            return all(_same(first, second) for first, second in values)
-        return _proportional(values, positive=kind == "inequality")
+            return all(_same(first, second, size) for first, second in values)
+        return _proportional(values, size, positive=kind == "inequality")
 
 
-def _proportional(values: list[Value], positive: bool) -> bool:
+def _proportional(values: list[Value], size: int, positive: bool) -> bool:
     """Return whether the differences of the sides are proportional at all points, and not constant."""
     pairs = [(first - second, third - fourth) for first, second, third, fourth in values]
-    if any(abs(one) < _ZERO or abs(other) < _ZERO for one, other in pairs):
+    zero = mpf(10) ** -(_ZERO + 2 * size)
+    if any(abs(one) < zero or abs(other) < zero for one, other in pairs):
         return False
     factor = pairs[0][1] / pairs[0][0]
-    constant = all(_same(one, pairs[0][0]) for one, _ in pairs)
+    constant = all(_same(one, pairs[0][0], size) for one, _ in pairs)
     if constant or (positive and factor <= 0):
         return False
-    return all(_same(other, factor * one) for one, other in pairs)
+    return all(_same(other, factor * one, size) for one, other in pairs)
 
 
-def _same(first: Value, second: Value) -> bool:
-    return bool(abs(first - second) <= _AGREE * max(mpf(1), abs(first), abs(second)))
+def _same(first: Value, second: Value, size: int) -> bool:
+    return bool(abs(first - second) <= mpf(10) ** -(_AGREE + 2 * size) * max(mpf(1), abs(first), abs(second)))
 
 
-def _values(sides: list[Expression], names: list[str], imaginary: bool) -> Iterator[tuple[Value, ...]]:
-    """Yield the values of all sides at each point where all of them have one; a real one unless `imaginary`."""
+def _values(
+    sides: list[Expression], names: list[str], imaginary: bool, sizes: list[int]
+) -> Iterator[tuple[Value, ...]]:
+    """Yield the values of all sides at each point where all of them have one; a real one unless `imaginary`.
+
+    Args:
+        sides, names, imaginary: see `equal`.
+        sizes: gets, of every number on the way, how many decimal digits its magnitude has on either side of the point.
+    """
     for number in range(_POINTS if names else 1):
         point = {name: _coordinate(name, number) for name in names}
         try:
-            values = tuple(_evaluate(side.tree, point) for side in sides)
+            values = tuple(_evaluate(side.tree, point, sizes) for side in sides)
         except (ArithmeticError, ValueError):
             continue
         if names and not imaginary:
-            if any(abs(mp.im(value)) > _ZERO for value in values):
+            if any(abs(mp.im(value)) > mpf(10) ** -_ZERO for value in values):
                 continue
             values = tuple(mp.re(value) for value in values)
         if all(mp.isfinite(value) for value in values):
@@ -133,23 +153,27 @@ def _constants(tree: Tree) -> set[str]:
     return set().union(*(_constants(part) for part in tree[1:] if isinstance(part, tuple)))
 
 
-def _evaluate(tree: Tree, point: dict[str, Value]) -> Value:
+def _evaluate(tree: Tree, point: dict[str, Value], sizes: list[int]) -> Value:
     operator, *parts = tree
     if operator == "number":
-        return mpf(parts[0].numerator) / parts[0].denominator
-    if operator == "name":
+        value = mpf(parts[0].numerator) / parts[0].denominator
+    elif operator == "name":
         constants = {"pi": mp.pi, "e": mp.e, "i": mp.mpc(0, 1)}
-        return point[parts[0]] if parts[0] in point else +constants[parts[0]]
-    values = [_evaluate(part, point) for part in parts]
-    if any(abs(value) > mpf(10) ** _LARGEST_EXPONENT for value in values):
-        raise _NoValue
-    return _OPERATIONS[operator](*values)
+        value = point[parts[0]] if parts[0] in point else +constants[parts[0]]
+    else:
+        values = [_evaluate(part, point, sizes) for part in parts]
+        if any(abs(value) > mpf(10) ** _LARGEST_EXPONENT for value in values):
+            raise _NoValue
+        value = _OPERATIONS[operator](*values)
+    if value != 0 and mp.isfinite(value):
+        sizes.append(int(abs(mp.mag(value)) * _DIGITS_OF_BIT))
+    return value
 
 
 def _power(base: Value, exponent: Value) -> Value:
     if base == 0 and mp.re(exponent) <= 0:
         raise _NoValue
-    if base != 0 and abs(exponent) * (1 + abs(mp.log(abs(base)))) > _LARGEST_EXPONENT:
+    if base != 0 and abs(exponent) * (1 + abs(mp.ln(abs(base), prec=53))) > _LARGEST_EXPONENT:
         raise _NoValue
     return base ** (int(exponent.real) if mp.isint(exponent) else exponent)
 

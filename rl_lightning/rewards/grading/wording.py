@@ -39,7 +39,7 @@ _WORDS = {
 }
 _OPTION = re.compile(r"(?:[Oo]ption|[Cc]hoice) (\(?[A-Z]\)?)")
 _SIGN_AS_WORD = re.compile(r"(?:minus|negative) (?=[\d.\\])")
-_WORDS_ALONE = re.compile(r"(?:[Nn]o|[A-Za-z][a-z]{2,})(?: [A-Za-z]?[a-z]+)*")
+_WORDS_ALONE = re.compile(r"(?:[Nn]o|[A-Za-z][a-z]{2,})(?: (?:[A-Z][a-z]+|[a-z]+))*")
 _ALL_BUT = re.compile(
     r"(?:\\mathbb\{R\}|\(-\\infty, ?\\infty\)) ?(?:\\setminus|\\backslash|\\|-) ?\\\{([^{}]+)\\\}"
     r"|all real numbers (?:except|other than)(?: for)? ([^a-z]+)"

@@ -35,6 +35,8 @@ BOMBS = {
     "f-string": 'f\'{open("graded", "w")}\'',
     "format": "{0.__class__}",
     "list of lists": "{" + ",".join(["{" + ",".join("123456789") + "}"] * 200) + "}",
+    "functions": "+".join(rf"\sin(\cos(\tan({number})))" for number in range(13)),
+    "fractions": r"\frac{\alpha}{\beta}" * 12,
     "nested sets": "{" + ",".join(["{1,2,3,4,5,6}"] * 16) + "}",
 }
 LONG = {
@@ -75,6 +77,12 @@ def test_bombs_cost_less_than_a_second(name, tmp_path, monkeypatch):
     if name not in ("1 MB of boxes", "1 MB of end tokens"):  # these do say 5
         assert not any(verdict.correct for verdict in verdicts if verdict.extracted != "5"), verdicts
     assert os.listdir(tmp_path) == []
+
+
+def test_a_long_answer_in_words_costs_nothing():
+    words, started = "abc " * 60 + "0", time.process_time()
+    assert not is_equivalent(answer=words, response=words.upper())
+    assert time.process_time() - started < 1.0
 
 
 @pytest.mark.parametrize("name", BOMBS)

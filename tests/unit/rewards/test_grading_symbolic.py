@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("mpmath")
 
 from rl_lightning.rewards import tally
-from rl_lightning.rewards.grading import is_equivalent, symbolic
+from rl_lightning.rewards.grading import is_equivalent, symbolic, symbolic_backend
+from tests.checks import holds_only_for
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,6 +62,41 @@ def test_not_equal(answer, response):
     assert not grade(answer, response), grade(answer, response)
 
 
+CLOSE = [
+    ("2^{2024}-1", "2^{2024}-2"),
+    ("10^{50}+1", "10^{50}"),
+    ("1-2^{-2023}", "1"),
+    (r"\sqrt{2^{2024}+1}", "2^{1012}"),
+    (r"\frac{\sqrt{2}}{10^{50}}", r"\frac{\sqrt{3}}{10^{50}}"),
+    ("x^{2024}+x^{1000}+1", "x^{2024}+1"),
+    ("e^{1000}+1", "e^{1000}"),
+]
+SAME = [
+    ("2^{2024}-1", "-1+4^{1012}"),
+    ("1-2^{-2023}", r"\frac{2^{2023}-1}{2^{2023}}"),
+    ("(2^{100}+1)-2^{100}", "1"),
+    (r"(x^{2024}+1)^{2}", "x^{4048}+2x^{2024}+1"),
+    (r"\sin{\pi}+1", "1"),
+]
+
+
+def values_are_equal(digits_of_bit=symbolic_backend._DIGITS_OF_BIT):
+    def equal(first, second):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(symbolic_backend, "_DIGITS_OF_BIT", digits_of_bit)
+            return symbolic_backend.equal("expression", (first,), (second,))
+
+    return equal
+
+
+@holds_only_for(values_are_equal(), sizes=values_are_equal(digits_of_bit=0))
+def test_large_and_small_numbers_are_compared_to_their_last_digit(equal):
+    assert [equal(*pair) for pair in CLOSE] == [False] * len(CLOSE)
+    assert [equal(*pair) for pair in SAME] == [True] * len(SAME)
+    assert symbolic_backend.equal("equation", ("x^2", "10^{50}"), ("x^2", "10^{50}+1")) is False
+    assert symbolic_backend.equal("equation", ("x^2", "10^{50}"), ("2x^2", "2*10^{50}"))
+
+
 def test_an_exact_match_never_reaches_it():
     assert grade(r"\int_0^1 x dx", r"\int_0^1 x dx").layer == "exact"
 
@@ -82,6 +118,7 @@ def test_an_exact_match_never_reaches_it():
         "x\ud800",
         "().__class__",
         "lambda: 0",
+        "+".join(rf"\sin(\cos(\tan({number})))" for number in range(12)),
     ],
 )
 def test_bombs_are_refused_at_once(bomb):
