@@ -3,9 +3,12 @@
 from contextlib import ExitStack
 from unittest.mock import patch
 
-from rl_lightning.rewards.grading import equivalence, expression, is_equivalent, structure
+from rl_lightning.rewards.grading import equivalence, expression, is_equivalent, rational, structure, units
 
-CACHED = (expression.read_expression, equivalence._judge, structure.parse_relation)
+CACHED = (
+    *(expression.read_expression, structure.parse_relation, rational.parse_quantity, units.split_unit),
+    *(equivalence._judge, equivalence._checked),
+)
 
 
 def graded(*changes):

@@ -14,6 +14,7 @@ from rl_lightning.rewards.grading.forms import (
     as_points,
     as_union,
     holds_solutions,
+    is_interval,
     is_named,
     is_sequence,
     is_solved,
@@ -37,7 +38,7 @@ from rl_lightning.rewards.grading.structure import (
 )
 from rl_lightning.rewards.grading.terms import same_terms
 from rl_lightning.rewards.grading.units import letter_unit, split_unit, without_letters
-from rl_lightning.rewards.grading.wording import plain, said, same_words, with_point
+from rl_lightning.rewards.grading.wording import plain, said, same_words, upright, with_point
 
 Lists = Literal["unordered", "ordered"]
 Layer = Literal["extract", "exact", "rational", "structure", "symbolic", "none"]
@@ -111,7 +112,7 @@ class Comparison:
         first, second = tighten(first), tighten(second)
         if self.rules.ignore_case:
             return first.casefold() == second.casefold()
-        return first == second or same_words(first, second)
+        return first == second or same_words(first, second) or upright(first) == upright(second)
 
     def same_number(self, expected: Quantity, given: Quantity, gold: str) -> bool:
         """Return whether two quantities are equal. A unit that only one of them has is ignored."""
@@ -229,6 +230,8 @@ class Comparison:
     def items(self, gold: Collection, response: Collection, nesting: int) -> bool | None:
         """Return whether two collections have equal items, in order if that of the gold answer matters; None if that is unknown."""
         gold, response = as_points(as_union(gold)), as_points(as_union(response))
+        if gold.brackets == "u" and not response.brackets and all(map(is_interval, response.items)):
+            response = response._replace(brackets="u")
         brackets = {gold.brackets, response.brackets}
         if brackets == {"", "{}"} and (is_named(gold) or is_named(response)):
             return False

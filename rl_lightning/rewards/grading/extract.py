@@ -38,17 +38,23 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _HASH_LINE = re.compile(r"(?:^|\s)####(?!#)([^\n#]*)$")
 _ANSWER_LINE = re.compile(
     r"\banswers?(?:(?: is| are)?[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a]\*{0,3}|(?P<says>[ \t]{1,8}(?:is|are)\b)|(?P<title>\*{2,3}(?=[ \t]{0,8}\n))"
-    r"|(?P<bare>(?=[ \t]{0,8}\n?[ \t]{0,8}(?:\$|\\[(\[]))))",
+    r"|(?P<bare>(?=[ \t]{0,8}\n?[ \t]{0,8}(?:\$|\\[(\[])))|(?P<heading>(?=[ \t]{0,8}\n)))"
+    # In German, French, Spanish, Portuguese, Italian, Russian, Chinese, Japanese and Korean.
+    r"|\b(?:antwort|lösung|réponse|respuesta|resposta|risposta|ответ)(?: finale?)?(?:[ \t]{0,8}\*{0,3}[ \t]{0,8}[:\uff1a]\*{0,3}"
+    r"|(?P<tells>[ \t]{1,8}(?:ist|lautet|est|es|é|è)\b(?:[ \t]{0,8}:)?))"
+    r"|(?:答案|答え|정답|답)[ \t]{0,8}\*{0,3}(?:[ \t]{0,8}[:\uff1a]\*{0,3}|[ \t]{0,8}(?P<shows>[是为は은는])[ \t]{0,8}[:\uff1a]?)",
     re.IGNORECASE,
 )
 _FILLER = re.compile(
     r"[\s*#>:.]*(?:so|thus|therefore|hence|then)?,?\s{0,4}(?:the|my|our|and the)?\s{0,4}(?:final|correct|right)?\s{0,4}[*\s]*",
     re.IGNORECASE,
 )
-_LONGEST_START = 24
+_LONGEST_START, _LONGEST_FILLER = 24, 96
+_SENTENCES = ("says", "tells", "shows")
 _LINE_START = re.compile(r"[\s*#>]*(?:(?:the|my|our) )?(?:final |correct )?", re.IGNORECASE)
 _HOPE = re.compile(r"[.\s]{0,8}I hope it is correct\.?\s{0,8}$")
-_SENTENCE_END = re.compile(r"[.!](?=\s|\*|$)")
+_HEADING = re.compile(r"\s{0,3}#{1,6} ?[*\s]*(?:(?:the|my|our) )?(?:final |correct )?", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!](?=\s|\*|$)|。")
 _MATH_BLOCK = re.compile(
     r"\s*(?:\$\$((?:(?!\$\$).)*)\$\$|\\\[((?:(?!\\\]).)*)\\\])[ \t]*[.,]?[ \t]*(?:\n|$)", re.DOTALL
 )
@@ -84,7 +90,9 @@ def find_answers(
             - ``answer_tag``: ``<answer>...</answer>``;
             - ``hash_line``: what follows ``####`` on the last line, as in GSM8K;
             - ``answer_line``: the rest of the line after ``Answer:`` (any case, also ``The answer is:`` and in bold), or the
-              next line or displayed formula if nothing follows; a formula behind ``Answer`` at the start of a line; the rest of the sentence after ``The answer is``;
+              next line or displayed formula if nothing follows; a formula behind ``Answer`` at the start of a line; what follows
+              ``Answer`` as a heading; the rest of the sentence after ``The answer is``. Also in some other languages:
+              ``Antwort: 5``, ``La respuesta es 5.``, ``答案是5。``;
             - ``hash``: everything after ``#`` (or ``####``), as in ``12;8#8``;
             - ``last_number``: the last number of the text, whatever it stands for;
             - ``whole``: the whole text.
@@ -209,22 +217,31 @@ def _hash_line(text: str) -> list[str] | None:
 
 def _answer_line(text: str) -> list[str] | None:
     mentions = list(islice(_ANSWER_LINE.finditer(text), _MOST_MENTIONS))
-    matches = [match for match in mentions if match["bare"] is None or _starts_line(text, match.start())]
+    matches = [match for match in mentions if _is_meant(text, match)]
     if len(matches) > _MOST_MARKED or len(mentions) == _MOST_MENTIONS:
         return [""] * (_MOST_MARKED + 1)
     # `the answer is even`, written on the way, counts only if there is no `Answer:`.
-    found: dict[str, list[str]] = {"marked": [], "title": [], "bare": [], "says": []}
+    found: dict[str, list[str]] = {"marked": [], "title": [], "heading": [], "bare": [], "says": []}
     for match, end in zip(matches, [*(following.start() for following in matches[1:]), len(text)], strict=False):
         rest = text[match.end() : min(end, match.end() + 2 * _LONGEST)]
         # `Final Answer: The final answer is 5` is one answer.
-        if end < len(text) and _FILLER.fullmatch(rest):
+        if end < len(text) and _is_filler(rest):
             continue
-        found[match.lastgroup or "marked"].append(_answer_in(rest, sentence=match["says"] is not None))
-    return found["marked"] or found["title"] or found["bare"] or found["says"]
+        says = match.lastgroup in _SENTENCES
+        found["says" if says else match.lastgroup or "marked"].append(_answer_in(rest, sentence=says))
+    return next(filter(None, found.values()), [])
 
 
-def _starts_line(text: str, at: int) -> bool:
-    return bool(_LINE_START.fullmatch(text[max(0, at - _LONGEST_START) : at].rpartition("\n")[2]))
+def _is_filler(text: str) -> bool:
+    text = " ".join(text.split())
+    return len(text) <= _LONGEST_FILLER and bool(_FILLER.fullmatch(text))
+
+
+def _is_meant(text: str, mention: re.Match[str]) -> bool:
+    """Return whether a mention of an answer that needs the start of a line, or a heading, has it."""
+    needed = {"bare": _LINE_START, "heading": _HEADING}.get(mention.lastgroup or "")
+    before = text[max(0, mention.start() - _LONGEST_START) : mention.start()].rpartition("\n")[2]
+    return needed is None or bool(needed.fullmatch(before))
 
 
 def _answer_in(rest: str, sentence: bool) -> str:

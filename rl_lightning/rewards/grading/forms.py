@@ -15,6 +15,7 @@ from rl_lightning.rewards.grading.structure import (
     as_interval,
     is_name,
     parse_based,
+    parse_collection,
     parse_label,
     parse_ratio,
     parse_relation,
@@ -41,6 +42,12 @@ def as_union(collection: Collection) -> Collection:
         return collection
     texts = [f"{i.brackets[0]}{i.items[0]},{i.items[1]}{i.brackets[1]}" for i in intervals if i]
     return Collection("u", texts)
+
+
+def is_interval(text: str) -> bool:
+    """Return whether a text is written as an interval, such as ``[3, \\infty)``."""
+    collection = parse_collection(text)
+    return collection is not None and collection.brackets in ("()", "(]", "[)", "[]") and len(collection.items) == 2
 
 
 def is_named(collection: Collection) -> bool:

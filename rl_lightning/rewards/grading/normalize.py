@@ -24,7 +24,7 @@ _SYMBOLS = {
         "∅": r"\emptyset ",
     },
     **{"θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "λ": r"\lambda ", "√": r"\sqrt ", "º": "°"},
-    **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "ℝ": r"\mathbb{R}", "…": "..."},
+    **{"⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "ℝ": r"\mathbb{R}", "…": "...", "。": "."},
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+\*?|.)", re.DOTALL)
 # LaTeX command → what it stands for; the space behind a name keeps it apart from letters.
@@ -37,7 +37,7 @@ _MEANS = {
     **dict.fromkeys(("underline", "uline", "ensuremath", "checkmark", "blacksquare", "qed", "bf", "it", "rm"), ""),
     **dict.fromkeys((f"{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")), ""),
     **dict.fromkeys((*",;: \n>()[]", "quad", "qquad", "enspace", "thinspace", "hfill", "nobreakspace"), " "),
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac", "flatfrac"), r"\frac"),
     **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
     **dict.fromkeys(("leq", "leqslant"), r"\le "),
     **dict.fromkeys(("geq", "geqslant"), r"\ge "),
@@ -60,6 +60,16 @@ _MEANS = {
         "varnothing": r"\emptyset ",
     },
     **{"R": r"\mathbb{R}", "lparen": "(", "rparen": ")", "textdollar": r"\$", "cr": r"\\", "newline": r"\\"},
+    **{
+        "pounds": "£",
+        "textsterling": "£",
+        "euro": "€",
+        "texteuro": "€",
+        "yen": "¥",
+        "textyen": "¥",
+        "AA": "Å",
+        "ohm": "Ω",
+    },
     **dict.fromkeys(("ldots", "dots", "cdots", "dotsc", "dotsb"), "..."),
 }
 _GROUPED_BY_SPACES = re.compile(r"([-+]?[1-9]\d{0,2}(?: \d{3})+)(?:\.\d*)?")
@@ -82,6 +92,11 @@ _STACKED_ALONE = re.compile(rf"{_LEVEL}\\(over|choose)(?![A-Za-z]){_LEVEL}")
 _STACKS = {"over": "frac", "choose": "binom"}
 _TIMES_TEN = re.compile(r"(?<=\d) x (?=10 ?\^)")
 _PLUS_INFINITY = re.compile(r"\+ ?(?=\\infty)")
+_INFINITY = re.compile(r"(?<=[(\[,\s+-])(?:inf|infty|oo)(?=\s*[,)\]])")
+_UNION = re.compile(r"(?<=[)\]}]) ?[Uu] ?(?=[(\[\]]|\\\{)")
+#: Open ends as French writes them: ``]0,1[``.
+_OPEN_LEFT = re.compile(r"((?:^|\\cup|\\in) *)\](?=[^\[\],;]{1,128}[,;][^\[\],;]{1,128}[\[\]] *(?:\\cup|$))")
+_OPEN_RIGHT = re.compile(r"([(\[][^()\[\],;]{1,128}[,;][^\[\],;]{1,128})\[(?= *(?:\\cup|$))")
 _EMPTY_SET = re.compile(r"\\\{\s*\\\}")
 _MATH_INSIDE = re.compile(r"(?<!\\)\$([^$]*)(?<!\\)\$")
 _NAME_APART = re.compile(r"(\\[A-Za-z]+) +(?![A-Za-z])")
@@ -161,6 +176,8 @@ def normalize(text: str) -> str:
         text = _ESCAPED_TWICE.sub(r"\\", text)
     text = _SWITCHED.sub(r"\\text{\1}", _LOOKS.sub("", _undecorated(text)))
     text = _COMMAND.sub(_meaning, _BOLD_LETTER.sub(r"\1", text))
+    text = _UNION.sub(r"\\cup ", _INFINITY.sub(r"\\infty ", text))
+    text = _OPEN_RIGHT.sub(r"\1)", _OPEN_LEFT.sub(r"\1(", text))
     text = _EMPTY_SET.sub(r"\\emptyset ", _PLUS_INFINITY.sub("", _TIMES_TEN.sub(r"\\times ", text)))
     text = _CURRENCY_AS_TEXT.sub(r"\1", _TEMPERATURE.sub(lambda found: f"°{(found[1] or found[2])[0].upper()}", text))
     text = _POWER_IN_TEXT.sub(r"\1\2", text)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?: ?(?:\\text\{ ?)?([AaPp])\.? ?[Mm]\.?(?: ?\})?)?")
+_CLOCK = re.compile(
+    r"(\d{1,2})(?::(\d{2})|(?= ?(?:\\text\{ ?)?[AaPp]))(?: ?(?:\\text\{ ?)?([AaPp])\.? ?[Mm]\.?(?: ?\})?)?"
+)
 _NUMBERS = re.compile(r"(\d{4})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")
 _MONTHS = "january february march april may june july august september october november december"
 _DATE = re.compile(
@@ -33,7 +35,7 @@ def same_time(gold: str, response: str) -> bool | None:
 def parse_clock(text: str) -> tuple[int, int, str | None] | None:
     """Return hours, minutes and ``a`` or ``p`` (None if it is not said) of a time of the day such as ``3:30 p.m.``, or None."""
     found = _CLOCK.fullmatch(text)
-    return (int(found[1]), int(found[2]), found[3].lower() if found[3] else None) if found else None
+    return (int(found[1]), int(found[2] or 0), found[3].lower() if found[3] else None) if found else None
 
 
 def parse_date(text: str) -> tuple[int, int, int | None] | None:

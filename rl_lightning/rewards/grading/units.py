@@ -13,11 +13,18 @@ _NAMES = (
     "s sec second, min mins minute, h hr hrs hour, day, week, month, yr year, l L liter litre, mL ml milliliter millilitre, gal gallon, "
     "N newton, J joule, W watt, kW kilowatt, V volt, Hz hertz, Pa pascal, K kelvin, A amp ampere, C coulomb, mol mole, "
     "° deg degree, rad radian, dollar USD usd, cent ¢, euro EUR, gbp GBP, yen JPY, rupee Rs INR, yuan RMB CNY, unit, point, people person, "
-    "% percent pct percentage, mph kph km/h, °C celsius, °F fahrenheit, student, apple, coin, marble, book, ticket, square, time"
+    "% percent pct percentage, mph kph km/h, °C celsius, °F fahrenheit, student, apple, coin, marble, book, ticket, square, time, "
+    "Ω ohm, eV electronvolt, cal calorie, kcal kilocalorie, atm atmosphere, bar, torr Torr, mmHg, Å angstrom, dB decibel, rpm, "
+    "ha hectare, acre, byte, bit, tesla, farad, henry, molar"
 )
 _UNITS = {name: group.split()[0] for group in _NAMES.split(",") for name in group.split()}
 _UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 2 and not name.endswith("s")}
 _UNITS |= {"mph": "mph", "kph": "kph", "km/h": "kph"}
+_PREFIXED = {f"{prefix}{unit}" for prefix in "nμmkMG" for unit in (*"VWAJNFTΩLBM", "Hz", "Pa", "eV", "mol")}
+_PREFIXED |= {"nm", "μm", "ns", "μs", "μg", "pF", "KB", "TB", "kPa", "hPa"}
+_UNITS = {name: name for name in _PREFIXED} | _UNITS
+#: Letters that are a unit in ``\\text``, and a variable elsewhere.
+_UNITS_IN_TEXT = {"T": "tesla", "F": "farad", "H": "henry", "M": "molar", "B": "byte"}
 _RATES = {"mph": Counter({"mi": 1, "h": -1}), "kph": Counter({"km": 1, "h": -1})}
 _CURRENCIES = {
     "$": "dollar",
@@ -43,8 +50,12 @@ _NO_UNITS = {*_NO_UNIT_NAMES.split(), *_SCALES}
 _CURRENCY = re.compile(r"^([-+]?) ?(?:(?:US ?)?\\?(\$|€|£|¥|₹)|(USD|EUR|GBP|JPY|INR)) ?(?=[\d.\\(])")
 _CURRENCY_BEHIND = re.compile(r"(?<=[\d})]) ?(\\?\$|€|£|¥|₹)$")
 _SCALE = re.compile(r" ?(?:\\text\{ ?)?\b(hundred|thousand|million|billion|trillion)s?(?: ?\})?$")
+_MICRO = re.compile(r"\\mu ?\\text\{ ?|\\text\{ ?\\mu ?")
+_OHM = re.compile(
+    r"(\\text\{ ?[kMGm]?)\\Omega(?= ?\})|(?<=\d )([kMGm]?)\\Omega$|(?<=\d) ?\\text\{ ?([kMGm]) ?\} ?\\Omega$"
+)
 _PER = re.compile(r"\\frac ?\{ ?\\text\{([^{}]*)\} ?\}\{ ?\\text\{([^{}]*)\} ?(\^ ?\{?\d\}?)? ?\}$")
-_START = re.compile(r"\\text\{|(?<![\\A-Za-z{])[A-Za-z]|[%°]")
+_START = re.compile(r"\\text\{|(?<![\\A-Za-zμ{])[A-Za-zμΩÅ]|[%°]")
 _WORD_BEFORE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,} *$|\\text\{[^{}]*\} *$")
 _ANGLE_OF_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)[^ +-]* ?\S*$")
 _LONGEST = 96  # characters
@@ -56,8 +67,9 @@ _NUMBER_COMMAND = re.compile(r"\\(?:pi|sqrt|d?frac|cdot|times|overline)(?![A-Za-
 _BRACKETED = re.compile(r"\([^(){}]*\)|\{[^(){}]*\}")
 _MOST_NESTING = 8
 _LETTERS_BEHIND = re.compile(r"(?<=\d)(?:mg|ms|ml|m ?\^ ?(?:[23]|\{[23]\}))$")
+_LETTERS = re.compile(r"(?<=\d) ?([A-Za-zμΩ]{1,2}|[A-Za-zμ][A-Za-z]{2})$")
 _PART = re.compile(
-    r" *(?:(?P<per>/|per\b)|(?P<times>\\cdot|\*|·|-(?=[A-Za-z]))|\^ ?\{? ?(?P<power>-?\d)(?: ?\})?|(?P<word>°[CF]?(?![A-Za-z])|%|[A-Za-z¢]+))\.?"
+    r" *(?:(?P<per>/|per\b)|(?P<times>\\cdot|\*|·|-(?=[A-Za-z]))|\^ ?\{? ?(?P<power>-?\d)(?: ?\})?|(?P<word>°[CF]?(?![A-Za-z])|%|[A-Za-z¢μΩÅ]+))\.?"
 )
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
@@ -83,6 +95,7 @@ def split_unit(text: str) -> tuple[str, str | None]:
     text, unit = split_currency(text)
     if unit is not None:
         return text, unit
+    text = _OHM.sub(_in_ohms, _MICRO.sub(r"\\text{μ", text))
     rate = _PER.search(text)
     if rate:
         text = f"{text[: rate.start()]}\\text{{ {rate[1]} per {rate[2]}}}{''}"
@@ -96,10 +109,15 @@ def split_unit(text: str) -> tuple[str, str | None]:
             or text.count("{", 0, start.start()) != text.count("}", 0, start.start())
         ):
             continue
-        found = _read(text[start.start() :], touching=before[-1] not in " }", amount=_is_amount(before))
+        behind = "number" if re.search(r"\d $", before) else "" if before[-1] in " }" else "touching"
+        found = _read(text[start.start() :], behind, amount=_is_amount(before))
         if found is not None:
             return before.rstrip(), found
     return text, None
+
+
+def _in_ohms(found: re.Match[str]) -> str:
+    return f"{found[1]}Ω" if found[1] else rf"\text{{{found[2] or found[3] or ''}Ω}}"
 
 
 def split_scale(text: str) -> tuple[str, Fraction]:
@@ -114,10 +132,13 @@ def without_letters(text: str) -> str:
 
 
 def letter_unit(text: str) -> tuple[str, str | None]:
-    """Return a text without a unit of one letter that touches its number, as in ``5m``, and that unit; None without one."""
-    unit = _UNITS.get(text[-1:])
-    touches = len(text) > 1 and text[-1].isalpha() and text[-2].isdigit()
-    return (text[:-1], unit) if touches and unit is not None else (text, None)
+    """Return a text without a unit of one or two letters behind its number, as in ``5m`` or ``5 nm``, and that unit; None without one.
+
+    Such letters may be variables, unless the other answer has the same unit.
+    """
+    found = _LETTERS.search(text)
+    unit = (_UNITS.get(found[1]) or _UNITS_IN_TEXT.get(found[1])) if found else None
+    return (text[: found.start()], unit) if found and unit else (text, None)
 
 
 def _is_amount(text: str) -> bool:
@@ -130,15 +151,15 @@ def _is_amount(text: str) -> bool:
     return "+" not in text[1:] and "-" not in text[1:] and text[-1:] not in ("*", "/")
 
 
-def _read(text: str, touching: bool, amount: bool) -> str | None:
+def _read(text: str, behind: str, amount: bool) -> str | None:
     """Return the unit that a whole text denotes, in one spelling; None if it is no unit.
 
     Args:
         text: such as ``\\text{ square miles per hour}``.
-        touching: it follows its number without a space.
+        behind: `touching` if it follows its number without a space, `number` if with one and the number is a decimal.
         amount: what it follows is one number, without variables.
     """
-    written = text.startswith("\\text{")
+    written, touching = text.startswith("\\text{"), behind == "touching"
     plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).replace("(", "").replace(")", "").strip()
     powers: Counter[str] = Counter()
     unknown: list[str] = []
@@ -166,10 +187,11 @@ def _read(text: str, touching: bool, amount: bool) -> str | None:
                     coming = _POWERS[word]
                 continue
             name = _UNITS.get(word) or _UNITS.get(word.lower() if len(word) > 3 else word)
+            name = name or (_UNITS_IN_TEXT.get(word) if written else None)
             if name is None:
                 if not written or word.lower() in _NO_UNITS or len(word) < 2:
                     return None
-                name = word.lower().removesuffix("s")
+                name = word.lower().removesuffix("s") if len(word) > 3 else word  # mW is not MW
                 unknown.append(name)
             if beside and not written and (last, name) not in _BARE_PRODUCTS:
                 return None
@@ -183,5 +205,11 @@ def _read(text: str, touching: bool, amount: bool) -> str | None:
         return None
     single = any(len(word) == 1 and word.isalpha() for word in words)
     if not written and single and (not amount or (touching and len(words) == 1)):
+        return None
+    if (
+        not written
+        and behind != "number"
+        and any(word in _PREFIXED and len(word) == 2 and word.isascii() for word in words)
+    ):
         return None
     return " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(powers.items()))

@@ -20,6 +20,7 @@ _SUBJECT = re.compile(
 )
 _PREDICATE = re.compile(r" is (?:the|our)(?: final| only)? (?:solution|answer|result)$")
 _TEXT = re.compile(r"\\text\{([^{}]*)\} ?")
+_UPRIGHT = re.compile(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}")
 _DENIED = re.compile(
     r"\b(?:not|no|never|wrong|incorrect|false|impossible|except|unless|if)\b(?! solution)|n't\b", re.IGNORECASE
 )
@@ -65,10 +66,15 @@ def same_words(first: str, second: str) -> bool:
     return first.lower() == second.lower() and all(map(_WORDS_ALONE.fullmatch, (first, second)))
 
 
+def upright(text: str) -> str:
+    r"""Return a tightened text without ``\text``: formulas of chemistry are set in it, in part, as a whole, or not."""
+    return _UPRIGHT.sub(r"\1", text).replace(" ", "") if "\\text{" in text else text
+
+
 def plain(text: str) -> str:
     r"""Return a normalized answer in a plainer form, for comparison.
 
-    ``\{x \mid x > 2\}`` becomes ``x > 2``, and ``x = 1, 2`` becomes ``x = 1, x = 2``. ``a \approx b`` becomes ``a``, or
+    ``\{x \mid x > 2\}`` becomes ``x > 2``, ``= 5`` becomes ``5``, and ``x = 1, 2`` becomes ``x = 1, x = 2``. ``a \approx b`` becomes ``a``, or
     ``a = b`` if ``a`` is only a name; it stays as it is if ``a`` is a number that does not round to ``b``.
     """
     if text.lower() in _WORDS or text in _WORDS:
@@ -88,6 +94,8 @@ def plain(text: str) -> str:
     values = parse_collection(label[1]) if label and parse_quantity(label[1]) is None else None
     if label and values and not values.brackets:
         return ", ".join(f"{label[0]} = {value}" for value in values.items)
+    if text.startswith("=") and "=" not in text[1:]:
+        return text[1:].strip()
     exact, sign, rounded = (part.strip() for part in text.partition(r"\approx"))
     if not sign or r"\approx" in rounded:
         return text

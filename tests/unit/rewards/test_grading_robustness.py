@@ -44,6 +44,7 @@ LONG = {
     "1 MB of digits": "7" * 1_000_000,
     "1 MB of spaces": "Answer:" + " " * 1_000_000 + "x",
     "1 MB of answers": "answer: " * 125_000,
+    "spaces between answers": ("Answer: " + " " * 8000 + "x ") * 100,
     "1 MB of stars": "answer" + "*" * 1_000_000,
     "1 MB of open boxes": r"\boxed{" * 150_000,
     "1 MB of boxes": r"\boxed{5}" * 110_000,
