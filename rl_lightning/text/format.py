@@ -137,7 +137,7 @@ class TextFormat:
         """
         ended = ended or [True] * len(responses)
         answers = [{"role": "assistant", "content": self._without_end(response)} for response in responses]
-        texts = self.added(prompts, answers, ended) if self.chat else list(responses)
+        texts = self.added(prompts, answers, ended) if self.chat else [answer["content"] for answer in answers]
         whole = self.ids([prompt.text + text for prompt, text in zip(prompts, texts, strict=True)])
         rows, alone = [], []
         for place, (prompt, ids) in enumerate(zip(prompts, whole, strict=True)):
@@ -207,14 +207,15 @@ class TextFormat:
             log.warning(text)
 
     def _without_end(self, response: str) -> str:
-        """Remove an end of turn or EOS that is part of the written response, so that it does not come twice."""
-        for end in (self.turn_end.text.strip(), self._eos):
-            response = response.removesuffix(end)
+        """Remove every end of turn or EOS with which the written response ends, and white space behind it: it would come twice."""
+        ends = tuple(filter(None, (self.turn_end.text.strip(), self._eos)))
+        while ends and (text := response.rstrip()).endswith(ends):
+            response = text.removesuffix(next(end for end in ends if text.endswith(end)))
         return response
 
     @cached_property
     def _eos(self) -> str:
-        return str(self.tokenizer.eos_token or "")
+        return "" if self.last is None else str(self.tokenizer.convert_ids_to_tokens(self.last))
 
     @cached_property
     def turn_end(self) -> TurnEnd:

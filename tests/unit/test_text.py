@@ -37,6 +37,18 @@ def tokens(tokenizer, ids):
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_an_end_that_is_written_comes_once_however_it_is_written(name):
+    tokenizer = build(name)
+    form = TextFormat(tokenizer, tokenizer.chat_template is not None)
+    turn, eos = form.turn_end.text, tokenizer.eos_token or tokenizer.sep_token
+    ends = [eos, eos + "\n", eos + eos]
+    if turn.strip():
+        ends += [turn, form.turn_end.after, f"{turn}\n", f"{turn.strip()}{eos}", f"{turn.strip()}\n{eos}\n"]
+    rows = [encoded(tokenizer, "1+2=", f"3{end}", system_prompt=SYSTEM.get(name)).written[0] for end in ["", *ends]]
+    assert [row == rows[0] for row in rows] == [True] * len(rows)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_response_ends_once_with_what_ends_a_turn(name):
     tokenizer = build(name)
     made = encoded(tokenizer, "1+2=", "3", system_prompt=SYSTEM.get(name))
