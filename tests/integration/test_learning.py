@@ -12,8 +12,8 @@ SHORT = {
     "rft": (["--data.max_prompts=700", "--trainer.max_epochs=1"], 0.08),
     "rft_online": (["--trainer.max_epochs=20"], 0.15),
     "dpo": (["--data.max_prompts=800"], 0.08),
-    "ppo": (["--trainer.max_epochs=15"], 0.15),
-    "grpo": (["--trainer.max_epochs=18"], 0.15),
+    "ppo": (["--trainer.max_epochs=12"], 0.15),
+    "grpo": (["--trainer.max_epochs=14"], 0.15),
     "dapo": (["--trainer.max_epochs=10"], 0.15),
 }
 
