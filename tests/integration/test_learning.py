@@ -10,11 +10,11 @@ from rl_lightning.cli import run
 SHORT = {
     "sft": (["--data.prompts.train_size=3200"], 0.3),
     "rft": (["--data.max_prompts=700", "--trainer.max_epochs=1"], 0.08),
-    "rft_online": (["--trainer.max_epochs=20"], 0.15),
+    "rft_online": (["--trainer.max_epochs=14"], 0.15),
     "dpo": (["--data.max_prompts=800"], 0.08),
     "ppo": (["--trainer.max_epochs=12"], 0.15),
     "grpo": (["--trainer.max_epochs=14"], 0.15),
-    "dapo": (["--trainer.max_epochs=10"], 0.15),
+    "dapo": (["--trainer.max_epochs=8"], 0.15),
 }
 
 
@@ -48,6 +48,6 @@ def test_the_yaml_improves_the_embedded_policy_on_held_out_problems(name, before
 @pytest.mark.slow
 def test_the_reward_model_tells_held_out_pairs_apart(tmp_path):
     arguments = ["--config=configs/reward_model.yaml", f"--trainer.default_root_dir={tmp_path}"]
-    shorten = ["--data.max_prompts=700", "--data.evaluation.max_prompts=64", "--trainer.max_epochs=1"]
+    shorten = ["--data.max_prompts=400", "--data.evaluation.max_prompts=64", "--trainer.max_epochs=1"]
     metrics = run(["fit", *arguments, *shorten]).trainer.callback_metrics
     assert metrics["val/accuracy"] > 0.65

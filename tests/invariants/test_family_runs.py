@@ -58,7 +58,7 @@ def run(name, policy, teacher, directory, microbatch=None, weight=1.0, **options
     load, optimizer = LoadOptions(dtype="float64"), OptimizerOptions(lr=1e-2)
     module = kind(policy=policy, load=load, optimizer=optimizer, **given)
     callbacks = [] if normalize is None else [normalize]
-    trainer(directory, callbacks, online=False, max_epochs=2, **options).fit(module, datamodule=data)
+    trainer(directory, callbacks, online=False, **{"max_epochs": 2, **options}).fit(module, datamodule=data)
     return {one: value.detach() for one, value in module.policy.named_parameters()}, module
 
 
@@ -69,12 +69,13 @@ def weights_on_ranks(*arguments, **options):
 @pytest.mark.parametrize("name", cases(KINDS, soon=lambda name: name in ("REINFORCE++", "KTO")))
 def test_a_run_is_the_same_however_it_is_cut(name, ranks, tiny_policy, other_policy, tmp_path):
     """One process, four microbatches a step, and two ranks of two."""
-    whole, _ = run(name, tiny_policy, other_policy, tmp_path / "whole")
-    parts, _ = run(name, tiny_policy, other_policy, tmp_path / "parts", microbatch=2 if name in STORED else 4)
+    models, once = (tiny_policy, other_policy), {"max_epochs": 1}
+    whole, _ = run(name, *models, tmp_path / "whole", **once)
+    parts, _ = run(name, *models, tmp_path / "parts", microbatch=2 if name in STORED else 4, **once)
     assert gradient_difference(parts, whole) < 1e-9
-    two = ranks(weights_on_ranks, name, tiny_policy, other_policy, tmp_path / "two", devices=2, strategy="ddp")
+    two = ranks(weights_on_ranks, name, *models, tmp_path / "two", devices=2, strategy="ddp", **once)
     assert all(gradient_difference(one, whole) < 1e-9 for one in two)
-    other, _ = run(name, tiny_policy, other_policy, tmp_path / "other", max_steps=1)
+    other, _ = run(name, *models, tmp_path / "other", max_steps=1)
     assert gradient_difference(other, whole) > 1e-4
 
 

@@ -22,7 +22,7 @@ def test_packed_rows_train_as_padded_ones_do(name, tiny_policy, tmp_path):
         assert gradient_difference(one, two) < 1e-10
 
 
-@pytest.mark.parametrize("name", cases(["sft", "dpo", "ppo", "grpo"], soon=lambda name: name in ("sft", "ppo")))
+@pytest.mark.parametrize("name", cases(["sft", "dpo", "ppo", "grpo"], soon=lambda name: name == "sft"))
 def test_in_float32_too(name, tiny_policy, tmp_path):
     packed, padded = (
         fit(name, tiny_policy, tmp_path / str(on), dtype="float32", options={"pack": on}, max_epochs=1)[2].steps[0]
