@@ -17,9 +17,12 @@ def load(text: str) -> object:
     """Return what YAML text says.
 
     Raises:
-        yaml.YAMLError: if it is no YAML.
+        yaml.YAMLError: if it is no YAML, or a value in it is none.
     """
-    said: object = yaml.load(text, Loader=_LOADER)
+    try:
+        said: object = yaml.load(text, Loader=_LOADER)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from error
     return said
 
 
@@ -40,7 +43,8 @@ def settings_of(text: str, name: str) -> dict[str, object]:
         Section → settings.
 
     Raises:
-        UserError: for a text that is not YAML, names a key twice, is empty, or is not a mapping; with the line, if there is one.
+        UserError: for a text that is not YAML, names a key twice, is empty, nested too deeply, or not a mapping, or has a value that
+            is none, such as the date 2026-13-45; with the line, if there is one.
     """
     try:
         tree = _tree(text)
@@ -53,12 +57,32 @@ def settings_of(text: str, name: str) -> dict[str, object]:
         settings: dict[str, object] = yaml.load(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         raise UserError(_said(error, name, text)) from error
-    except yaml.YAMLError as error:  # a character that YAML does not allow
+    except (yaml.YAMLError, UnicodeEncodeError) as error:  # a character that YAML does not allow
         raise UserError(f"{name}: {' '.join(str(error).split())}") from error
-    wrong = next((key for key in settings if not isinstance(key, str)), None)
-    if wrong is not None:
-        raise UserError(f"{name}: {wrong!r} is no name of a section")
+    except ValueError as error:
+        raise UserError(f"{name}:{_line_without_value(text)}: {error}: put a text into quotes") from error
+    except RecursionError as error:
+        raise UserError(f"{name} is nested too deeply") from error
+    wrong = [key for key in settings if not isinstance(key, str)]
+    if wrong or not isinstance(settings, dict):
+        raise UserError(f"{name}: {wrong[0] if wrong else settings!r} is no name of a section")
     return settings
+
+
+def _line_without_value(text: str) -> int:
+    """Return the line of a value that has the form of a number or a date, and is none."""
+    loader = yaml.SafeLoader(text)
+    nodes = [loader.get_single_node()]
+    for node in nodes:
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                loader.construct_object(node)
+            except ValueError:
+                return int(node.start_mark.line) + 1
+        else:
+            parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            nodes += [part for part in parts if not any(part is known for known in nodes)]
+    return 1
 
 
 def _tree(text: str) -> yaml.Node | None:

@@ -183,6 +183,11 @@ FILES = {
     "a comment alone": ("# soon\n", " is empty: it takes sections"),
     "another encoding": ("trainer:\n  # ü\n".encode("latin-1"), ":2: a byte that is no UTF-8"),
     "a number for a name": ("3: 4\n", ": 3 is no name of a section"),
+    "nothing for a name": ("~: 4\n", ": None is no name of a section"),
+    "a set": ("!!set {model, data}\n", ": {"),
+    "no date": ("trainer:\n  max_epochs: 3\nname: 2026-13-45\n", ":3: month must be in 1..12: put a text into quotes"),
+    "no number": ("trainer: &a\n  max_epochs: !!int many\nother: *a\n", ":2: invalid literal for int()"),
+    "too many digits": (f"seed: {'9' * 5000}\n", ":1: Exceeds the limit (4300 digits)"),
 }  # fmt: skip
 
 
