@@ -88,7 +88,8 @@ def weighted_surrogate(logprobs: Tensor, advantages: Tensor, weight: Tensor) -> 
     Args:
         logprobs: log π_θ, (B, R), nats, with gradient.
         advantages: A, broadcastable to them, without gradient.
-        weight: w, same shape; no gradient goes through it. It may be infinite where A = 0.
+        weight: w, same shape; no gradient goes through it. A term whose weight overflows to infinity is 0 and has no gradient,
+            as a ratio that overflows has none.
 
     Returns:
         (B, R), in units of the advantage.
@@ -99,7 +100,7 @@ def weighted_surrogate(logprobs: Tensor, advantages: Tensor, weight: Tensor) -> 
         >>> weighted_surrogate(torch.tensor([-2.0]), torch.tensor([3.0]), torch.tensor([0.5]))
         tensor([1.5000])
     """
-    scale = torch.where(advantages == 0, 0, weight.detach() * advantages)
+    scale = torch.where((advantages == 0) | weight.isinf(), 0, weight.detach() * advantages)
     return scale * (1 + (logprobs - logprobs.detach()))
 
 

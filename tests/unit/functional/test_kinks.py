@@ -17,6 +17,7 @@ from rl_lightning.functional import (
     probability_ratio,
     sampler_ratio,
     value_loss,
+    weighted_surrogate,
 )
 from tests.checks import holds_only_for
 
@@ -261,3 +262,16 @@ def test_a_token_without_a_finite_number_of_the_sampler_has_the_ratio_one(implem
     whole = implementation(own, sampler, mask, "sequence")
     assert whole.tolist()[0] == pytest.approx(4 * [torch.tensor(0.5).exp().item()])
     assert known_or(sampler, own).tolist() == [[-1.5, -2.0, -3.0, -4.0]]
+
+
+@pytest.mark.parametrize("advantage", [-2.0, 0.0, 2.0])
+@pytest.mark.parametrize("level", ["token", "sequence", "sequence_mean"])
+def test_a_term_whose_weight_overflows_costs_nothing_but_itself(level, advantage):
+    logprobs = torch.tensor([[-1.0, -2.0], [-1.0, -2.0]], requires_grad=True)
+    old = torch.tensor([[-1e5, -2.0], [-1.0, -2.0]])
+    weight = probability_ratio(logprobs, old, torch.ones(2, 2, dtype=torch.bool), level)
+    assert weight.isinf().any()
+    surrogate = weighted_surrogate(logprobs, torch.full((2, 1), advantage), weight)
+    surrogate.sum().backward()
+    expected = torch.where(weight.isinf(), 0, advantage)
+    assert torch.equal(surrogate.detach(), expected) and torch.equal(logprobs.grad, expected)
