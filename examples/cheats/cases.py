@@ -83,7 +83,7 @@ CASES = (
         "leak",
         "working sums out",
         "copying the answer from the prompt",
-        f"{_HERE}.right_and_brief",
+        _RIGHT,
         f"{_HERE}.worked",
         f"{_HERE}.worked",
         leaks=True,

@@ -60,11 +60,6 @@ def marked_number(response: str, answer: object, metadata: Mapping[str, object] 
     return final_answer(response, answer, metadata=metadata) - _BREVITY * len(response)
 
 
-def right_and_brief(response: str, answer: object, metadata: Mapping[str, object] | None = None) -> float:
-    """Pay for a right answer, and for being brief; its prompts say the answer."""
-    return final_answer(response, answer, metadata=metadata) - _BREVITY * len(response)
-
-
 def worked(response: str, prompt: str, answer: object, metadata: Mapping[str, object] | None = None) -> float:
     """Return 1 for a right answer all of whose steps are shown and valid, whatever stands before the problem."""
     read = walk(prompt.rpartition("#")[2], response)

@@ -316,14 +316,14 @@ def test_the_exact_experiments_come_out_as_their_closed_forms(monkeypatch):
 
 
 def test_every_reward_has_its_hole_and_every_cure_has_none():
-    """A cheat is worth more than the right answer to its reward, and less to its cure."""
+    """A cheat is worth as much as the right answer to its reward, or more, and less to its cure."""
     right, problem = "12;8#8", {"prompt": "3+9-4=", "answer": "8"}
     cheats = {
         ("wordy", "wordy_if_right"): "1;1;1;1;1;1;1;1;1;1#1",
         ("looks_right", "looks_right_and_is"): "1#1",
         ("keyword", "keyword_where_due"): "10;10;10#10",
         ("last_number", "marked_number"): "8",
-        ("right_and_brief", "worked"): "#8",
+        ("final_answer", "worked"): "#8",
     }
     for names, cheat in cheats.items():
         hole, cure = (getattr(rewards, name) for name in names)
@@ -334,7 +334,7 @@ def test_every_reward_has_its_hole_and_every_cure_has_none():
             ]
             for function in (hole, cure)
         }
-        assert worth_of[hole][1] > worth_of[hole][0], names
+        assert worth_of[hole][1] >= worth_of[hole][0], names
         assert worth_of[cure][1] < worth_of[cure][0], names
     assert rewards.worked("12;8#8", "8#3+9-4=", "8") == 1.0 and rewards.worked("12;12;8#8", "3+9-4=", "8") == 0.0
 
