@@ -39,13 +39,25 @@ def prompt_digests(prompts: EncodedPrompts | None, tokenizer: PreTrainedTokenize
         prompts: of training; None if there are none.
         tokenizer: of the policy.
     """
-    known = zip(prompts.ids, prompts.examples, strict=True) if prompts is not None else ()
+    known = list(zip(prompts.ids, prompts.examples, strict=True)) if prompts is not None else []
     return {
         "the training prompts or their answers (data.init_args.prompts, prompt_options)": digest(
             (ids.tolist(), example.answer) for ids, example in known
         ),
+        "what rewards read of the training rows besides (their other columns), or their own caps on new tokens": digest(
+            (_plain(example.metadata), example.max_new_tokens) for _, example in known
+        ),
         "the tokenizer": tokenizer_digest(tokenizer),
     }
+
+
+def _plain(value: object) -> object:
+    """Return a value of which everything has a faithful `repr`: the type of what has none, such as an object of a source's own."""
+    if isinstance(value, dict):
+        return [(_plain(key), _plain(one)) for key, one in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, (str, int, float)) else type(value).__qualname__
 
 
 def refuse_changes(saved: Mapping[str, object], own: Mapping[str, object]) -> None:

@@ -1,10 +1,12 @@
 """A run that goes on must be the run that was stopped."""
 
+from dataclasses import replace
+
 import pytest
 
 from rl_lightning.algorithms import GRPO, SFT
 from rl_lightning.data import ChainSum, DemonstrationDataModule, RolloutDataModule
-from rl_lightning.data.record import digest, refuse_changes
+from rl_lightning.data.record import _plain, digest, refuse_changes
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.rewards import RewardSpec
@@ -52,6 +54,35 @@ class OtherGRPO(GRPO):
 def test_a_changed_run_is_refused_by_name(change, said, checkpoint, tiny_policy, tmp_path):
     with pytest.raises(UserError, match=said):
         grpo(tiny_policy, tmp_path, checkpoint, **change)
+
+
+class OtherColumns(ChainSum):
+    """The same prompts and answers, and another number for rewards to read."""
+
+    default_reward = None
+
+    def load(self, split):
+        return [replace(one, metadata={"terms": 1 + one.metadata["terms"]}) for one in super().load(split)]
+
+
+class OtherCaps(ChainSum):
+    """The same prompts and answers, and caps of their own."""
+
+    default_reward = None
+
+    def load(self, split):
+        return [replace(one, max_new_tokens=3) for one in super().load(split)]
+
+
+@pytest.mark.parametrize("kind", [OtherColumns, OtherCaps])
+def test_other_columns_for_rewards_and_other_caps_are_refused(kind, checkpoint, tiny_policy, tmp_path):
+    with pytest.raises(UserError, match=r"what rewards read of the training rows besides .* changed"):
+        grpo(tiny_policy, tmp_path, checkpoint, prompts=kind(train_size=16, val_size=4))
+
+
+def test_objects_in_a_row_are_not_told_apart_by_where_they_lie():
+    assert _plain({"a": [object(), 1]}) == _plain({"a": [object(), 1]}) != _plain({"a": [object(), 2]})
+    assert repr(_plain({"a": {"b": (1.5, None, "c", object())}})) == "[('a', [('b', [1.5, None, 'c', 'object'])])]"
 
 
 def test_another_tokenizer_is_refused(checkpoint, tmp_path):
