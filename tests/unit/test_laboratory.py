@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from examples.cheats import rewards
+from examples.experiments import rig
 from examples.experiments.__main__ import EXPERIMENTS, SEEDS, place_of, predictions, table
 from examples.experiments.decide import RULES
 from examples.experiments.exact import descents, difficulty, divergence, estimators
-from examples.experiments.rig import paired, tested
+from examples.experiments.rig import paired
 from examples.overoptimization.curves import best_of_curve, run_curve
 from examples.overoptimization.gold import features, flipped, formed, gold, noisy, right_and_short, walk
 from examples.overoptimization.monitors import MONITORS, Monitor, smoothed, truth, worth
@@ -284,7 +285,7 @@ def test_the_table_has_a_line_for_each_prediction_whose_seeds_are_all_there(tmp_
 
 def test_a_test_of_pairs_and_responses_is_one_set_of_numbers():
     run = SimpleNamespace(test=lambda *_, **__: [{"test/margin": 1.0}, {"test/length_mean": 2.0}])
-    assert tested(run, None, None) == {"test/margin": [1.0], "test/length_mean": [2.0]}
+    assert rig.tested(run, None, None) == {"test/margin": [1.0], "test/length_mean": [2.0]}
 
 
 def test_a_paired_difference_has_the_error_over_seeds():
