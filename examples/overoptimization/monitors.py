@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional import spearman_corrcoef
 
 from examples.overoptimization.gold import formed
 from examples.overoptimization.proxies import scores
 from examples.overoptimization.runs import Judged, Step
 from rl_lightning.callbacks import RewardWatch
 from rl_lightning.callbacks.reward_watch import FIRST
+from rl_lightning.functional import rank_correlation
 
 #: Rollouts on either side that the true gold reward is averaged with, and rollouts at the end of a run.
 _AROUND, _END = 3, 8
@@ -48,9 +48,10 @@ def signals(steps: Sequence[Step], members: Sequence[Judged], group: int) -> Sig
 
 def _of(step: Step, judged: Tensor, group: int) -> dict[str, float]:
     texts = [text for _, text, _ in step.rows]
-    rewards, lengths = step.rewards.view(-1, group), step.lengths.float().view(-1, group)
+    rewards = step.rewards.view(-1, group)
     right = float(step.right.mean())
-    related = [value for pair in zip(rewards, lengths, strict=True) if (value := _rank_correlation(*pair)) is not None]
+    related = rank_correlation(step.rewards, step.lengths, torch.arange(len(step.rewards)) // group)
+    related = related[~related.isnan()]
     whole = "\n".join(texts).encode()
     return {
         "reward": float(step.rewards.mean()),
@@ -58,7 +59,7 @@ def _of(step: Step, judged: Tensor, group: int) -> dict[str, float]:
         "right of few": float(step.right.view(-1, group)[:, 0].mean()),
         "kl": float(step.kl.mean()),
         "length": float(step.lengths.float().mean()),
-        "related": abs(statistics.fmean(related)) if related else 0.0,
+        "related": abs(float(related.mean())) if len(related) else 0.0,
         "unique": statistics.fmean(
             len(set(texts[first : first + group])) / group for first in range(0, len(texts), group)
         ),
@@ -70,12 +71,6 @@ def _of(step: Step, judged: Tensor, group: int) -> dict[str, float]:
         "disagreement": float(judged.std(0, correction=0).mean()),
         "others": float(judged.mean()),
     }
-
-
-def _rank_correlation(left: Tensor, right: Tensor) -> float | None:
-    if len(left.unique()) < 2 or len(right.unique()) < 2:
-        return None
-    return float(spearman_corrcoef(left, right))
 
 
 def smoothed(values: Sequence[float]) -> list[float]:

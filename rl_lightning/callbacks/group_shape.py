@@ -21,7 +21,9 @@ class GroupShape(RolloutCallback):
     only_looks = True
 
     def on_rollout_rewards(self, trainer: Trainer, module: LightningModule, rollout: Rollout) -> None:
-        """Look at the scored answers; the rewards stay as they are."""
+        """Look at the scored answers; the rewards stay as they are. Where nothing judges answers there is nothing to see."""
+        if not rollout.reward_components:
+            return
         scored = rollout.scored
         rewards, groups = rollout.rewards[scored], rollout.group_ids[scored]
         measured = {
