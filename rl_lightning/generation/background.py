@@ -11,6 +11,9 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 
+#: Seconds that one wait for an action takes at most, so that a signal is handled meanwhile.
+_LOOK_EVERY_S = 0.1
+
 
 @contextlib.contextmanager
 def in_background(
@@ -54,3 +57,16 @@ def in_background(
         yield collect
     finally:
         over.set()
+
+
+def at_once(*actions: Callable[[], Value]) -> list[Value]:
+    """Do actions side by side, each in a thread; return what they return.
+
+    Raises:
+        BaseException: what the first of them raises, at once. The others are left behind: they may wait for it for ever.
+    """
+    found: dict[int, Value] = {}
+    with in_background(lambda number: actions[number](), len(actions), len(actions)) as ended:
+        while len(found) < len(actions):
+            found |= ended(_LOOK_EVERY_S)
+    return [found[number] for number in range(len(actions))]

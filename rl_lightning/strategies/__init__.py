@@ -21,12 +21,20 @@ from rl_lightning.strategies.parallel import (
     sum_over_ranks,
     together,
 )
-from rl_lightning.strategies.sharding import clip_gradients, full_state_dict, gathered, gradient_norm, place
+from rl_lightning.strategies.sharding import (
+    WholeWeights,
+    clip_gradients,
+    full_state_dict,
+    gathered,
+    gradient_norm,
+    place,
+)
 
 __all__ = [
     "AtomicCheckpointIO",
     "FSDP2Strategy",
     "StopSign",
+    "WholeWeights",
     "agreed",
     "atomic_save",
     "check_origin",

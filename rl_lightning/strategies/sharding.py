@@ -7,8 +7,8 @@ strategies that do not shard, the first two change nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar, cast
 from weakref import WeakSet
 
 import torch
@@ -168,6 +168,28 @@ def full_state_dict(model: nn.Module, trainer: Trainer | None = None, here: bool
     with gathered(trainer) if trainer is not None else contextlib.nullcontext():
         found = ((name, whole(value.detach())) for name, value in _named_tensors(model))
         return {name: value.cpu().clone() for name, value in found if here}
+
+
+class WholeWeights(Mapping[str, Tensor]):
+    """All weights of a model by name, each gathered on its own device whenever it is looked up, which all ranks do together.
+
+    Nothing is copied that is not sharded. Under Lightning's `FSDPStrategy` the model must be gathered already, by `gathered`.
+
+    Args:
+        model: one that was given to `place`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = dict(_named_tensors(model))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return cast(Tensor, whole(self._tensors[name].detach()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

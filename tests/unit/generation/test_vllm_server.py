@@ -14,7 +14,7 @@ from rl_lightning.data import ChainSum, RewardDataModule, RolloutDataModule
 from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.errors import UserError
 from rl_lightning.functional import logprobs_from_logits
-from rl_lightning.generation import Sampling, VLLMServerGenerator
+from rl_lightning.generation import Sampling, VLLMServerGenerator, broadcast, transfer, vllm_server
 from rl_lightning.generation.export import main as export
 from rl_lightning.generation.snapshots import save_snapshot
 from rl_lightning.hooks import RolloutCallback
@@ -333,7 +333,6 @@ def test_lost_connections_are_tried_again_and_counted(served, policy, files, tmp
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"directory": None}, "directory"),
         ({"url": "localhost:8000"}, "http://"),
         ({"concurrency": 0}, "concurrency"),
         ({"timeout_s": 0.0}, "timeout_s"),
@@ -368,6 +367,103 @@ def test_log_probabilities_that_a_server_does_not_give_are_missing(said, served,
         missing = sample(generator, policy, files).logprobs[:, :2].isnan()
     given = said is not None and said["token_logprobs"] is not None
     assert bool((missing == torch.tensor([True, not given])).all())
+
+
+# ------------------------------------------------------------------------------------- weights over the network
+
+
+class Wire:
+    """Stands for NCCL between this process and a server."""
+
+    def __init__(self, server):
+        self.server = server
+
+    def send(self, weight):
+        self.server.sent.put(weight.clone())
+
+    def wait(self):
+        pass
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """Address → server; a policy on a CPU is sent too, in small pieces."""
+    servers = {}
+
+    def connect(server, device):
+        wire = broadcast_connect(server, device)
+        return Wire(servers[server.url]) if wire is None else wire
+
+    broadcast_connect = broadcast._connect
+    monkeypatch.setattr(broadcast, "join", lambda host, port, size, device: None)
+    monkeypatch.setattr(broadcast, "_connect", connect)
+    monkeypatch.setattr(transfer, "_AT_A_TIME", 50_000)
+    monkeypatch.setattr(vllm_server, "obstacle", lambda model: None)
+    return servers
+
+
+def follows(generator, policy, files):
+    responses = sample(generator, policy, files)
+    return float((responses.logprobs - scored(policy, responses)).abs().max()) < 1e-4
+
+
+def test_weights_are_sent_to_every_server(network, served, policy, files):
+    """Each is asked half of the questions; a server that was lost has new ones when it is back."""
+    with FakeVLLM(served) as one, FakeVLLM(served) as other:
+        network |= {one.url: one, other.url: other}
+        generator = VLLMServerGenerator(one.url, urls=[other.url], retries=0)
+        for version in (0, 1):
+            moved(policy, version)
+            assert not follows(generator, policy, files) if version else True
+            generator.update(policy, files, version)
+            assert follows(generator, policy, files)
+        paths = [path for path, _ in one.asked]
+        assert paths.count("/init_weight_transfer_engine") == 1
+        assert paths.count("/start_weight_update") == paths.count("/finish_weight_update") == 2
+        assert paths.count("/update_weights") > 4, "one piece an update"
+        other.drop = 10**9
+        assert follows(generator, policy, files)
+        other.drop, other.connected = 0, False
+        moved(policy, 2)
+        generator.update(policy, files, 2)
+        assert follows(generator, policy, files)
+        assert other.connected and other.begun is False
+        generator.close()
+
+
+def test_a_server_that_takes_no_weights_is_told_of(network, served, policy, files):
+    with FakeVLLM(served, takes_weights=False) as fake:
+        network[fake.url] = fake
+        with pytest.raises(UserError, match=r"Weight transfer not configured; .* --weight-transfer-config") as error:
+            VLLMServerGenerator(fake.url).update(policy, files, 0)
+        assert "\n" not in str(error.value)
+
+
+def test_a_server_that_is_lost_while_weights_are_on_their_way_ends_the_run(network, served, policy, files):
+    """NCCL would wait for it for ever."""
+    with FakeVLLM(served) as fake:
+        network[fake.url] = fake
+        generator = VLLMServerGenerator(fake.url, retries=5)
+        generator.update(policy, files, 0)
+        stuck = threading.Event()
+        take = fake.take_weights
+
+        def lose(path, body):
+            if path == "/update_weights":
+                fake.drop = 10**9
+                raise ConnectionError
+            return take(path, body)
+
+        fake.take_weights = lose
+        generator._broadcast._channels[fake.url].send = lambda weight: stuck.wait(60)
+        with pytest.raises(UserError, match="lost while weights were on their way"):
+            generator.update(policy, files, 1)
+        stuck.set()
+
+
+def test_a_policy_that_is_not_on_a_gpu_needs_a_directory(served, policy, files):
+    with FakeVLLM(served) as fake, pytest.raises(UserError, match=r"the policy is not on a GPU; set .*directory"):
+        VLLMServerGenerator(fake.url).update(policy, files, 0)
 
 
 # ---------------------------------------------------------------------------------------------------- a run
