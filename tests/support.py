@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from inspect import isfunction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,7 +140,8 @@ def gradients(module: pl.LightningModule, data: RolloutDataModule, directory: Pa
 
 def spare_repetition() -> None:
     """Spare a fifth of a short run: have Lightning move no number that is logged to the device that it is on already, and look
-    only once for callbacks among all packages that are installed."""
+    only once for callbacks among all packages that are installed. And spare each process that trains an adapter two seconds:
+    PEFT imports bitsandbytes, which compiles functions that hardly anybody calls; they are compiled when they are called."""
     move = _ResultMetric.to
 
     def moved(metric: _ResultMetric, *args: Any, **kwargs: Any) -> _ResultMetric:
@@ -147,6 +150,22 @@ def spare_repetition() -> None:
 
     _ResultMetric.to = moved  # type: ignore[method-assign]
     registry.entry_points = cache(registry.entry_points)  # type: ignore[attr-defined]
+    real = torch.compile
+
+    def compile_later(model: Any = None, **options: Any) -> Any:
+        if not isfunction(model):
+            return real(model, **options)
+        made: list[Callable[..., Any]] = []
+
+        @wraps(model)
+        def first(*args: Any, **kwargs: Any) -> Any:
+            if not made:
+                made.append(real(model, **options))
+            return made[0](*args, **kwargs)
+
+        return first
+
+    torch.compile = compile_later  # type: ignore[assignment]
 
 
 class StopAfter(pl.Callback):

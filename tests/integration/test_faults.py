@@ -112,8 +112,8 @@ def fit_with_reward(how, policy, directory):
     return run(fit(policy, directory, "--trainer.max_epochs=1", f"--data.rewards={reward}", *limits)).trainer
 
 
-#: One of each kind that a failure is counted as, and of each way to tell of it; `make check-all` tries the others.
-COMMON_REWARDS = ("raise", "loop", "nan", "segfault")
+#: `test_rewarder` has each kind that a failure is counted as; `make check-all` tries the others in runs. What sleeps costs no processor.
+COMMON_REWARDS = ("raise", "sleep")
 
 
 @pytest.mark.parametrize("how", cases(REWARDS, soon=lambda how: how in COMMON_REWARDS))
@@ -193,7 +193,9 @@ def test_tokenizer_without_eos(tiny_policy, tmp_path, capsys):
     assert "its tokenizer has no end-of-sequence token, so no response would ever end; set eos_token in" in line
 
 
-def test_prompt_longer_than_the_context(tiny_policy, tmp_path, capsys, caplog):
+# `test_bad_rows` leaves prompts out.
+@pytest.mark.parametrize("on_bad", cases(["refuse", "drop"], soon=lambda on_bad: on_bad == "refuse"))
+def test_prompt_longer_than_the_context(on_bad, tiny_policy, tmp_path, capsys, caplog):
     file = tmp_path / "prompts.jsonl"
     texts = [f"{number}+1=" for number in range(10, 18)] + ["1+" * 40 + "1="]
     file.write_text("".join(json.dumps({"prompt": text, "answer": "7"}) + "\n" for text in texts))
@@ -201,9 +203,13 @@ def test_prompt_longer_than_the_context(tiny_policy, tmp_path, capsys, caplog):
     prompts = {"class_path": "rl_lightning.data.FileExamples", "init_args": {"train": str(file)}}
     overlay.write_text(yaml.safe_dump({"data": {"init_args": {"prompts": prompts}}}))
     arguments = [one for one in fit(tiny_policy, tmp_path, f"--config={overlay}") if ".prompts.init_args." not in one]
-    line = refused(arguments, capsys)
-    assert "1 of 9 prompts cannot be used (on_bad: drop leaves them out)" in line
-    assert "prompts.jsonl:9: the prompt's 82 tokens and max_new_tokens: 6 are together more than the 64 tokens" in line
+    if on_bad == "refuse":
+        line = refused(arguments, capsys)
+        assert "1 of 9 prompts cannot be used (on_bad: drop leaves them out)" in line
+        assert (
+            "prompts.jsonl:9: the prompt's 82 tokens and max_new_tokens: 6 are together more than the 64 tokens" in line
+        )
+        return
     assert run([*arguments, "--data.prompt_options.on_bad=drop", "--trainer.max_epochs=1"]).trainer.global_step == 1
     assert "dropped 1 of 9 prompts: 1 too long for the context" in caplog.text
 
@@ -264,6 +270,7 @@ def test_disk_full_at_a_checkpoint(tiny_policy, tmp_path, small_disk, capsys, wh
     assert same(weights(place), whole)
 
 
+@pytest.mark.slow  # `test_checkpoints` has it of a single file
 def test_disk_full_at_a_second_checkpoint(tiny_policy, small_disk, capsys):
     """The file that is to be replaced stays as it was."""
     place = small_disk(10_000)
@@ -284,7 +291,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", cases(WRITERS, soon=lambda writer: writer != "export"))
 def test_disk_full_elsewhere(writer, tiny_policy, tmp_path, small_disk, capsys):
     size, extra = WRITERS[writer]
     place = small_disk(max(4, size))
@@ -294,14 +301,15 @@ def test_disk_full_elsewhere(writer, tiny_policy, tmp_path, small_disk, capsys):
     assert "the disk is full: make room or choose another place" in line
 
 
-def test_checkpoint_truncated(tiny_policy, whole_run, tmp_path, capsys):
+@pytest.mark.parametrize("share", cases([0.0, 0.5, 0.999], soon=lambda share: share == 0.5))
+def test_checkpoint_truncated(share, tiny_policy, whole_run, tmp_path, capsys):
+    """Named by its path, or as the last one."""
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     complete = (whole_run / "checkpoints" / "last.ckpt").read_bytes()
-    for share, path in ((0.0, last), (0.5, "last"), (0.999, last)):
-        last.write_bytes(complete[: int(share * len(complete))])
-        line = refused(fit(tiny_policy, tmp_path, f"--ckpt_path={path}"), capsys)
-        assert "last.ckpt cannot be read, it is damaged or no checkpoint" in line
+    last.write_bytes(complete[: int(share * len(complete))])
+    line = refused(fit(tiny_policy, tmp_path, f"--ckpt_path={'last' if share == 0.5 else last}"), capsys)
+    assert "last.ckpt cannot be read, it is damaged or no checkpoint" in line
 
 
 def test_checkpoint_that_would_run_code(tiny_policy, tmp_path, capsys):
@@ -322,15 +330,15 @@ def damaged(path, copy):
     return copy
 
 
-def test_checkpoint_with_a_flipped_bit(tiny_policy, whole_run, tmp_path, capsys):
+@pytest.mark.parametrize("command", cases(["fit", "validate", "predict"], soon=lambda command: command == "predict"))
+def test_checkpoint_with_a_flipped_bit(command, tiny_policy, whole_run, tmp_path, capsys):
     """Whatever loads it; and nothing is written."""
     path = damaged(whole_run / "checkpoints" / "last.ckpt", tmp_path / "flipped.ckpt")
-    for command in ("fit", "validate", "predict"):
-        arguments = fit(tiny_policy, tmp_path / "new", f"--ckpt_path={path}", command=command)
-        arguments = [
-            one for one in arguments if command == "fit" or not one.startswith(("--trainer.max", "--trainer.limit"))
-        ]
-        assert "is not what was written (CRC-32)" in refused(arguments, capsys)
+    arguments = fit(tiny_policy, tmp_path / "new", f"--ckpt_path={path}", command=command)
+    arguments = [
+        one for one in arguments if command == "fit" or not one.startswith(("--trainer.max", "--trainer.limit"))
+    ]
+    assert "is not what was written (CRC-32)" in refused(arguments, capsys)
     assert not (tmp_path / "new").exists()
 
 
@@ -344,7 +352,8 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", cases(OTHERS, soon=lambda name: name in ("text", "weights", "no optimizer", "other")))
+# `test_checkpoints` has each kind of file.
+@pytest.mark.parametrize("name", cases(OTHERS, soon=lambda name: name in ("weights", "other")))
 def test_checkpoint_of_others(name, tiny_policy, whole_run, tmp_path, capsys):
     """A text, nothing, a directory, weights alone, another module's: one line each, and nothing is written."""
     own, path = load_plain(whole_run / "checkpoints" / "last.ckpt"), tmp_path / name
@@ -370,25 +379,31 @@ def test_saved_config_that_cannot_be_written(tiny_policy, tmp_path, capsys):
     )
 
 
-def test_run_directory_that_cannot_be_written(tiny_policy, tmp_path, small_disk, capsys):
-    """A file, a place below a file, a file system that is read only; the directory of any writer."""
+@pytest.mark.parametrize("place", cases(["file", "file/below", "curves"], soon=lambda place: place == "file/below"))
+def test_run_directory_that_cannot_be_written(place, tiny_policy, tmp_path, capsys):
+    """A file, a place below a file; the directory of any writer."""
     (tmp_path / "file").write_text("")
-    for place in ("file", "file/below"):
-        line = refused(fit(tiny_policy, tmp_path / place), capsys)
-        assert line.startswith(
-            f"cannot write to {tmp_path / place}, it is a file: mend that, or choose another with --trainer.default_root_dir"
-        )
-    line = refused(
-        fit(tiny_policy, tmp_path / "run", f"--trainer.logger.init_args.save_dir={tmp_path / 'file'}"), capsys
+    if place == "curves":
+        curves = f"--trainer.logger.init_args.save_dir={tmp_path / 'file'}"
+        line = refused(fit(tiny_policy, tmp_path / "run", curves), capsys)
+        assert "it is a file: mend that, or choose another with the TensorBoard's save_dir" in line
+        return
+    line = refused(fit(tiny_policy, tmp_path / place), capsys)
+    assert line.startswith(
+        f"cannot write to {tmp_path / place}, it is a file: mend that, or choose another with --trainer.default_root_dir"
     )
-    assert "it is a file: mend that, or choose another with the TensorBoard's save_dir" in line
+
+
+@pytest.mark.parametrize("command", cases(["fit", "predict"], soon=lambda command: command == "fit"))
+def test_run_directory_that_is_read_only(command, tiny_policy, small_disk, capsys):
     place = small_disk(1000)
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
-    line = refused(fit(tiny_policy, place / "run"), capsys)
+    arguments = fit(tiny_policy, place / "run", command=command)
+    arguments = [
+        one for one in arguments if command == "fit" or not one.startswith(("--trainer.max", "--trainer.limit"))
+    ]
+    line = refused(arguments, capsys)
     assert "cannot write to" in line and "Read-only file system: mend that, or choose another" in line
-    arguments = fit(tiny_policy, place / "run", command="predict")
-    arguments = [one for one in arguments if not one.startswith(("--trainer.max", "--trainer.limit"))]
-    assert "Read-only file system" in refused(arguments, capsys)
 
 
 # ---------------------------------------------------------------------------- signals
@@ -452,7 +467,7 @@ MOMENTS = {
     ("moment", "new"),
     [
         ("reward", False),
-        ("backward", False),
+        pytest.param("backward", False, marks=pytest.mark.slow),
         pytest.param("generation", False, marks=pytest.mark.slow),
         pytest.param("reward", True, marks=pytest.mark.slow),
     ],
@@ -475,10 +490,8 @@ def test_sigterm(moment, new, tiny_policy, tmp_path, whole):
     assert same(load_plain(last)["state_dict"], whole)
 
 
-SIGNALS = cases([signal.SIGTERM, signal.SIGINT], soon=lambda number: number == signal.SIGTERM)
-
-
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.slow  # `test_stopping` sends both in this process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_second_signal(number, tiny_policy, tmp_path):
     """It ends a run that does not get to its next boundary."""
     paused = Paused(fit(tiny_policy, tmp_path / "run", *MOMENTS["backward"]), tmp_path / "signs")
@@ -520,11 +533,8 @@ def table(directory):
     return load_plain(path)["value"]
 
 
-@pytest.mark.parametrize(
-    "number",
-    cases([signal.SIGTERM, signal.SIGKILL], soon=lambda number: number == signal.SIGTERM),
-    ids=lambda number: number.name,
-)
+@pytest.mark.slow  # `test_a_table_whose_sampling_was_cut_is_gone_on_with` is without signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_signal_while_responses_are_sampled_for_training(number, tiny_policy, tmp_path, whole_table, caplog):
     """What was sampled so far, two chunks of four, is gone on with, to the same table."""
     directory = tmp_path / "run"
@@ -547,7 +557,11 @@ def test_signal_while_responses_are_sampled_for_training(number, tiny_policy, tm
         assert first_difference(again[name], value) is None, name
 
 
-@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    cases([signal.SIGTERM, signal.SIGINT], soon=lambda number: number == signal.SIGTERM),
+    ids=lambda number: number.name,
+)
 def test_signal_during_evaluation(number, tiny_policy, tmp_path):
     """One is enough, while a reward hangs."""
     waits = [LENGTH[:-2] + ", arguments: {wait_at: 3}}]", "--data.reward_limits.timeout_s=1000"]
@@ -603,21 +617,22 @@ def test_two_runs_in_one_directory(paused, tiny_policy, capsys):
     assert added(directory, before) == []
 
 
-def test_evaluation_beside_a_run(paused, tiny_policy):
+@pytest.mark.parametrize("command", cases(["validate", "test", "predict"], soon=lambda command: command == "predict"))
+def test_evaluation_beside_a_run(command, paused, tiny_policy):
     """It takes no lock, and leaves checkpoints and configuration of the run alone."""
     _, directory = paused
     before = contents(directory)
-    for command in ("validate", "test", "predict"):
-        arguments = [
-            one
-            for one in fit(tiny_policy, directory, command=command)
-            if "max_epochs" not in one and "limit_val" not in one
-        ]
-        run([*arguments, "--ckpt_path=last"])
-    new = added(directory, before)
-    assert {path.parts[0] for path in new} == {"tensorboard", "predictions.jsonl"}
+    arguments = [
+        one
+        for one in fit(tiny_policy, directory, command=command)
+        if "max_epochs" not in one and "limit_val" not in one
+    ]
+    run([*arguments, "--ckpt_path=last"])
+    new = {path.parts[0] for path in added(directory, before)}
+    assert new == {"tensorboard", *(["predictions.jsonl"] if command == "predict" else [])}
 
 
+@pytest.mark.slow  # `test_run_lock` has it without runs
 def test_runs_that_share_one_directory(tiny_policy, tmp_path, capsys):
     """Each directory that is written to has a lock, whoever names it; none is left behind by a run that has ended."""
     shared = tmp_path / "shared"
@@ -677,19 +692,25 @@ def test_run_killed(tiny_policy, tmp_path, capsys, caplog):
     assert f"holds an earlier run (process {holder.pid} on here" in caplog.text
 
 
-def test_directory_of_a_finished_run(tiny_policy, tmp_path, capsys, caplog):
+def test_directory_of_a_finished_run(tiny_policy, whole_run, tmp_path, caplog):
     """It is said; the old checkpoint stays under its name, and the new one gets another."""
+    shutil.copytree(whole_run, tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path / "checkpoints")
+    run(fit(tiny_policy, tmp_path, "--trainer.max_epochs=1"))
+    assert "this one begins anew beside it: their curves mix in TensorBoard" in caplog.text
+    after = contents(tmp_path / "checkpoints")
+    assert {path: after[path] for path in before} == before
+    assert {path.name for path in after.keys() - before.keys()} == {"last-v1.ckpt", "rollout-epoch=0.ckpt"}
+
+
+@pytest.mark.slow
+def test_directory_of_a_run_that_goes_on(tiny_policy, tmp_path, capsys, caplog):
+    """Nothing is said of it, nor of one that took no step."""
     refused(fit(tiny_policy, tmp_path, "--data.prompt_options.max_length=2"), capsys)  # this one takes no step
     run(fit(tiny_policy, tmp_path, "--trainer.max_epochs=1"))
     assert "holds an earlier run" not in caplog.text
     run(fit(tiny_policy, tmp_path, "--trainer.max_epochs=2", "--ckpt_path=last"))
     assert "holds an earlier run" not in caplog.text
-    second = contents(tmp_path / "checkpoints")
-    run(fit(tiny_policy, tmp_path, "--trainer.max_epochs=1"))
-    assert "this one begins anew beside it: their curves mix in TensorBoard" in caplog.text
-    third = contents(tmp_path / "checkpoints")
-    assert {path: third[path] for path in second} == second
-    assert {path.name for path in third.keys() - second.keys()} == {"last-v1.ckpt", "rollout-epoch=0.ckpt"}
 
 
 # ------------------------------------------------------------------------- the table
@@ -716,4 +737,8 @@ def test_every_row_names_a_test_and_every_test_here_has_a_row():
     assert own == {name for path, name in named if path.endswith("test_faults.py")}
 
 
-NOT_A_ROW = {"test_every_terrible_reward_is_tried", "test_every_row_names_a_test_and_every_test_here_has_a_row"}
+NOT_A_ROW = {
+    "test_every_terrible_reward_is_tried",
+    "test_directory_of_a_run_that_goes_on",
+    "test_every_row_names_a_test_and_every_test_here_has_a_row",
+}

@@ -176,34 +176,45 @@ def test_callbacks_change_the_rewards_that_pairs_are_made_by_without_sampling_ag
 # --------------------------------------------------------------------------------------------------------- cache
 
 
-def test_the_same_settings_sample_nothing_and_others_sample_anew(tiny_policy, tmp_path):
-    """The test is also that every changed setting is a part of the key."""
-    other = tiny_model()
-    torch.nn.init.normal_(other.lm_head.weight)
-    other.save_pretrained(tmp_path / "other")
-    tiny_tokenizer().save_pretrained(tmp_path / "other")
+@pytest.fixture(scope="module")
+def asked(tiny_policy, tmp_path_factory):
+    """Tells how many responses are sampled for a table of some settings; those of no changes are there."""
+    place = tmp_path_factory.mktemp("settings")
 
-    def asked(**changes):
+    def of(**changes):
         Counting.asked = 0
         few = ChainSum(train_size=6, val_size=2)
         data = reward_data(prompts=few, generator=Counting(), batch_size=1, **changes)
-        fit(data, dpo(tiny_policy), tmp_path, max_steps=1)
+        fit(data, dpo(tiny_policy), place, max_steps=1)
         return Counting.asked
 
-    assert asked() == 24
+    assert of() == 24
+    return of
+
+
+def test_the_same_settings_sample_nothing(asked):
     assert asked() == 0
-    assert asked(pairs=PairOptions(min_gap=1.0)) == 0
-    assert asked(evaluation=None, microbatch_size=1) == 0
-    assert asked(group_size=3) == 18
-    assert asked(max_prompts=5) == 20
-    assert asked(seed=4) == 24
-    assert asked(sampling=Sampling(max_new_tokens=6)) == 24
-    assert asked(sampling=Sampling(max_new_tokens=7, temperature=0.9)) == 24
-    assert asked(sampling=Sampling(max_new_tokens=7, top_k=9)) == 24
-    assert asked(rewards=[RewardSpec(DIGITS[0].function, arguments={"modulus": 7})]) == 24
-    assert asked(rewards=[RewardSpec(DIGITS[0].function, weight=2.0)]) == 24
-    assert asked(correct_threshold=3.0) == 24
-    assert asked(sampler=str(tmp_path / "other")) == 24
+    assert asked(pairs=PairOptions(min_gap=1.0), evaluation=None, microbatch_size=1) == 0
+
+
+#: Every setting that a table follows from.
+ANEW = {
+    "group_size": 3, "max_prompts": 5, "seed": 4, "sampling": Sampling(max_new_tokens=6), "correct_threshold": 3.0,
+    "temperature": Sampling(max_new_tokens=7, temperature=0.9), "top_k": Sampling(max_new_tokens=7, top_k=9),
+    "rewards": [RewardSpec(DIGITS[0].function, arguments={"modulus": 7})], "weight": [RewardSpec(DIGITS[0].function, weight=2.0)],
+}  # fmt: skip
+FIELDS = {"temperature": "sampling", "top_k": "sampling", "weight": "rewards"}
+
+
+@pytest.mark.parametrize(
+    "name", cases(ANEW, soon=lambda name: name in ("group_size", "seed", "temperature", "rewards", "correct_threshold"))
+)
+def test_other_settings_sample_anew(name, asked):
+    assert asked(**{FIELDS.get(name, name): ANEW[name]}) == {"group_size": 18, "max_prompts": 20}.get(name, 24)
+
+
+def test_another_sampler_or_place_samples_anew(asked, other_policy, tmp_path):
+    assert asked(sampler=other_policy) == 24
     assert asked(cache_dir=str(tmp_path / "elsewhere")) == 24
     assert asked() == 0
 
@@ -237,6 +248,28 @@ def test_a_cached_run_is_the_same_run(tiny_policy, tmp_path):
         torch.manual_seed(0)
     assert runs[0][0] == runs[1][0]
     assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
+
+
+def test_a_table_whose_sampling_was_cut_is_gone_on_with(tiny_policy, tmp_path, caplog):
+    """Two chunks of three are there, as a signal or a kill leaves them: `test_faults` sends both."""
+
+    class Cut(Counting):
+        def generate(self, model, request, progress=None, finished=None):
+            if Counting.asked == at:
+                raise KeyboardInterrupt
+            return super().generate(model, request, progress, finished)
+
+    Counting.asked, at = 0, 64
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(reward_data(generator=Cut()), dpo(tiny_policy), tmp_path, max_steps=1)
+    assert len(list((tmp_path / "cache").glob("*.parts/*.pt"))) == 2
+    at = None
+    with caplog.at_level(logging.INFO):
+        again = fit(reward_data(generator=Cut()), dpo(tiny_policy), tmp_path, max_steps=1)
+    assert "2 of 3 chunks of train responses are kept from before" in caplog.text and Counting.asked == 80
+    whole = fit(reward_data(), dpo(tiny_policy), tmp_path / "whole", max_steps=1)
+    assert torch.equal(again.batches[0].input_ids, whole.batches[0].input_ids)
+    assert torch.equal(again.batches[0].margins, whole.batches[0].margins)
 
 
 @pytest.mark.parametrize("damage", cases([b"", b"garbage", None], soon=lambda damage: damage is None))
