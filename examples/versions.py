@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import re
 import shutil
@@ -129,6 +130,8 @@ def row(name: str, python: str, output: str) -> str:
 
 def resolve(project: Project) -> bool:
     """Print what each extra, and all together, would install today on every Python; return whether all can be installed."""
+    if importlib.util.find_spec("uv") is None:
+        raise SystemExit("resolving needs uv: pip install uv, or make resolve")
     fine = True
     for version in project.pythons:
         for extra in [*project.requirements, "all"]:

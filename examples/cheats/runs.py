@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from rl_lightning.callbacks import HeldOutDivergence, RewardWatch
 LOOK = 2
 #: Problems of a validation, and answers to each.
 _PROBLEMS, _ANSWERS = 32, 8
+#: Demonstrations that a policy imitates first, in two passes, where a case has any.
+_IMITATED = 10_000
 
 
 @dataclass
@@ -103,18 +106,29 @@ def train(case: Case, cured: bool, rollouts: int, place: Path) -> Found:
         quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "devices": 1}
         return rl.Trainer(seed=0, default_root_dir=place, callbacks=list(callbacks), **quiet, **settings)
 
+    policy = _with_habits(case, place.with_name(f"{place.name}-start"), run)
     if not cured:
-        (verdict,) = (one for one in run().audit(rl.GRPO(), data()) if one.trained)
+        (verdict,) = (one for one in run().audit(rl.GRPO(policy=policy), data()) if one.trained)
         found.audit = f"{verdict.text} ({verdict.change:+.3f} ± {verdict.error:.3f})"
     ear = Ear(found)
     heard = logging.getLogger("rl_lightning.callbacks.reward_watch")
     heard.addHandler(ear)
     # The watch comes after what keeps the numbers that it looked at.
     callbacks = [rl.GroupNormalize(), HeldOutDivergence(), Looks(found), RewardWatch("verifier", kl_budget=5.0)]
-    module = rl.GRPO(kl_coef=0.0, optimizer={"lr": 3e-4, "warmup_steps": 5})
+    module = rl.GRPO(policy=policy, kl_coef=0.0, optimizer={"lr": 3e-4, "warmup_steps": 5})
     run(*callbacks, max_epochs=rollouts, check_val_every_n_epoch=LOOK, gradient_clip_val=1.0).fit(module, data())
     heard.removeHandler(ear)
     return found
+
+
+def _with_habits(case: Case, place: Path, run: Callable[..., rl.Trainer]) -> str:
+    """Return the policy that a run begins with: the embedded one, after it has imitated the demonstrations of the case, if there are any."""
+    if case.habits is None:
+        return "embedded"
+    data = rl.DemonstrationDataModule(prompts=case.habits(train_size=_IMITATED), batch_size=64)
+    module = rl.SFT(optimizer={"lr": 1e-3, "warmup_steps": 20, "schedule": "cosine"})
+    run(rl.HFExport(str(place)), max_epochs=2, gradient_clip_val=1.0, limit_val_batches=0).fit(module, data)
+    return str(place)
 
 
 def place_of(directory: Path, case: Case, cured: bool) -> Path:
