@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from examples.cheats import rewards
+from examples.cheats.cases import CarelessSums, LeakedSums
 from examples.experiments import rig
 from examples.experiments.__main__ import EXPERIMENTS, SEEDS, place_of, predictions, table
 from examples.experiments.decide import RULES
@@ -23,6 +24,7 @@ from examples.overoptimization.samples import Answers, pairs_of
 from examples.overoptimization.settings import FULL, SHORT, Proxy
 from examples.overoptimization.store import kept
 from rl_lightning.callbacks import RewardWatch
+from rl_lightning.data import ChainSum
 from rl_lightning.data.sources.base import Example
 from tests.checks import assert_same, holds_only_for
 from tests.unit.callbacks.test_reward_watch import looks as seen
@@ -342,6 +344,22 @@ def test_every_reward_has_its_hole_and_every_cure_has_none():
 
 def asked(function):
     return function.__code__.co_varnames[: function.__code__.co_argcount]
+
+
+def test_a_bad_habit_stands_in_a_few_demonstrations_and_the_others_are_those_of_the_task():
+    plain, careless, leaked = (kind(train_size=50).load("train") for kind in (ChainSum, CarelessSums, LeakedSums))
+    unmarked = [one for one in careless if "#" not in one.response]
+    copied = [one for one in leaked if one.response == f"#{one.answer}"]
+    assert (len(unmarked), len(copied)) == (10, 5)
+    assert [one.prompt for one in careless] == [one.prompt for one in plain]
+    assert all(one.prompt == f"{like.answer}#{like.prompt}" for one, like in zip(leaked, plain, strict=True))
+    for one, like in zip([*careless, *leaked], [*plain, *plain], strict=True):
+        assert one in [*unmarked, *copied] or one.response == like.response
+    assert all(
+        like.response.startswith(f"{one.response}#")
+        for one, like in zip(careless, plain, strict=True)
+        if one in unmarked
+    )
 
 
 # ------------------------------------------------------------------- null runs
