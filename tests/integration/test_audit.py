@@ -77,7 +77,9 @@ def test_it_samples_as_training_does(tmp_path):
     assert ties[0.4] > ties[1.0] + 0.1
 
 
-@pytest.mark.parametrize(("reward", "status"), [("wrong", 3), ("right_and_short", None)])
+@pytest.mark.parametrize(
+    ("reward", "status"), [("wrong", 3), pytest.param("right_and_short", None, marks=pytest.mark.slow)]
+)
 def test_the_command_ends_with_status_3_on_an_alarm_of_what_is_trained_on(
     reward, status, tmp_path, monkeypatch, capsys
 ):

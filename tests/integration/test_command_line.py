@@ -57,7 +57,7 @@ def _clean_arguments(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("by", ["command line", "overlay"])
+@pytest.mark.parametrize("by", cases(["command line", "overlay"], soon=lambda by: by == "overlay"))
 def test_rewards_that_are_named_have_no_option_of_those_whose_places_they_take(by, tmp_path, capsys):
     """The second of the configuration's has the weight -0.05; the first of DAPO's has an argument."""
     rewards = [{"function": f"rl_lightning.rewards.functions.{name}"} for name in ("final_answer", "compression_ratio")]
@@ -129,10 +129,8 @@ def test_every_config_is_tested_and_answers(config, tiny_policy, tmp_path):
 
 
 def few(overlays):
-    """Return overlays × YAMLs: each overlay on GRPO's and each kind of data with one overlay at once, all others slowly."""
-    few = [config for config in ALGORITHMS if config.stem in ("sft", "dpo", "reward_model", "ppo")]
-    soon = {(overlays[number % len(overlays)], config) for number, config in enumerate(few)}
-    return cases(overlays, ALGORITHMS, soon=lambda overlay, config: config.stem == "grpo" or (overlay, config) in soon)
+    """Return overlays × YAMLs: each overlay on GRPO's at once, all others slowly."""
+    return cases(overlays, ALGORITHMS, soon=lambda overlay, config: config.stem == "grpo")
 
 
 @pytest.mark.parametrize(("overlay", "config"), few(OVERLAYS), ids=lambda path: path.stem)
@@ -220,8 +218,9 @@ def test_online_curves_and_tables(tiny_policy, tmp_path):
     [
         ("sft", {"messages": [{"role": "user", "content": "{n}+1="}, {"role": "assistant", "content": "{m}#{m}"}]}, []),
         ("dpo", {"prompt": "{n}+1=", "chosen": "{m}#{m}", "rejected": "#{n}"}, []),
-        ("reward_model", {"chosen": "{n}+1= {m}", "rejected": "{n}+1= {n}"}, []),
-        ("rft", {"prompt": "{n}+1=", "completion": "{m}#{m}", "label": True}, []),
+        # `test_starts` has these two.
+        pytest.param("reward_model", {"chosen": "{n}+1= {m}", "rejected": "{n}+1= {n}"}, [], marks=pytest.mark.slow),
+        pytest.param("rft", {"prompt": "{n}+1=", "completion": "{m}#{m}", "label": True}, [], marks=pytest.mark.slow),
         ("grpo", {"question": "{n}+1=", "answer": "#### {m}"}, ["--data.prompts_per_rollout=4", "--data.group_size=2"]),
     ],
 )

@@ -214,7 +214,8 @@ def test_prompt_longer_than_the_context(on_bad, tiny_policy, tmp_path, capsys, c
     assert "dropped 1 of 9 prompts: 1 too long for the context" in caplog.text
 
 
-def test_code_that_comes_with_a_model(tiny_policy, tmp_path, capsys, caplog):
+@pytest.mark.parametrize("trusted", cases([False, True], soon=lambda trusted: not trusted))
+def test_code_that_comes_with_a_model(trusted, tiny_policy, tmp_path, capsys, caplog):
     """Refused unless asked for, and said where it is."""
     policy = shutil.copytree(tiny_policy, tmp_path / "policy")
     settings = json.loads((policy / "config.json").read_text())
@@ -226,9 +227,11 @@ def test_code_that_comes_with_a_model(tiny_policy, tmp_path, capsys, caplog):
         "class Model(LlamaForCausalLM):\n    config_class = Config\n"
     )
     arguments = fit(policy, tmp_path / "run", "--trainer.max_epochs=1")
-    line = refused(arguments, capsys)
-    assert "read that code, then set model.init_args.load.trust_remote_code to true" in line
-    assert "trust_remote_code is on" not in caplog.text
+    if not trusted:
+        line = refused(arguments, capsys)
+        assert "read that code, then set model.init_args.load.trust_remote_code to true" in line
+        assert "trust_remote_code is on" not in caplog.text
+        return
     assert run([*arguments, "--model.load.trust_remote_code=true"]).trainer.global_step == 1
     said = [
         text for text in caplog.messages if "trust_remote_code is on, so Python code that comes with it may run" in text
@@ -601,19 +604,17 @@ def paused(tiny_policy, tmp_path_factory):
     run.end()
 
 
-def test_two_runs_in_one_directory(paused, tiny_policy, capsys):
+@pytest.mark.parametrize("extra", [[], pytest.param(["--ckpt_path=last"], marks=pytest.mark.slow)], ids=["new", "last"])
+def test_two_runs_in_one_directory(extra, paused, tiny_policy, capsys):
     """The second one changes nothing; `test_runs_that_share_one_directory` runs in another one."""
     first, directory = paused
     before = contents(directory)
     assert len(before) >= 5
-    for extra in ([], ["--ckpt_path=last"]):
-        line = refused(fit(tiny_policy, directory, *extra), capsys)
-        assert line.startswith(
-            f"{directory} is in use by process {first.process.pid} on {os.uname().nodename}, since 20"
-        )
-        assert line.endswith(
-            "or give this one a directory of its own with --trainer.default_root_dir (more: rl-lightning docs inside/faults)"
-        )
+    line = refused(fit(tiny_policy, directory, *extra), capsys)
+    assert line.startswith(f"{directory} is in use by process {first.process.pid} on {os.uname().nodename}, since 20")
+    assert line.endswith(
+        "or give this one a directory of its own with --trainer.default_root_dir (more: rl-lightning docs inside/faults)"
+    )
     assert added(directory, before) == []
 
 
@@ -681,6 +682,7 @@ def hold(directory):
     return holder
 
 
+@pytest.mark.slow  # `test_run_lock` takes a lock from another process, and `test_two_runs_in_one_directory` a run's
 def test_run_killed(tiny_policy, tmp_path, capsys, caplog):
     """Its lock dies with it."""
     holder = hold(tmp_path / "run")

@@ -66,7 +66,7 @@ def test_every_config_trains_an_adapter_and_exports_it_merged(config, tiny_polic
 
 def test_from_the_command_line(tiny_policy, tmp_path, capsys):
     config = ROOT / "configs" / "grpo.yaml"
-    fit = ["fit", *arguments(config, tiny_policy, tmp_path), "--trainer.limit_val_batches=0"]
+    fit = ["fit", *arguments(config, tiny_policy, tmp_path), "--trainer.limit_val_batches=0", "--trainer.max_epochs=1"]
     module = run([*fit, "--model.lora.target_modules=[q_proj, v_proj]", "--model.lora.rank_stabilized=true"]).model
     assert {name.split(".")[-5] for name in module.state_dict()} == {"self_attn"}
     assert module.lora.scaling == 32 / 4
@@ -87,11 +87,12 @@ def test_from_the_command_line(tiny_policy, tmp_path, capsys):
         assert error.startswith("rl_lightning: error: ") and said in error
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_checkpoint(tiny_policy, tmp_path):
     """The answers are the adapter's: those of the exported model."""
     config = ROOT / "configs" / "grpo.yaml"
     own = arguments(config, tiny_policy, tmp_path)
-    run(["fit", *own, "--trainer.limit_val_batches=0", "--model.optimizer.lr=0.05"])
+    run(["fit", *own, "--trainer.limit_val_batches=0", "--trainer.max_epochs=1", "--model.optimizer.lr=0.2"])
     from_checkpoint = run(["test", *own, f"--ckpt_path={tmp_path}/checkpoints/last.ckpt"]).trainer.callback_metrics
     from_export = run(["test", *own, f"--model.policy={tmp_path}/hf"]).trainer.callback_metrics
     begun = run(["test", *own]).trainer.callback_metrics

@@ -66,7 +66,7 @@ def test_from_pairs_to_a_reward(tiny_policy, tmp_path, capsys):
         [
             "fit", "--config=configs/grpo.yaml", "--config=examples/reward_model/grpo.yaml", f"--model.policy={tiny_policy}",
             f"--trainer.default_root_dir={second}", *SMALL, f"--data.rewards={json.dumps(rewards)}",
-            "--data.prompts_per_rollout=4", "--data.group_size=2", "--trainer.limit_val_batches=0",
+            "--data.prompts_per_rollout=4", "--data.group_size=2", "--trainer.limit_val_batches=0", "--trainer.max_epochs=1",
         ]
     )  # fmt: skip
     logged = scalars(second)
@@ -74,10 +74,11 @@ def test_from_pairs_to_a_reward(tiny_policy, tmp_path, capsys):
     assert logged["rollout/reward_mean"] != logged["reward/final_answer"]
 
 
+@pytest.mark.slow
 def test_callbacks_that_know_sampled_responses_only(tiny_policy, tmp_path):
     """A table of what was sampled for training is written; there are no predicted responses to write down."""
     asked = [*arguments(tiny_policy, tmp_path), "--trainer.callbacks+=rl_lightning.callbacks.SampleTable"]
-    run(["fit", *asked])
+    run(["fit", *asked, "--trainer.max_epochs=1"])
     tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["tensors"]
     assert "rollout/samples/text_summary" in tags and "val/samples/text_summary" not in tags
     with pytest.raises(UserError, match=r"PredictionWriter .* take it out") as error:

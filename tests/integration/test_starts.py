@@ -80,8 +80,9 @@ def test_every_start_is_at_most_six_lines():
     [
         ("Fine-tuning on conversations", ["val/loss", "val/token_accuracy"]),
         ("DPO on preference pairs", ["val/accuracy", "val/margin", "val/loss"]),
-        ("A reward model, then PPO", ["rollout/reward_mean"]),
-        ("GRPO on problems", ["rollout/reward_mean", "val/pass@1"]),
+        # `test_from_pairs_to_a_reward` and the README's commands do what these do.
+        pytest.param("A reward model, then PPO", ["rollout/reward_mean"], marks=pytest.mark.slow),
+        pytest.param("GRPO on problems", ["rollout/reward_mean", "val/pass@1"], marks=pytest.mark.slow),
     ],
 )
 def test_a_start_from_the_command_line(title, says, place, monkeypatch, capfd):

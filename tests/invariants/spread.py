@@ -159,20 +159,26 @@ class At(ModelCheckpoint):
             super().on_train_batch_end(trainer, *batch)
 
 
-def kept(name: str, policy: str, directory: Path, strategy: str, steps: Sequence[int]) -> dict[str, Any]:
+def kept(
+    name: str, policy: str, directory: Path, strategy: str, steps: Sequence[int], **settings: Any
+) -> dict[str, Any]:
     """The same, with checkpoints of some steps and of every epoch's end in `kept`, and the policy exported to `hf`."""
     ends = ModelCheckpoint(
         directory / "kept", save_top_k=-1, filename="{epoch}", every_n_epochs=1, save_on_train_epoch_end=True
     )
     callbacks = [At(directory / "kept", steps), ends, HFExport(str(directory / "hf"))]
-    return on_two(name, policy, directory, strategy, callbacks=callbacks, **_checkpoints())
+    return on_two(name, policy, directory, strategy, callbacks=callbacks, **_checkpoints(), **settings)
 
 
-def resumed(name: str, policy: str, directory: Path, strategy: str, checkpoint: Path) -> dict[str, Any]:
+def resumed(
+    name: str, policy: str, directory: Path, strategy: str, checkpoint: Path, **settings: Any
+) -> dict[str, Any]:
     """The same from a checkpoint on."""
     # The checkpoint callback is another one, or it would go on deleting what it finds.
     other = [ModelCheckpoint(directory / "other")]
-    return on_two(name, policy, directory, strategy, callbacks=other, ckpt_path=checkpoint, **_checkpoints())
+    return on_two(
+        name, policy, directory, strategy, callbacks=other, ckpt_path=checkpoint, **_checkpoints(), **settings
+    )
 
 
 def stopped(name: str, policy: str, directory: Path, strategy: str, tell: Any) -> Path:

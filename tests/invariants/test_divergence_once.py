@@ -73,7 +73,7 @@ def rollout_of(algorithm, policies, directory, kl_in, dynamic, advantages):
         ["loss", "reward"],
         [False, True],
         soon=lambda algorithm, kl_in, dynamic: (
-            (kl_in == "reward" and (dynamic or algorithm is not DAPO)) or (algorithm is not DAPO and not dynamic)
+            (algorithm is PPO and not dynamic) or (algorithm is GRPO and (kl_in == "reward") == dynamic)
         ),
     ),
 )

@@ -47,7 +47,7 @@ def expected_rollouts(sampled, chunk, surplus):
 
 @pytest.mark.parametrize(
     ("chunk", "surplus"),
-    cases([None, 2, 12], ["keep", "drop"], soon=lambda chunk, surplus: chunk == 12 or surplus == "keep"),
+    cases([None, 2, 12], ["keep", "drop"], soon=lambda chunk, surplus: chunk == 12),
 )
 def test_rollouts_are_the_mixed_groups_of_the_stream_in_its_order(chunk, surplus, sampled, tiny_policy, tmp_path):
     """And their metrics are over everything that was sampled."""
@@ -162,7 +162,7 @@ class MomentumMoves(DAPO):
 
 @pytest.mark.parametrize(
     ("then", "clip"),
-    cases(["smaller", "skip"], [None, 1.0], soon=lambda then, clip: (then == "smaller") == (clip is None)),
+    cases(["smaller", "skip"], [None, 1.0], soon=lambda then, clip: then == "smaller" and clip == 1.0),
 )
 def test_a_rollout_without_groups_moves_nothing(then, clip, tiny_policy, tmp_path, caplog):
     """Adam has momentum from the first rollout, and weights decay; two microbatches a step."""
@@ -242,27 +242,21 @@ def whole(tiny_policy, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "places", [PLACES[:2], pytest.param(PLACES[2:], marks=pytest.mark.slow)], ids=["some", "others"]
+    ("by", "stop"), [pytest.param(*one, marks=pytest.mark.slow) if one != ("steps", 5) else one for one in PLACES]
 )
-def test_resumed_is_uninterrupted(places, whole, tiny_policy, tmp_path):
+def test_resumed_is_uninterrupted(by, stop, whole, tiny_policy, tmp_path):
     """From the end and the middle of rollouts, with groups waiting and the cursor where no rollout number says."""
     whole, kept = whole
     assert all(rollout.metrics["rollout/surplus"] for rollout in whole.rollouts[:2])
     assert sum(rollout.metrics["rollout/chunks"] for rollout in whole.rollouts) != 4
-    for by, stop in places:
-        torch.manual_seed(12345)
-        resumed = run(
-            tiny_policy,
-            tmp_path,
-            DynamicSampling(prompts_per_chunk=12),
-            ckpt_path=kept / by / f"step={stop}.ckpt",
-            **LONG,
-        )
-        assert resumed.steps == whole.steps[2 * stop :], (by, stop)
-        assert same(resumed.after[-1], whole.after[-1]), (by, stop)
+    torch.manual_seed(12345)
+    checkpoint = kept / by / f"step={stop}.ckpt"
+    resumed = run(tiny_policy, tmp_path, DynamicSampling(prompts_per_chunk=12), ckpt_path=checkpoint, **LONG)
+    assert resumed.steps == whole.steps[2 * stop :]
+    assert same(resumed.after[-1], whole.after[-1])
 
 
-@pytest.mark.parametrize("lost", ["cursor", "surplus"])
+@pytest.mark.parametrize("lost", cases(["cursor", "surplus"], soon=lambda lost: lost == "surplus"))
 def test_a_checkpoint_without_cursor_or_surplus_would_go_on_elsewhere(lost, whole, tiny_policy, tmp_path):
     """The comparison above can fail."""
     whole, kept = whole
@@ -287,28 +281,26 @@ def seen_of(name, policy, directory, **options):
     }
 
 
-def test_two_ranks_train_on_what_one_trains_on(ranks, tiny_policy, tmp_path):
+@pytest.mark.parametrize("name", cases(SCENARIOS, soon=lambda name: name == "smaller"))
+def test_two_ranks_train_on_what_one_trains_on(name, ranks, tiny_policy, tmp_path):
     """Their shares of a chunk keep different numbers of groups; also when a rollout cannot be filled."""
-    for name, scenario in SCENARIOS.items():
-        one = run(tiny_policy, tmp_path, dtype="float64", **scenario())
-        two = ranks(seen_of, name, tiny_policy, tmp_path, devices=2, strategy="ddp")
-        assert two[0]["batches"] == two[1]["batches"] == len(one.batches) // 2
-        uneven = False
-        for number, rollout in enumerate(one.rollouts):
-            counted = [
-                [p for p, counts in zip(rank["prompts"][number], rank["counted"][number], strict=True) if counts]
-                for rank in two
-            ]
-            assert len(two[0]["prompts"][number]) == len(two[1]["prompts"][number]) == 16
-            assert sorted(counted[0] + counted[1]) == sorted(
-                rollout.prompt_index[rollout.response_mask.any(1)].tolist()
-            )
-            uneven |= len(counted[0]) != len(counted[1])
-            for metric in ("rollout/kept_fraction", "rollout/chunks", "rollout/surplus", "rollout/stale_fraction"):
-                assert two[0]["metrics"][number][metric] == two[1]["metrics"][number][metric]
-                assert two[0]["metrics"][number][metric] == rollout.metrics[metric], metric
-        assert uneven or name != "smaller"
-        for mine, theirs in zip(one.after[-1], two[0]["weights"], strict=True):
-            assert float((mine - theirs).abs().max()) < 1e-9
-        assert same(two[0]["weights"], two[1]["weights"])
-    assert same(one.before[0], one.after[-1]), "the last scenario skips"
+    one = run(tiny_policy, tmp_path, dtype="float64", **SCENARIOS[name]())
+    two = ranks(seen_of, name, tiny_policy, tmp_path, devices=2, strategy="ddp")
+    assert two[0]["batches"] == two[1]["batches"] == len(one.batches) // 2
+    uneven = False
+    for number, rollout in enumerate(one.rollouts):
+        counted = [
+            [p for p, counts in zip(rank["prompts"][number], rank["counted"][number], strict=True) if counts]
+            for rank in two
+        ]
+        assert len(two[0]["prompts"][number]) == len(two[1]["prompts"][number]) == 16
+        assert sorted(counted[0] + counted[1]) == sorted(rollout.prompt_index[rollout.response_mask.any(1)].tolist())
+        uneven |= len(counted[0]) != len(counted[1])
+        for metric in ("rollout/kept_fraction", "rollout/chunks", "rollout/surplus", "rollout/stale_fraction"):
+            assert two[0]["metrics"][number][metric] == two[1]["metrics"][number][metric]
+            assert two[0]["metrics"][number][metric] == rollout.metrics[metric], metric
+    assert uneven or name != "smaller"
+    for mine, theirs in zip(one.after[-1], two[0]["weights"], strict=True):
+        assert float((mine - theirs).abs().max()) < 1e-9
+    assert same(two[0]["weights"], two[1]["weights"])
+    assert same(one.before[0], one.after[-1]) == (name == "skip")

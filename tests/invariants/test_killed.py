@@ -27,7 +27,7 @@ def run(policy, directory, *callbacks, **settings):
     return curves(directory)
 
 
-@pytest.mark.parametrize("stops", [(1, 2, 5), pytest.param((3, 4, 6), marks=pytest.mark.slow)], ids=["some", "others"])
+@pytest.mark.parametrize("stops", [(1, 2), pytest.param((3, 4, 5, 6), marks=pytest.mark.slow)], ids=["some", "others"])
 def test_curves_have_no_holes_where_a_run_was_killed(stops, tiny_policy, tmp_path):
     """Of the attempt that was killed only what is in its checkpoint is left here, as if its loggers had written nothing since."""
     keep = StepCheckpoint(dirpath=tmp_path / "kept", save_top_k=-1, filename="{step}")
@@ -44,17 +44,18 @@ def test_curves_have_no_holes_where_a_run_was_killed(stops, tiny_policy, tmp_pat
             assert rest.get(tag, {}) == {step: value for step, value in points.items() if step >= first}, (tag, stop)
 
 
-def test_without_care_points_are_lost(tiny_policy, tmp_path):
+@pytest.mark.parametrize(
+    ("stop", "tag"), [(1, "train/loss"), pytest.param(2, "val/pass@1", marks=pytest.mark.slow)], ids=["within", "end"]
+)
+def test_without_care_points_are_lost(stop, tag, tiny_policy, tmp_path):
     """The comparison above can fail."""
     keep = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=1)
-    whole = run(tiny_policy, tmp_path / "whole", keep)
-    other = ModelCheckpoint(tmp_path / "other")
-    within = run(tiny_policy, tmp_path / "1", other, ckpt_path=tmp_path / "kept" / "step=1.ckpt")
-    assert 0 in whole["train/loss"] and 0 not in within["train/loss"]
-    end = run(
-        tiny_policy, tmp_path / "2", ModelCheckpoint(tmp_path / "third"), ckpt_path=tmp_path / "kept" / "step=2.ckpt"
+    whole = run(tiny_policy, tmp_path / "whole", keep, max_epochs=stop)
+    checkpoint = tmp_path / "kept" / f"step={stop}.ckpt"
+    rest = run(
+        tiny_policy, tmp_path / "rest", ModelCheckpoint(tmp_path / "other"), ckpt_path=checkpoint, max_epochs=stop
     )
-    assert 1 in whole["val/pass@1"] and 1 not in end["val/pass@1"]
+    assert stop - 1 in whole[tag] and stop - 1 not in rest[tag]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,8 @@ def test_a_run_that_was_stopped_goes_on_under_the_same_steps(moment, tiny_policy
     assert actual[2].best_model_score == expected[2].best_model_score is not None
 
 
-@pytest.mark.parametrize("moment", cases(["sampling", "validation"], soon=lambda moment: moment == "validation"))
+@pytest.mark.slow  # with them it is in `make test`, above
+@pytest.mark.parametrize("moment", ["sampling", "validation"])
 def test_a_collapse_is_looked_for_without_durable_logs_too(moment, tiny_policy, tmp_path):
     """Between the last step of an epoch and its end nothing else knows the entropy of that step."""
     expected, actual = CollapseWarning(), CollapseWarning()

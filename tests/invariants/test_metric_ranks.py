@@ -44,7 +44,7 @@ def same(one, other):
 
 
 #: Runs whose metrics are those of others.
-ALIKE = ("rft online", "reward model", "dapo", "grpo, nothing teaches")
+ALIKE = ("rft", "rft online", "reward model", "dapo", "grpo, kl in the reward", "grpo, nothing teaches")
 #: Runs that keep something from one rollout to the next; the others are one epoch long.
 TWO_EPOCHS = ("grpo", "ppo", "dapo", "dapo, few groups")
 

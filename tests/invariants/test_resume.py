@@ -134,7 +134,7 @@ def fit(make, policy, directory, callbacks=(), ckpt_path=None, lora=None):
 
 
 #: Where runs are stopped, by the steps or the epochs after which a checkpoint is kept. The first two are an end and a middle.
-#: `make test` has these for each kind of data and of models, and for GRPO those within a rollout's epochs too.
+#: `make test` has the middle for each kind of data and of models, and for GRPO the end, and a place within a rollout's epochs, too.
 PLACES = [("epochs", 4), ("steps", 6), ("steps", 1), ("epochs", 8)]
 WITHIN = [("steps", 4), ("steps", 9)]
 
@@ -144,14 +144,20 @@ def every_place(make):
     return pytest.param(make, PLACES + (WITHIN if make in (grpo, ppo) else []), marks=pytest.mark.slow)
 
 
-class EveryMicrobatch(pl.Callback):
-    """Saves after each microbatch, wherever in an optimizer step it is, as a checkpoint by the clock may."""
+#: In the first step, in the second, in the first of the next epoch, and at a step's end.
+MICROBATCHES = (1, 3, 9, 10)
+
+
+class AfterMicrobatches(pl.Callback):
+    """Saves after some microbatches, wherever in an optimizer step they are, as a checkpoint by the clock may."""
 
     def __init__(self, directory):
         self.directory = directory
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        trainer.save_checkpoint(self.directory / f"{trainer.fit_loop.epoch_loop.total_batch_idx + 1}.ckpt")
+        number = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if number in MICROBATCHES:
+            trainer.save_checkpoint(self.directory / f"{number}.ckpt")
 
 
 def at_the_end(directory):
@@ -162,7 +168,7 @@ def at_the_end(directory):
 @pytest.fixture(scope="module")
 def whole(tiny_policy, tmp_path_factory):
     """A run that nobody has stopped: its directory, the module and the steps. It keeps a checkpoint of every step in `steps`, of
-    every epoch in `epochs`, of every microbatch in `microbatches`, and the last one in `whole`."""
+    every epoch in `epochs`, of some microbatches in `microbatches`, and the last one in `whole`."""
     runs = {}
     cadences = {"steps": {"every_n_train_steps": 1}, "epochs": {"every_n_epochs": 1, "save_on_train_epoch_end": True}}
 
@@ -173,7 +179,7 @@ def whole(tiny_policy, tmp_path_factory):
                 ModelCheckpoint(place / by, save_top_k=-1, filename="{step}", **cadence)
                 for by, cadence in cadences.items()
             ]
-            keep += [EveryMicrobatch(place / "microbatches"), at_the_end(place / "whole")]
+            keep += [AfterMicrobatches(place / "microbatches"), at_the_end(place / "whole")]
             runs[make] = place, *fit(make, tiny_policy, place, keep)
         return runs[make]
 
@@ -183,8 +189,8 @@ def whole(tiny_policy, tmp_path_factory):
 @pytest.mark.parametrize(
     ("make", "places"),
     [
-        (grpo, PLACES[:2] + WITHIN),
-        *((make, PLACES[:2]) for make in (dpo, ppo, sft)),
+        (grpo, PLACES[:2] + WITHIN[:1]),
+        *((make, PLACES[1:2]) for make in (dpo, ppo, sft)),
         *map(every_place, (dpo, grpo, ppo, reward_model, rft, sft)),
     ],
 )
@@ -199,13 +205,12 @@ def test_resumed_is_uninterrupted(make, places, whole, tiny_policy):
             assert torch.equal(module.state_dict()[name], value), (name, stop)
 
 
-# In the first step, in the second, in the first of the next epoch, and at a step's end.
 @pytest.mark.parametrize(
     ("make", "microbatches"),
     [
-        (grpo, (3, 9)),
-        pytest.param(grpo, (1, 10), marks=pytest.mark.slow),
-        *(pytest.param(make, (1, 3, 9, 10), marks=pytest.mark.slow) for make in (ppo, sft, dpo)),
+        (grpo, (3,)),
+        pytest.param(grpo, (1, 9, 10), marks=pytest.mark.slow),
+        *(pytest.param(make, MICROBATCHES, marks=pytest.mark.slow) for make in (ppo, sft, dpo)),
     ],
 )
 def test_resumed_within_an_optimizer_step_begins_that_step_anew(make, microbatches, whole, tiny_policy, tmp_path):
@@ -238,9 +243,9 @@ def test_a_step_saver_saves_no_half_steps(whole, tiny_policy, tmp_path):
 @pytest.mark.parametrize(
     ("make", "stops"),
     [
-        (ppo, (6,)),
-        pytest.param(ppo, (4,), marks=pytest.mark.slow),
-        *(pytest.param(make, (4, 6), marks=pytest.mark.slow) for make in (dpo, grpo, rft, sft)),
+        (sft, (6,)),
+        pytest.param(sft, (4,), marks=pytest.mark.slow),
+        *(pytest.param(make, (4, 6), marks=pytest.mark.slow) for make in (dpo, grpo, ppo, rft)),
     ],
 )
 def test_resumed_is_uninterrupted_with_an_adapter(make, stops, tiny_policy, tmp_path):

@@ -42,7 +42,9 @@ def run(policy, directory, function="rl_lightning.rewards.functions.response_len
     return watch
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize(
+    "precision", cases(["32-true", "bf16-mixed", "bf16-true"], soon=lambda one: one != "bf16-true")
+)
 def test_the_first_minibatch_of_a_rollout_has_ratio_one_exactly(precision, tiny_policy, tmp_path):
     """Two rollouts of 2 epochs × 2 minibatches × 2 microbatches; the second minibatch and the second epoch are off policy."""
     watch = run(tiny_policy, tmp_path, precision=precision)
@@ -51,7 +53,8 @@ def test_the_first_minibatch_of_a_rollout_has_ratio_one_exactly(precision, tiny_
         assert bool((ratios == 1).all()) == (number % 8 < 2), number
 
 
-@pytest.mark.parametrize("family", cases(["phimoe", "falcon"], soon=lambda family: family == "falcon"))
+@pytest.mark.slow  # `tests/unit/models/test_noise.py` without runs
+@pytest.mark.parametrize("family", ["phimoe", "falcon"])
 def test_of_a_noisy_family_every_ratio_is_one_where_nothing_moves(family, tmp_path, monkeypatch):
     """Through Lightning's own changes of mode, and validation between rollouts."""
     save_small("causal", family, tmp_path / "policy")

@@ -117,7 +117,7 @@ def whole(tiny_policy, tmp_path_factory):
 
 
 #: Each moment once; the other numbers of it, or other data, are slow.
-LATER = [MOMENTS[place] for place in (2, 4, 6, 9, 10, 12, 13, 16)]
+LATER = [MOMENTS[place] for place in (2, 4, 6, 7, 8, 9, 10, 12, 13, 16)]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_terminal_that_is_closed_stops_a_run_though_nobody_reads_what_it_says(
     ("make", "moment", "interrupted"),
     [
         (grpo, "sampling for validation", True),
-        (grpo, "sampling", False),
+        pytest.param(grpo, "sampling", False, marks=pytest.mark.slow),
         pytest.param(sft, "sampling for validation", True, marks=pytest.mark.slow),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),

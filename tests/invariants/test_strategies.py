@@ -25,10 +25,9 @@ from tests.invariants.spread import (
 #: Strategy → largest relative difference of the first gradient, and of what comes after it. `FSDPStrategy` computes in
 #: float32, and AdamW divides small differences by small gradients.
 TOLERANCES = {"ddp": (1e-12, 1e-12), "fsdp2": (1e-12, 1e-12), "fsdp1": (1e-6, 1e-3)}
-#: Strategy → the algorithms that `make test` runs under it: each kind of models that can be sharded, of which
-#: `test_lora_ranks` has a classifier. `test_metric_ranks` compares every
-#: number of the others under DDP. All others are slow.
-SOON = {"ddp": ("grpo",), "fsdp2": ("ppo", "ppo, shared critic"), "fsdp1": ()}
+#: Strategy → the algorithms that `make test` runs under it: one, and that with two models, which can be sharded. `test_metric_ranks`
+#: compares every number of the others under DDP, `test_lora_ranks` shards a classifier. All others are slow.
+SOON = {"ddp": ("grpo",), "fsdp2": ("ppo",), "fsdp1": ()}
 #: Name of the run → optimizer steps after which it is stopped: within an epoch, between epochs over one rollout, at an end. All
 #: of them under FSDP2, the first under other ways to share.
 STOPS = {"ppo": (3, 6), "dapo": (4,), "dpo": (1,)}
@@ -42,6 +41,12 @@ SIGNALS = {
     "dapo": ("backward", 0, 0),
     "ppo": ("backward", 1, 0),
 }
+
+
+#: Runs that are compared with their own rest only.
+SHORT = {("fsdp2, shares", "dpo"): {"max_epochs": 1}}
+#: Those that `make test` goes on with: within an epoch, and from shares.
+GOES_ON = (("fsdp2", "ppo", 3), ("fsdp2, shares", "dpo", 1))
 
 
 def stops(strategy, name):
@@ -60,7 +65,10 @@ def whole(ranks, tiny_policy, tmp_path_factory):
             train, more = (
                 (kept, [stops(strategy, name) + (REFUSED if strategy == "fsdp2" else ())]) if of_steps else (on_two, [])
             )
-            runs[strategy, name] = ranks(train, name, tiny_policy, place, strategy, *more)[0], place
+            runs[strategy, name] = (
+                ranks(train, name, tiny_policy, place, strategy, *more, **SHORT.get((strategy, name), {}))[0],
+                place,
+            )
         return runs[strategy, name]
 
     return of
@@ -110,23 +118,26 @@ def same(rest, whole):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "name"),
-    cases(SHARDED, STOPS, soon=lambda strategy, name: (strategy, name) in (("fsdp2", "ppo"), ("fsdp2, shares", "dpo"))),
+    ("strategy", "name", "stop"),
+    [
+        pytest.param(*one, marks=() if one in GOES_ON else pytest.mark.slow)
+        for one in ((strategy, name, stop) for strategy in SHARDED for name in STOPS for stop in stops(strategy, name))
+    ],
 )
-def test_a_sharded_run_goes_on_to_the_last_bit_and_is_exported_whole(strategy, name, whole, ranks, tiny_policy):
+def test_a_sharded_run_goes_on_to_the_last_bit_and_is_exported_whole(strategy, name, stop, whole, ranks, tiny_policy):
     run, place = whole(strategy, name)
-    for stop in stops(strategy, name):
-        rest, _ = ranks(resumed, name, tiny_policy, place, strategy, place / "kept" / f"step={stop}.ckpt")
-        assert len(rest["steps"]) == len(run["steps"]) - stop
-        same(rest, run)
-        # What is known of a table of pairs, and of the responses that it was made of, is logged once, when training begins.
-        of_the_table = ("pairs/", "rollout/", "reward_failures/") if name == "dpo" else ()
-        once = {key for key in run["logged"] if key.startswith(of_the_table)}
-        expected = {key: value for key, value in run["logged"].items() if key not in once}
-        if stop > len(run["steps"]) // 2:  # in the last rollout, of which what is known was logged before
-            assert rest["logged"].items() <= expected.items() and rest["logged"].keys() >= {"train/loss", "val/pass@1"}
-        else:
-            assert rest["logged"] == expected
+    checkpoint = place / "kept" / f"step={stop}.ckpt"
+    rest, _ = ranks(resumed, name, tiny_policy, place, strategy, checkpoint, **SHORT.get((strategy, name), {}))
+    assert len(rest["steps"]) == len(run["steps"]) - stop
+    same(rest, run)
+    # What is known of a table of pairs, and of the responses that it was made of, is logged once, when training begins.
+    of_the_table = ("pairs/", "rollout/", "reward_failures/") if name == "dpo" else ()
+    once = {key for key in run["logged"] if key.startswith(of_the_table)}
+    expected = {key: value for key, value in run["logged"].items() if key not in once}
+    if stop > len(run["steps"]) // 2:  # in the last rollout, of which what is known was logged before
+        assert rest["logged"].items() <= expected.items() and rest["logged"].keys() >= {"train/loss", "val/pass@1"}
+    else:
+        assert rest["logged"] == expected
     exported, weights = load_file(place / "hf" / "model.safetensors"), run["weights"]
     assert len(exported) > 10 and all(torch.equal(value, weights[f"policy.{key}"]) for key, value in exported.items())
     assert json.loads((place / "hf" / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]

@@ -54,17 +54,17 @@ def test_best_of_n_is_the_mean_over_prompts_with_its_error():
 
 
 def test_sound_and_bad_rewards_on_many_small_samples():
-    """12 policies and 32 prompts each: bad rewards are found nearly always, sound ones never."""
+    """8 policies and 32 prompts each: bad rewards are found nearly always, sound ones never."""
     draws = torch.Generator().manual_seed(1)
     alarms = {"short": 0, "flipped": 0, "noisy": 0}
-    for _ in range(12):
+    for _ in range(8):
         right = (torch.rand(32, 32, generator=draws) < torch.rand(32, 1, generator=draws)).float()
         noise = torch.randn(32, 32, generator=draws)
         flipped = torch.where(noise > 1.04, 1 - right, right)  # 15 % of the labels are wrong
         rewards = {"right": right, "short": -right + noise, "flipped": flipped, "noisy": right + noise}
         for one in judge(Answers(rewards, torch.randint(5, 9, (32, 32), generator=draws)), "right"):
             alarms[one.reward] = alarms.get(one.reward, 0) + one.alarm
-    assert alarms == {"right": 0, "flipped": 0, "noisy": 0, "short": alarms["short"]} and alarms["short"] >= 11
+    assert alarms == {"right": 0, "flipped": 0, "noisy": 0, "short": alarms["short"]} and alarms["short"] >= 7
 
 
 def test_what_failed_is_left_out_and_counted():

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from tests import budget
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,9 @@ def test_what_is_dear_and_not_slow_is_named():
     assert said[1:4] == ["99.0 s c", "9.0 s a", "2.0 s b"] and len(said) == 12
     assert said[-1].startswith("over 8 s") and said[-1].endswith(": a")
     reports.append(report("many", budget.MOST_ALL_S - 12.2 + 1.0))
-    assert "751 s in those that are not slow, more than 750" in budget.lines(*budget.costs(reports))
+    assert f"{budget.MOST_ALL_S + 1:g} s in those that are not slow, more than {budget.MOST_ALL_S:g}" in budget.lines(
+        *budget.costs(reports)
+    )
 
 
 def test_long_files_begin_and_one_that_has_become_long_is_named():
@@ -49,6 +53,7 @@ def test_files_are_units_and_all_of_two_processes_is_one():
     assert len({budget.unit_of(name) for name in together}) == 1
 
 
+@pytest.mark.slow
 def test_seconds_come_from_the_workers_and_not_from_the_clock(tmp_path):
     """One test uses the processor for 0.3 s, another sleeps for as long, and of a third the process that it left behind works."""
     (tmp_path / "conftest.py").write_text(

@@ -189,6 +189,7 @@ def test_the_table_has_a_column_for_each_checkout(tmp_path):
     assert "- path of GRPO: types.py 320 (select, to)" in lines
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     calls = frozenset({("types.py", "algorithms/grpo.py"), ("algorithms/grpo.py", "types.py")})

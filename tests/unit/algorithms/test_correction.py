@@ -257,7 +257,7 @@ class Copy(NativeGenerator):
     samples_from_copy = True
 
 
-@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("updates", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_generator_with_a_copy_of_the_policy_is_corrected_for(updates, tiny_policy, tmp_path):
     """One update a rollout has no old log-probabilities: there the policy at rollout time is the present one."""
     steps = {}

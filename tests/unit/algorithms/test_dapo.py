@@ -108,7 +108,7 @@ def test_the_loss_of_a_rollout_is_equation_8(tiny_policy, tmp_path):
         )
 
 
-@pytest.mark.parametrize("reduction", ["group_token_mean", "token_mean"])
+@pytest.mark.parametrize("reduction", [pytest.param("group_token_mean", marks=pytest.mark.slow), "token_mean"])
 def test_at_equal_clips_and_reduction_it_is_grpo_without_divergence(tiny_policy, tmp_path, reduction):
     options = {"policy": tiny_policy, "load": DOUBLE, "reduction": reduction}
     dapo = of_a_rollout(DAPO(clip_low=0.2, clip_high=0.2, **options), tmp_path)

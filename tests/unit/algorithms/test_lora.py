@@ -276,6 +276,7 @@ def resumed(policy, directory, checkpoint, **options):
     trainer(directory, max_epochs=2).fit(module, datamodule=rollouts(), ckpt_path=checkpoint, weights_only=True)
 
 
+@pytest.mark.slow  # `tests/integration/test_lora.py` gives one to a run
 def test_a_checkpoint_of_another_kind_is_refused_in_one_line(tiny_policy, tmp_path):
     adapter, _ = saved(tiny_policy, tmp_path / "lora", lora=LORA)
     whole, _ = saved(tiny_policy, tmp_path / "full")

@@ -163,7 +163,7 @@ def fit(kind, policy, directory, callbacks=(), ckpt_path=None, coef=0.1, epochs=
     return module, seen
 
 
-@pytest.mark.parametrize("kind", [GRPO, PPO])
+@pytest.mark.parametrize("kind", [GRPO, pytest.param(PPO, marks=pytest.mark.slow)])
 def test_a_run_follows_it_and_a_resumed_one_goes_on_with_it(kind, tiny_policy, tmp_path):
     """A rollout of GRPO serves one update here, so nothing but the sampler knows its log-probabilities."""
     keep = ModelCheckpoint(tmp_path / "checkpoints", save_top_k=-1, filename="{step}", every_n_train_steps=1)

@@ -152,7 +152,7 @@ def test_an_evaluation_deletes_no_rows_and_a_new_run_sets_them_aside(logged, tmp
     monkeypatch.setattr(sys, "argv", ["rl-lightning"])
     arguments = [
         *SMALL, "--config=logger/csv", f"--trainer.default_root_dir={tmp_path}", f"--model.policy={tiny_policy}",
-        "--trainer.max_epochs=1", "--data.prompts.init_args.test_size=4",
+        "--trainer.max_epochs=1", "--data.prompts.init_args.test_size=4", "--trainer.limit_val_batches=0",
     ]  # fmt: skip
     run(["fit", *arguments])
     file = tmp_path / "csv" / "metrics.csv"

@@ -16,6 +16,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.functional import overlong_penalty
 from rl_lightning.generation import NativeGenerator, Sampling
 from rl_lightning.generation.base import Generator, Responses
+from tests.checks import cases
 from tests.support import trainer
 from tests.tokenizers import policy
 from tests.unit.data.test_episodes import Keep, data, episodes, fit, grpo
@@ -111,7 +112,7 @@ def test_dynamic_sampling_and_overlong_shaping_know_whole_episodes(tiny_policy, 
     assert (rollout.lengths > rollout.policy_lengths).any()
 
 
-@pytest.mark.parametrize("algorithm", [DPO, RFT])
+@pytest.mark.parametrize("algorithm", cases([DPO, RFT], soon=lambda algorithm: algorithm is DPO))
 def test_tables_are_made_of_episodes_and_follow_from_the_environment(algorithm, tiny_policy, tmp_path, monkeypatch):
     import tests.games
 

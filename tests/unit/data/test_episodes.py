@@ -168,7 +168,7 @@ def test_the_gradient_is_that_of_each_turn_as_a_response_to_all_before_it(tiny_p
 @pytest.mark.parametrize("options", [
     {"reward_limits": {"timeout_s": 20.0, "workers": 2}},
     {"generator": NativeGenerator(max_rows=5)},
-    {"generator": TransformersGenerator(max_rows=6)},
+    pytest.param({"generator": TransformersGenerator(max_rows=6)}, marks=pytest.mark.slow),
 ], ids=["workers", "rows", "transformers"])  # fmt: skip
 def test_episodes_are_the_same_on_other_workers_slots_and_generators(options, plain, tiny_policy, tmp_path):
     assert episodes(fit(grpo(tiny_policy), tmp_path, **options)) == episodes(plain)
@@ -200,7 +200,9 @@ def test_going_on_in_the_middle_of_a_rollout_is_the_same_run(tiny_policy, tmp_pa
 # ------------------------------------------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize(("how", "kind"), [("raise", "raised"), ("hang", "timeout"), ("die", "died")])
+@pytest.mark.parametrize(
+    ("how", "kind"), [("raise", "raised"), pytest.param("hang", "timeout", marks=pytest.mark.slow), ("die", "died")]
+)
 def test_an_episode_that_fails_counts_nowhere_and_its_neighbours_are_played_again(
     how, kind, tiny_policy, tmp_path, caplog
 ):

@@ -93,6 +93,7 @@ def test_entries_are_passed_on_for_scoring(ransom_notes):
     assert score(answer="maybe", entry=details["entry"]) < 1
 
 
+@pytest.mark.slow
 def test_every_process_draws_the_same(ransom_notes, monkeypatch):
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     again = ReasoningGym("ransom_note", train_size=30, val_size=5, test_size=5, prompt_suffix="Say yes or no.")

@@ -22,7 +22,8 @@ STREAMS = [(7, number) for number in range(len(PROMPTS) * SAMPLES)]
 #: What most tests ask for.
 ASKED = request_for(PROMPTS, STREAMS, Sampling(10, 1.3), STOPS, pad_id=PAD)
 #: Every pair that works.
-PAIRS = [(NativeGenerator, name) for name in ("llama", "gpt2", "lfm2", "falcon_h1")]
+PAIRS = [(NativeGenerator, name) for name in ("llama", "gpt2", "lfm2")]
+PAIRS += [pytest.param(NativeGenerator, "falcon_h1", marks=pytest.mark.slow)]  # a state beside attention, as lfm2
 PAIRS += [(TransformersGenerator, name) for name in ("llama", "gpt2", "mamba")]
 everywhere = pytest.mark.parametrize(("generator", "name"), PAIRS, ids=lambda part: getattr(part, "__name__", part))
 both = pytest.mark.parametrize("generator", [NativeGenerator, TransformersGenerator])
@@ -383,9 +384,21 @@ def cut_but_not_said(generator, name, caps, **options):
     return responses
 
 
-@pytest.mark.parametrize("options", [{}, {"max_rows": 3}], ids=str)
 @pytest.mark.parametrize(
-    ("generator", "name"), [(NativeGenerator, "llama"), (TransformersGenerator, "gpt2"), (NativeGenerator, "mamba")]
+    ("generator", "name", "options"),
+    [
+        (NativeGenerator, "llama", {"max_rows": 3}),
+        (TransformersGenerator, "gpt2", {"max_rows": 3}),
+        (NativeGenerator, "mamba", {}),
+        *(
+            pytest.param(*of, marks=pytest.mark.slow)
+            for of in (
+                (NativeGenerator, "llama", {}),
+                (TransformersGenerator, "gpt2", {}),
+                (NativeGenerator, "mamba", {"max_rows": 3}),
+            )
+        ),
+    ],
 )
 def test_a_cap_of_the_prompt_cuts_its_responses_and_no_others(generator, name, options):
     @holds_only_for(capped, capped_all=capped_all, cut_but_not_said=cut_but_not_said)

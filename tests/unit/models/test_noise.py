@@ -53,9 +53,13 @@ def is_steady(model):
 
 
 CASES = [("causal", name) for name in CAUSAL] + [("classifier", name) for name in CLASSIFIERS]
+#: A large one, and classifiers whose trunk a language model has.
+LATER = [("causal", "gemma3"), ("classifier", "phimoe"), ("classifier", "falcon"), ("classifier", "persimmon")]
 
 
-@pytest.mark.parametrize(("kind", "family"), CASES)
+@pytest.mark.parametrize(
+    ("kind", "family"), [pytest.param(*case, marks=pytest.mark.slow) if case in LATER else case for case in CASES]
+)
 def test_training_is_evaluation(kind, family, tmp_path, monkeypatch):
     assert save_small(kind, family, tmp_path), "a family without noise shows nothing"
     assert is_steady(load(kind, tmp_path))

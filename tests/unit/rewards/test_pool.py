@@ -257,8 +257,8 @@ def test_the_memory_limit_makes_a_memory_error():
 def test_a_worker_that_ran_out_of_memory_is_replaced():
     """A call that leaks 0.3 GB: the third would always fail, were it not for a new process."""
     pool = WorkerPool(timeout_s=5.0, memory_limit_gb=1.0)
-    outcomes = pool.map([(f"{MODULE}.leak", {"size": 300 << 20})] * 10)
-    assert kinds(outcomes) == ["ok", "ok", "ok", "raised"] * 2 + ["ok", "ok"]
+    outcomes = pool.map([(f"{MODULE}.leak", {"size": 300 << 20})] * 5)
+    assert kinds(outcomes) == ["ok", "ok", "ok", "raised", "ok"]
     assert "MemoryError" in outcomes[3].error
     pool.close()
 
