@@ -131,7 +131,9 @@ def join(host: str, port: int, size: int, device: torch.device) -> Channel:
     group = StatelessProcessGroup.create(host=host, port=port, rank=0, world_size=size)
     communicator = PyNcclCommunicator(group, device=device)
     if communicator.disabled:
-        raise UserError("vLLM finds no NCCL beside the trainer: set data.generator.init_args.directory, so that weights go through files")
+        raise UserError(
+            "vLLM finds no NCCL beside the trainer: set data.generator.init_args.directory, so that weights go through files"
+        )
     return _NCCL(communicator.broadcast, device)
 
 

@@ -405,8 +405,8 @@ def test_run_directory_that_is_read_only(command, tiny_policy, small_disk, capsy
     arguments = [
         one for one in arguments if command == "fit" or not one.startswith(("--trainer.max", "--trainer.limit"))
     ]
-    line = refused(arguments, capsys)
-    assert "cannot write to" in line and "Read-only file system: mend that, or choose another" in line
+    said = "Read-only file system: mend that, or choose another" if command == "fit" else "Read-only file system"
+    assert said in refused(arguments, capsys)
 
 
 # ---------------------------------------------------------------------------- signals

@@ -1,5 +1,6 @@
 """Policies whose linear layers are in 4 or 8 bits: what they compute, train, keep in checkpoints and export."""
 
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -29,7 +30,8 @@ from tests.checks import assert_same, cases, gradient_difference
 from tests.invariants.spread import Ratios, fit
 from tests.support import trainer
 
-pytest.importorskip("bitsandbytes")
+# Not imported for it: that takes a second of every process that collects the tests.
+pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 BITS = ("4bit", "8bit")
 #: Relative error of a weight, at most: half a step of 16 levels between −1 and 1, the widest in the tails; of 255.
