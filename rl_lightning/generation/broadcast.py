@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from rl_lightning.generation.transfer import Piece, described
 
 #: Option of `vllm serve` without which it takes no weights this way.
 OPTION = """--weight-transfer-config '{"backend": "nccl"}'"""
+#: The other way for weights.
+_DIRECTORY = "data.generator.init_args.directory to a directory that the servers see too"
 
 
 class Channel(Protocol):
@@ -28,6 +31,9 @@ class Channel(Protocol):
 
     def wait(self) -> None:
         """Wait until all that was sent is there."""
+
+    def close(self) -> None:
+        """Leave the group, also in the middle of a tensor that somebody no longer takes."""
 
 
 class Broadcast:
@@ -50,7 +56,14 @@ class Broadcast:
 
     def forget(self, server: Connection) -> None:
         """Have the next update connect with a server anew: it was lost."""
-        self._channels.pop(server.url, None)
+        channel = self._channels.pop(server.url, None)
+        if channel is not None:
+            channel.close()
+
+    def close(self) -> None:
+        """Leave all servers."""
+        while self._channels:
+            self._channels.popitem()[1].close()
 
     def begin(self) -> None:
         """See `Receiver`. A server that is new, or was lost, is connected with."""
@@ -61,9 +74,10 @@ class Broadcast:
             try:
                 if server.url not in self._channels:
                     self._channels[server.url] = _connect(once, self.device)
-                _ask(once, "/start_weight_update")
+                _start(once)
                 self._servers.append(once)
             except Lost as error:
+                self.forget(server)
                 self._lose(server, error)
 
     def take(self, piece: Piece) -> None:
@@ -73,12 +87,14 @@ class Broadcast:
             UserError: if a server is lost, or refuses the weights. NCCL itself would wait for it for ever.
         """
         body = {"update_info": described(piece)}
-        asking = [partial(_ask, server, "/update_weights", body) for server in self._servers]
+        asking = [partial(_ask, server, "POST", "/update_weights", body) for server in self._servers]
         try:
             at_once(*asking, partial(self._send, piece))
-        except Lost as error:
+        except UserError as error:
+            for server in self._servers:
+                self.forget(server)
             raise UserError(
-                f"{error}; it was lost while weights were on their way to it: start it, and the run again from its last checkpoint"
+                f"{error}; weights were on their way to the vLLM servers, which have lost theirs: start them anew, and the run from its last checkpoint"
             ) from error
 
     def _send(self, piece: Piece) -> None:
@@ -92,30 +108,52 @@ class Broadcast:
     def end(self) -> None:
         """See `Receiver`."""
         for server in self._servers:
-            _ask(server, "/finish_weight_update")
+            _ask(server, "POST", "/finish_weight_update")
 
 
 def _connect(server: Connection, device: torch.device) -> Channel:
-    size = 1 + int(server.ask("GET", "/get_world_size")["world_size"])
-    host, port = _address_towards(server.url), _free_port()
-    asked = {"master_address": host, "master_port": port, "rank_offset": 1, "world_size": size}
-    asking = partial(_ask, server, "/init_weight_transfer_engine", {"init_info": asked})
-    _, channel = at_once(asking, partial(join, host, port, size, device))
+    """Found a group with the workers of a server.
+
+    Raises:
+        UserError: if that fails on either side, which says why.
+    """
+    found = communicators()
+    size = 1 + int(cast(dict[str, int], _ask(server, "GET", "/get_world_size"))["world_size"])
+    try:
+        host, port = _address_towards(server.url), _free_port()
+        asked = {"master_address": host, "master_port": port, "rank_offset": 1, "world_size": size}
+        asking = partial(_ask, server, "POST", "/init_weight_transfer_engine", {"init_info": asked})
+        _, channel = at_once(asking, partial(found, host, port, size, device))
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"no NCCL group with the vLLM server at {server.url} ({reason}): it needs GPUs other than the trainer's, the same NCCL, and a direct way to "
+            f"this machine; or set {_DIRECTORY}"
+        ) from error
     return cast(Channel, channel)
 
 
-def _ask(server: Connection, path: str, body: Mapping[str, object] | None = None) -> None:
+def _start(server: Connection) -> None:
     try:
-        server.ask("POST", path, body)
+        server.ask("POST", "/start_weight_update")
+    except Refused:
+        # An earlier run was stopped within an update, which has to end.
+        with contextlib.suppress(Refused):
+            server.ask("POST", "/finish_weight_update")
+        _ask(server, "POST", "/start_weight_update")
+
+
+def _ask(server: Connection, method: str, path: str, body: Mapping[str, object] | None = None) -> object:
+    try:
+        return cast(object, server.ask(method, path, body))
     except Refused as refusal:
         raise UserError(
-            f"{refusal}; to take weights over the network it is started with {OPTION} and VLLM_SERVER_DEV_MODE=1, and the run again from its "
-            "last checkpoint where it was started anew; or set data.generator.init_args.directory to a directory that it sees too"
+            f"{refusal}; to take weights over the network it is started with {OPTION} and VLLM_SERVER_DEV_MODE=1; or set {_DIRECTORY}"
         ) from refusal
 
 
-def join(host: str, port: int, size: int, device: torch.device) -> Channel:
-    """Found a group of `size` processes at an address of this machine, and return when all have joined.
+def communicators() -> Callable[[str, int, int, torch.device], Channel]:
+    """Return a function of address, port, number of processes and GPU: it founds a group, and returns when all have joined.
 
     Raises:
         UserError: without vLLM, whose groups these are.
@@ -126,28 +164,34 @@ def join(host: str, port: int, size: int, device: torch.device) -> Channel:
     except ImportError as error:
         raise UserError(
             "sending weights to a vLLM server over the network needs vLLM beside the trainer too: pip install 'rl_lightning[vllm]', or set "
-            f"data.generator.init_args.directory ({error})"
+            f"{_DIRECTORY} ({error})"
         ) from error
-    group = StatelessProcessGroup.create(host=host, port=port, rank=0, world_size=size)
-    communicator = PyNcclCommunicator(group, device=device)
-    if communicator.disabled:
-        raise UserError(
-            "vLLM finds no NCCL beside the trainer: set data.generator.init_args.directory, so that weights go through files"
-        )
-    return _NCCL(communicator.broadcast, device)
+
+    def join(host: str, port: int, size: int, device: torch.device) -> Channel:
+        group = StatelessProcessGroup.create(host=host, port=port, rank=0, world_size=size)
+        communicator = PyNcclCommunicator(group, device=device)
+        if communicator.disabled:
+            raise RuntimeError("vLLM finds no NCCL beside the trainer")
+        return _NCCL(communicator.broadcast, communicator.destroy, device)
+
+    return join
 
 
 class _NCCL:
     """A `Channel` of vLLM's communicator; it sends in a stream of its own."""
 
-    def __init__(self, broadcast: Callable[..., object], device: torch.device) -> None:
+    def __init__(self, broadcast: Callable[..., object], close: Callable[[], None], device: torch.device) -> None:
         self._broadcast = broadcast
+        self.close = close
+        self._device = device
         self._stream = torch.cuda.Stream(device)
 
     def send(self, weight: Tensor) -> None:
         self._stream.wait_stream(torch.cuda.current_stream(weight.device))
         weight.record_stream(self._stream)
-        self._broadcast(weight, src=0, stream=self._stream)
+        # A new thread is on the first GPU.
+        with torch.cuda.device(self._device):
+            self._broadcast(weight, src=0, stream=self._stream)
 
     def wait(self) -> None:
         self._stream.synchronize()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol, cast
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import reduce_tensor
 from transformers import PreTrainedModel
 
+from rl_lightning.errors import UserError
 from rl_lightning.models import is_stored_by_name, plain_weights
-from rl_lightning.strategies import WholeWeights, agreed
+from rl_lightning.strategies import WholeWeights, agreed, together
 
-#: Bytes of the weights that are handed over at a time. Those that are made for it, gathered or with an adapter merged into them, need so
-#: much of the GPU.
-_AT_A_TIME = 2**30
+#: Bytes of the weights that are handed over at a time. They need about three times as much of the GPU: here for those with a merged adapter and
+#: for what is shared, and in the engine.
+_AT_A_TIME = 2**28
 
 Piece = list[tuple[str, Tensor]]
 
@@ -29,14 +31,21 @@ class Receiver(Protocol):
         """Get ready for new weights."""
 
     def take(self, piece: Piece) -> None:
-        """Take some of them. They may change as soon as this returns."""
+        """Take a copy of some of them."""
 
     def end(self) -> None:
         """Use what was taken, which is all of them."""
 
 
 def obstacle(model: nn.Module) -> str | None:
-    """Return why the weights of a model cannot be handed over in a GPU's memory; None if they can."""
+    """Return why the weights of a model cannot be handed over in a GPU's memory; None if they can. All ranks call this together.
+
+    A rank that was handed its weights by the first one knows less of how they are stored.
+    """
+    return next((reason for reason in together(lambda: _obstacle_here(model)) if reason is not None), None)
+
+
+def _obstacle_here(model: nn.Module) -> str | None:
     if next(model.parameters()).device.type != "cuda":
         return "the policy is not on a GPU"
     if not is_stored_by_name(cast(PreTrainedModel, model)):
@@ -56,12 +65,13 @@ def hand_over(model: nn.Module, receiver: Receiver | None) -> None:
     """
     agreed(lambda: receiver.begin() if receiver else None)
     for piece in in_pieces(model):
-        agreed(lambda piece=piece: receiver.take(piece) if receiver else None)  # type: ignore[misc]
+        agreed(partial(receiver.take, piece) if receiver else lambda: None)
+        piece.clear()
     agreed(lambda: receiver.end() if receiver else None)
 
 
 def in_pieces(model: nn.Module) -> Iterator[Piece]:
-    """Yield all weights under the names that Hugging Face files have, in pieces of about a GiB."""
+    """Yield all weights under the names that Hugging Face files have, in pieces of about 256 MiB."""
     piece: Piece = []
     for name, weight in plain_weights(model, WholeWeights(model)):
         piece.append((name, weight.contiguous()))
@@ -82,7 +92,7 @@ def described(piece: Piece) -> dict[str, object]:
 
 
 class SameGPU:
-    """An engine of vLLM on the trainer's own GPU: it is told where weights lie, and reads them there (CUDA IPC).
+    """A `Receiver`: an engine of vLLM on the trainer's own GPU. Weights are copied into a buffer, of which it is told where it lies (CUDA IPC).
 
     Args:
         ask: calls a method of the engine's workers with keyword arguments.
@@ -90,29 +100,61 @@ class SameGPU:
 
     def __init__(self, ask: Callable[[str, dict[str, object]], object]) -> None:
         self._ask = ask
-        ask("init_weight_transfer_engine", {"init_info": {"packed": False}})
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._place: dict[str, tuple[object, ...]] = {}
+        ask("init_weight_transfer_engine", {"init_info": {"packed": True}})
 
     def begin(self) -> None:
         """See `Receiver`."""
         self._ask("start_weight_update", {})
 
     def take(self, piece: Piece) -> None:
-        """See `Receiver`."""
-        places = [_place(weight) for _, weight in piece]
-        _wait_for_kernels(piece[0][1].device)
-        said = described(piece) | {"ipc_handles_pickled": base64.b64encode(pickle.dumps(places)).decode()}
-        self._ask("update_weights", {"update_info": said})
+        """See `Receiver`.
+
+        Raises:
+            UserError: if the GPU's memory cannot be shared with another process.
+        """
+        # Wide numbers first, so that each weight begins at a multiple of its own width.
+        ordered = sorted(piece, key=lambda named: -named[1].element_size())
+        sizes = [weight.nbytes for _, weight in ordered]
+        self._make_room(sum(sizes), ordered[0][1].device)
+        torch.cat([weight.reshape(-1).view(torch.uint8) for _, weight in ordered], out=self._buffer[: sum(sizes)])
+        _wait_for_kernels(self._buffer.device)
+        place = base64.b64encode(pickle.dumps(self._place)).decode()
+        self._ask(
+            "update_weights",
+            {"update_info": described(ordered) | {"tensor_sizes": sizes, "ipc_handles_pickled": place}},
+        )
+
+    def _make_room(self, size: int, device: torch.device) -> None:
+        if self._buffer.nbytes >= size:
+            return
+        self._buffer = torch.empty(max(size, _AT_A_TIME), dtype=torch.uint8, device=device)
+        try:
+            self._place = _place(self._buffer)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"this GPU's memory cannot be shared with vLLM ({reason}): set generator.directory, so that weights are handed over as files"
+            ) from error
 
     def end(self) -> None:
         """See `Receiver`."""
         self._ask("finish_weight_update", {})
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        _collect()
 
 
-def _place(weight: Tensor) -> dict[str, tuple[object, ...]]:
+def _place(buffer: Tensor) -> dict[str, tuple[object, ...]]:
     """Return the GPU's number for life, and what another process needs to find a tensor in its memory."""
-    return {str(torch.cuda.get_device_properties(weight.device).uuid): reduce_tensor(weight)[1]}
+    return {str(torch.cuda.get_device_properties(buffer.device).uuid): reduce_tensor(buffer)[1]}
 
 
 def _wait_for_kernels(device: torch.device) -> None:
-    """Wait until weights that are being merged or gathered are there: the other process knows nothing of this one's streams."""
+    """Wait until what was copied is there: the other process knows nothing of this one's streams."""
     torch.cuda.synchronize(device)
+
+
+def _collect() -> None:
+    """Free memory that the other process has let go of."""
+    torch.cuda.ipc_collect()

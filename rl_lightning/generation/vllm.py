@@ -21,7 +21,7 @@ from rl_lightning.generation.copies import Answer, CopyGenerator, Question
 from rl_lightning.generation.snapshots import Snapshots
 from rl_lightning.generation.transfer import SameGPU, hand_over, obstacle
 from rl_lightning.models import PolicyFiles
-from rl_lightning.strategies import number_of_ranks, together
+from rl_lightning.strategies import agreed, number_of_ranks, together
 
 ValueT = TypeVar("ValueT")
 
@@ -32,7 +32,7 @@ _LOOK_EVERY_S = 1.0
 #: Options of `vllm.LLM` that this class sets; with other values responses or log-probabilities would be wrong.
 _OWN = ("model", "logprobs_mode", "skip_tokenizer_init", "generation_config", "max_num_seqs", "kv_cache_memory_bytes")
 #: Those that give an engine several GPUs.
-_ON_SEVERAL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+_ON_SEVERAL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
 #: Variables by which a launcher tells a process that it is one of several ranks, which the engine is not.
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -85,7 +85,7 @@ class VLLMGenerator(CopyGenerator):
     def take_over(self, model: nn.Module, files: PolicyFiles) -> None:
         """Have the engine take the weights; it starts from a directory. All ranks call this together."""
         if self._receiver is not None:
-            self._wake()
+            agreed(self._wake)
             hand_over(model, self._receiver)
             together(self._drop_kept)
             return
@@ -112,25 +112,29 @@ class VLLMGenerator(CopyGenerator):
         return reason is None
 
     def _ask(self, method: str, arguments: dict[str, object]) -> object:
-        """Call a method of the engine's workers.
+        """Call a method of the engine's workers."""
+        return self._do(method, lambda: self._llm.collective_rpc(method, kwargs=arguments))
+
+    def _do(self, what: str, action: Callable[[], ValueT]) -> ValueT:
+        """Return what a call of the engine returns that gets it ready.
 
         Raises:
             UserError: if it failed there. vLLM raises what says so as a bare `Exception`.
         """
         try:
-            return self._call(lambda: self._llm.collective_rpc(method, kwargs=arguments))
+            return self._call(action)
         except UserError:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"vLLM could not take the weights over ({method}: {reason}): read its log with VLLM_LOGGING_LEVEL=INFO"
+                f"vLLM could not take the weights over ({what}: {reason}): read its log with VLLM_LOGGING_LEVEL=INFO"
                 + (", or set generator.directory, so that they are handed over as files" if self._in_memory else "")
             ) from error
 
     def _drop_kept(self) -> None:
         # Cached keys and values of prompts come from the old weights.
-        dropped = self._call(self._llm.reset_prefix_cache)
+        dropped = self._do("reset_prefix_cache", self._llm.reset_prefix_cache)
         if not dropped:
             raise UserError(
                 "vLLM could not drop its cache of prompts after an update, so it would answer from old weights: start the run "
@@ -140,7 +144,7 @@ class VLLMGenerator(CopyGenerator):
     def _wake(self) -> None:
         """Take the memory back that `_rest` has given away."""
         if self._sleeps:
-            self._call(self._llm.wake_up)
+            self._do("wake_up", self._llm.wake_up)
             self._sleeps = False
 
     def _rest(self) -> None:
@@ -163,17 +167,17 @@ class VLLMGenerator(CopyGenerator):
         }
         if self.sleep and device.type == "cpu":
             raise UserError("generator.sleep gives a GPU's memory back, and the policy is on a CPU: leave it out")
-        shards = options.get("tensor_parallel_size", 1)
-        if shards > 1 and number_of_ranks() > 1:
+        wide = [name for name in _ON_SEVERAL if options.get(name, 1) > 1]
+        if wide and number_of_ranks() > 1:
             raise UserError(
-                "generator.engine: with several ranks each has an engine on its own device, so tensor_parallel_size must be 1: "
+                f"generator.engine: with several ranks each has an engine on its own device, so {wide[0]} must be 1: "
                 "for a model that needs more, use VLLMServerGenerator"
             )
         if self._in_memory:
             # Where weights lie in a GPU's memory is told in pickles, to the engine's process alone. Both processes need this, as long as they
             # live: otherwise this one waits for ever for an answer that it does not read (seen with 0.32).
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        with _surroundings(device if shards == 1 else torch.device("cpu")):
+        with _surroundings(torch.device("cpu") if wide else device):
             try:
                 from vllm import LLM
             except ImportError as error:

@@ -302,6 +302,8 @@ class VLLMServerGenerator(CopyGenerator):
     def close(self) -> None:
         """Remove the weights that were handed over. A later `update` checks the server again."""
         super().close()
+        if self._broadcast is not None:
+            self._broadcast.close()
         self._models, self._broadcast = {}, None
         if self.snapshots is not None:
             self.snapshots.close()

@@ -194,5 +194,7 @@ def merge(weight: Tensor, a: Tensor, b: Tensor, scaling: float, transposed: bool
         transposed: whether W is stored transposed, as in GPT-2.
     """
     dtype = _wide(weight.dtype)
-    addition = scaling * (b.to(dtype) @ a.to(dtype))
+    # Sampling runs under autocast, which would multiply in half precision.
+    with torch.autocast(weight.device.type, enabled=False):
+        addition = scaling * (b.to(dtype) @ a.to(dtype))
     return (weight.to(dtype) + (addition.T if transposed else addition)).to(weight.dtype)

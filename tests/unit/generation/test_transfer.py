@@ -2,6 +2,7 @@
 
 import base64
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from rl_lightning.generation.transfer import SameGPU, hand_over, obstacle
 from rl_lightning.models import LoraOptions, PolicyFiles, add_adapter, merged_weights
 from rl_lightning.models.adapters import is_adapter_weight
 from rl_lightning.strategies import full_state_dict
+from tests.unit.generation.shared_memory import as_on_a_gpu
 
 
 class Engine:
@@ -24,7 +26,7 @@ class Engine:
     def __call__(self, method, arguments):
         self.asked.append(method)
         if method == "init_weight_transfer_engine":
-            assert arguments == {"init_info": {"packed": False}}
+            assert arguments == {"init_info": {"packed": True}}
         elif method == "update_weights":
             assert self.begun
             self.take(**arguments["update_info"])
@@ -33,20 +35,18 @@ class Engine:
             assert self.begun == (method == "finish_weight_update")
             self.begun = not self.begun
 
-    def take(self, names, dtype_names, shapes, ipc_handles_pickled):
-        for name, dtype, shape, places in zip(
-            names, dtype_names, shapes, pickle.loads(base64.b64decode(ipc_handles_pickled)), strict=True
-        ):
-            weight = places["a GPU"]
-            assert (str(weight.dtype), list(weight.shape)) == (f"torch.{dtype}", shape)
-            self.weights[name] = weight
+    def take(self, names, dtype_names, shapes, tensor_sizes, ipc_handles_pickled):
+        contents, *rest = pickle.loads(base64.b64decode(ipc_handles_pickled))["cpu"]
+        assert len(rest) == 6
+        parts = torch.frombuffer(bytearray(contents), dtype=torch.uint8)[: sum(tensor_sizes)].split(tensor_sizes)
+        for name, dtype, shape, part in zip(names, dtype_names, shapes, parts, strict=True):
+            # As vLLM reads it: this raises where a number begins at no multiple of its width.
+            self.weights[name] = part.contiguous().view(getattr(torch, dtype)).view(shape)
 
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
-    """Stands for a GPU's memory: a weight is its own place in it."""
-    monkeypatch.setattr(transfer, "_place", lambda weight: {"a GPU": weight.clone()})
-    monkeypatch.setattr(transfer, "_wait_for_kernels", lambda device: None)
+    as_on_a_gpu(partial(monkeypatch.setattr, transfer))
     monkeypatch.setattr(vllm, "obstacle", lambda model: None)
 
 
@@ -56,7 +56,7 @@ def assert_same_weights(weights, expected):
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize(("at_a_time", "pieces"), [(2**30, 1), (1, None)])
+@pytest.mark.parametrize(("at_a_time", "pieces"), [(2**20, 1), (1, None)])
 def test_an_engine_gets_each_weight_once(at_a_time, pieces, adapted, on_a_gpu, tiny_policy, monkeypatch):
     monkeypatch.setattr(transfer, "_AT_A_TIME", at_a_time)
     model = PolicyFiles(tiny_policy).load()
@@ -90,8 +90,7 @@ def test_adapters_are_merged_or_the_comparison_above_would_see_it(on_a_gpu, tiny
 
 def weights_of(rank, model):
     """What the engine of a rank is given where the first one has none; on two ranks."""
-    transfer._place = lambda weight: {"a GPU": weight.clone()}
-    transfer._wait_for_kernels = lambda device: None
+    as_on_a_gpu(partial(setattr, transfer))
     engine = Engine()
     hand_over(PolicyFiles(model).load(), SameGPU(engine) if rank == 1 else None)
     return engine.weights
@@ -119,6 +118,39 @@ def test_all_ranks_hand_over_together_and_give_up_together(ranks, tiny_policy):
 
 def _on_each(what, model):
     return globals()[what](torch.distributed.get_rank(), model)
+
+
+def test_weights_of_several_widths_lie_at_multiples_of_their_own(on_a_gpu):
+    """Half-precision weights of odd length beside wide ones."""
+    model = nn.ModuleDict(
+        {"odd": nn.Linear(3, 1, dtype=torch.bfloat16), "wide": nn.Linear(3, 1), "more": nn.Linear(5, 1)}
+    )
+    engine = Engine()
+    hand_over(model, SameGPU(engine))
+    assert_same_weights(engine.weights, model.state_dict())
+
+
+def test_memory_that_cannot_be_shared_is_one_line(on_a_gpu, monkeypatch):
+    def refuse(buffer):
+        raise RuntimeError("invalid device context")
+
+    monkeypatch.setattr(transfer, "_place", refuse)
+    with pytest.raises(
+        UserError, match=r"cannot be shared with vLLM \(invalid device context\): set generator.directory"
+    ):
+        hand_over(nn.Linear(2, 2), SameGPU(Engine()))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_rank_cannot_hand_over_none_does(rank, ranks):
+    """A rank that was given its weights knows less of how files hold them."""
+    assert ranks(obstacle_of, rank) == ["layers of experts", "layers of experts"]
+
+
+def obstacle_of(rank):
+    mine = torch.distributed.get_rank() == rank
+    transfer._obstacle_here = lambda model: "layers of experts" if mine else None
+    return obstacle(nn.Linear(1, 1))
 
 
 def test_what_cannot_be_handed_over_in_memory_goes_through_a_directory(tiny_policy, monkeypatch, tmp_path, caplog):

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,10 @@ from rl_lightning.models import LoraOptions, PolicyFiles, add_adapter
 from rl_lightning.models.adapters import is_adapter_weight
 from rl_lightning.rewards import RewardSpec
 from tests.support import request_for, trainer
+from tests.unit.generation import shared_memory
 from tests.unit.generation.test_vllm_server import Enough, Watch, moved, scored, unused_port
 from tests.unit.generation.vllm_contract import ANSWERS, record, shape
-from tests.unit.generation.vllm_on_cpu import EXTENSION, Group, place
+from tests.unit.generation.vllm_on_cpu import EXTENSION, Group
 
 pytestmark = pytest.mark.slow
 
@@ -183,10 +185,8 @@ def test_after_an_update_it_samples_the_new_policy(way, generator, policy, files
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Stands for a GPU's memory and for NCCL; pieces are small."""
-    monkeypatch.setattr(transfer, "_AT_A_TIME", 50_000)
-    monkeypatch.setattr(transfer, "_place", place)
-    monkeypatch.setattr(transfer, "_wait_for_kernels", lambda device: None)
-    monkeypatch.setattr(broadcast, "join", lambda host, port, size, device: Group(host, port, size, 0))
+    shared_memory.as_on_a_gpu(partial(monkeypatch.setattr, transfer))
+    monkeypatch.setattr(broadcast, "communicators", lambda: lambda host, port, size, device: Group(host, port, size, 0))
     for module in (vllm, vllm_server):
         monkeypatch.setattr(module, "obstacle", lambda model: None)
 
@@ -209,7 +209,7 @@ def test_its_own_calls_hand_weights_over_in_memory(as_on_a_gpu, policy, files, m
     assert gap(adapted, sample(generator, adapted, files.stop_ids)) > 0.05
     generator.update(adapted, files, 3)
     assert gap(adapted, sample(generator, adapted, files.stop_ids)) < 1e-4
-    monkeypatch.setattr(transfer, "_place", lambda weight: {"another GPU": place(weight)["cpu"]})
+    monkeypatch.setattr(transfer, "_place", lambda buffer: {"another GPU": shared_memory.place(buffer)["cpu"]})
     with pytest.raises(
         UserError, match=r"could not take the weights over \(update_weights: .* set generator.directory"
     ):

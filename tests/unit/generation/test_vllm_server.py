@@ -384,6 +384,9 @@ class Wire:
     def wait(self):
         pass
 
+    def close(self):
+        self.closed = True
+
 
 @pytest.fixture
 def network(monkeypatch):
@@ -395,7 +398,7 @@ def network(monkeypatch):
         return Wire(servers[server.url]) if wire is None else wire
 
     broadcast_connect = broadcast._connect
-    monkeypatch.setattr(broadcast, "join", lambda host, port, size, device: None)
+    monkeypatch.setattr(broadcast, "communicators", lambda: lambda host, port, size, device: None)
     monkeypatch.setattr(broadcast, "_connect", connect)
     monkeypatch.setattr(transfer, "_AT_A_TIME", 50_000)
     monkeypatch.setattr(vllm_server, "obstacle", lambda model: None)
@@ -445,7 +448,7 @@ def test_a_server_that_is_lost_while_weights_are_on_their_way_ends_the_run(netwo
         network[fake.url] = fake
         generator = VLLMServerGenerator(fake.url, retries=5)
         generator.update(policy, files, 0)
-        stuck = threading.Event()
+        stuck, wire = threading.Event(), generator._broadcast._channels[fake.url]
         take = fake.take_weights
 
         def lose(path, body):
@@ -455,10 +458,36 @@ def test_a_server_that_is_lost_while_weights_are_on_their_way_ends_the_run(netwo
             return take(path, body)
 
         fake.take_weights = lose
-        generator._broadcast._channels[fake.url].send = lambda weight: stuck.wait(60)
-        with pytest.raises(UserError, match="lost while weights were on their way"):
+        wire.send = lambda weight: stuck.wait(60)
+        with pytest.raises(
+            UserError, match=r"cannot reach .* weights were on their way to the vLLM servers, which have lost theirs"
+        ):
             generator.update(policy, files, 1)
+        assert wire.closed, "a GPU that sends to nobody keeps the run from ending"
         stuck.set()
+
+
+def test_an_update_that_an_earlier_run_was_stopped_in_is_ended_first(network, served, policy, files):
+    with FakeVLLM(served) as fake:
+        network[fake.url] = fake
+        fake.begun = True
+        generator = VLLMServerGenerator(fake.url)
+        generator.update(moved(policy), files, 0)
+        assert follows(generator, policy, files)
+
+
+def test_a_group_that_cannot_be_founded_is_one_line(network, served, policy, files, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("NCCL error: invalid\nusage")
+
+    monkeypatch.setattr(broadcast, "communicators", lambda: refuse)
+    with FakeVLLM(served) as fake:
+        network[fake.url] = fake
+        with pytest.raises(
+            UserError, match=r"no NCCL group with .* \(NCCL error: invalid usage\): it needs GPUs other"
+        ) as error:
+            VLLMServerGenerator(fake.url).update(policy, files, 0)
+        assert "\n" not in str(error.value).partition("more:")[0].strip()
 
 
 def test_a_policy_that_is_not_on_a_gpu_needs_a_directory(served, policy, files):
