@@ -93,12 +93,13 @@ def problems(sizes: Sizes, seed: int) -> dict[str, list[Example]]:
 def pairs_of(answers: Answers) -> list[Example]:
     """Return the first two responses to each problem as a pair, the one with more gold first; none if they are worth the same.
 
-    A response that was cut off makes no pair: written text ends.
+    A response that was cut off makes no pair, for written text ends; nor does an empty one, which a reward model cannot learn from.
     """
     found = []
     for number, (example, worth) in enumerate(zip(answers.examples, answers.gold.tolist(), strict=True)):
         first = number * answers.count
-        if worth[0] == worth[1] or any(answers.truncated[first : first + 2]):
+        both = slice(first, first + 2)
+        if worth[0] == worth[1] or any(answers.truncated[both]) or not all(answers.texts[both]):
             continue
         better = int(worth[1] > worth[0])
         texts = answers.texts[first + better], answers.texts[first + 1 - better]

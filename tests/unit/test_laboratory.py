@@ -115,6 +115,13 @@ def test_a_policys_own_pairs_are_of_one_prompt_each_and_two_of_a_group():
     assert made == [("p", "p1", "p0"), ("p", "p3", "p2"), ("q", "q1", "q0"), ("q", "q3", "q2")]
 
 
+def test_an_empty_response_makes_no_pair():
+    """A policy that has found out that saying nothing costs nothing gives some."""
+    rows = [("p", text, False) for text in ("a", "", "b", "c", "d", "e")]
+    made = [pair.response for pair in own_pairs([step(rows, [0.0] * 6, [5.0, 4.0, 3.0, 2.0, 1.0, 0.0])], group=6)]
+    assert made == ["b"]
+
+
 def test_best_of_n_by_the_gold_reward_itself_is_its_largest_and_by_its_opposite_its_smallest():
     draws = torch.Generator().manual_seed(0)
     worth_of = torch.randn(6, 16, generator=draws, dtype=torch.float64)
