@@ -100,7 +100,9 @@ def worker(target: str, work: Path, threads: int, python: str = sys.executable) 
     return Worker(command, environment(threads), work.parent / f"{target.replace(':', '.')}.log")
 
 
-def last_line(module: str, arguments: Sequence[str], extra: Mapping[str, str]) -> dict[str, Any]:
+def last_line(
+    module: str, arguments: Sequence[str], extra: Mapping[str, str], python: str = sys.executable
+) -> dict[str, Any]:
     """Run a module in its own process and return the JSON object on the last line that it prints.
 
     All lines before that go to standard error.
@@ -108,7 +110,7 @@ def last_line(module: str, arguments: Sequence[str], extra: Mapping[str, str]) -
     Raises:
         SystemExit: with the end of its log, if it fails.
     """
-    command = [sys.executable, "-m", module, *arguments]
+    command = [python, "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | dict(extra), capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")

@@ -161,6 +161,15 @@ def _lora_memory(options: Options) -> dict[str, Any]:
     return last_line("examples.bench.lora_memory", arguments, environment(options.threads))
 
 
+def _vllm_seeds(options: Options) -> dict[str, Any]:
+    engine = installed("vllm", "vllm_seeds", options.peer_python)
+    if engine is None:
+        return {}
+    arguments = ["--model", options.model, "--pairs", str(options.pairs)]
+    found = last_line("examples.bench.vllm_seeds", arguments, environment(options.threads), options.peer_python)
+    return {**found, "peer": engine}
+
+
 _CHAIN_SUM = str(ROOT / "rl_lightning" / "assets" / "chain_sum")
 _GROUPS = Work("prompts", prompts=2, group=8, new_tokens=128, algorithm="grpo")
 
@@ -178,6 +187,7 @@ BENCHMARKS: dict[str, Duel | Solo] = {
         package="vllm",
         warm_up=2,
     ),
+    "vllm_seeds": Solo(_vllm_seeds),
     "forward": Duel(_GROUPS, "examples.bench.forward:ours", "examples.bench.forward:theirs", package="transformers"),
     "sft": Duel(Work("demonstrations", batch=8, algorithm="sft", pass_tokens=1024), peer="examples.bench.trl_side:sft"),
     "sft_packed": Duel(

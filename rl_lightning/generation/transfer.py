@@ -57,7 +57,7 @@ def hand_over(model: nn.Module, receiver: Receiver | None) -> None:
     """Give all weights of a model to this rank's receiver, piece by piece. All ranks call this together.
 
     Args:
-        model: the policy, on a GPU; adapters are merged, and what is sharded is gathered, a piece at a time.
+        model: the policy, on a GPU; gathered, if it is sharded. Adapters are merged a piece at a time.
         receiver: None on a rank that has none, which takes part in the gathering.
 
     Raises:

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
 from examples.bench import __main__ as command
+from examples.bench import suite
 from examples.bench.suite import BENCHMARKS, Solo
 
 
@@ -56,3 +58,22 @@ def test_mistakes_are_named(monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit):
         run(monkeypatch, *arguments)
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("engine", ["vllm 0.32.0", None])
+def test_the_cost_of_seeds_is_measured_by_the_peers_interpreter(engine, monkeypatch):
+    """Nothing is measured without it."""
+    asked = []
+
+    def measured(*arguments):
+        asked.append(arguments)
+        return {"ratio": 1.25}
+
+    monkeypatch.setattr(suite, "installed", lambda *_: engine)
+    monkeypatch.setattr(suite, "last_line", measured)
+    options = suite.Options("a model", 3, 2, Path(), "another python")
+    line = BENCHMARKS["vllm_seeds"].run("vllm_seeds", options)
+    assert (line["name"], line["ratio"], line["peer"]) == ("vllm_seeds", 1.25 if engine else None, engine)
+    assert [(module, *rest) for module, _, _, *rest in asked] == (
+        [("examples.bench.vllm_seeds", "another python")] if engine else []
+    )
