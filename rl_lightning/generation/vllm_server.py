@@ -85,21 +85,27 @@ class VLLMServerGenerator(CopyGenerator):
         everywhere = set.intersection(*together(lambda: {server.url for server in self._models}))
         self._models = {server: name for server, name in self._models.items() if server.url in everywhere}
         together(lambda: self._look_at_all(model))
-        if self.snapshots is not None:
-            snapshot, writes = self.snapshots.write(model)
-            given = together(lambda: self._give(lambda server: self._reload(server, snapshot)) if writes else [])
-            self.snapshots.forget(snapshot)
-        else:
-            reason = obstacle(model)
-            if reason is not None:
-                raise UserError(
-                    f"weights cannot be sent to the vLLM servers over the network: {reason}; set data.generator.init_args.directory to a "
-                    "directory that the trainer and the servers see"
-                )
-            hand_over(model, self._sender(model) if own_rank() == 0 else None)
-            given = together(lambda: self._give(self._drop_kept) if own_rank() == 0 else [])
+        given = self._over_the_network(model) if self.snapshots is None else self._through_files(model, self.snapshots)
         urls = {url for urls in given for url in urls}
         self._models = {server: name for server, name in self._models.items() if server.url in urls}
+
+    def _through_files(self, model: nn.Module, snapshots: Snapshots) -> list[list[str]]:
+        """Return, by rank, the addresses of the servers that have read the weights."""
+        snapshot, writes = snapshots.write(model)
+        given = together(lambda: self._give(lambda server: self._reload(server, snapshot)) if writes else [])
+        snapshots.forget(snapshot)
+        return given
+
+    def _over_the_network(self, model: nn.Module) -> list[list[str]]:
+        """Return, by rank, the addresses of the servers that were sent the weights."""
+        reason = obstacle(model)
+        if reason is not None:
+            raise UserError(
+                f"weights cannot be sent to the vLLM servers over the network: {reason}; set data.generator.init_args.directory to a "
+                "directory that the trainer and the servers see"
+            )
+        hand_over(model, self._sender(model) if own_rank() == 0 else None)
+        return together(lambda: self._give(self._drop_kept) if own_rank() == 0 else [])
 
     def _sender(self, model: nn.Module) -> Broadcast:
         if self._broadcast is None:
