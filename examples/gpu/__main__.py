@@ -62,11 +62,12 @@ PARTS: dict[str, Callable[[measure.Plan], Found]] = {
     "training": measure.training,
     "sampling, graphs": partial(measure.sampling, loop="graphs"),
     **{f"quantised, {bits}": partial(measure.quantised, bits=bits) for bits in ("4bit", "8bit")},
+    **{f"vllm, {way}": partial(measure.vllm, way=way) for way in ("in memory", "files")},
 }
 
 
 #: Parts that are made of several → what these differ in.
-_OF = {"sampling": "loop", "quantised": "bits"}
+_OF = {"sampling": "loop", "quantised": "bits", "vllm": "asked for"}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import tempfile
 import time
 import warnings
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from rl_lightning.generation import NativeGenerator, Request, Sampling
+from rl_lightning.functional import logprobs_from_logits
+from rl_lightning.generation import NativeGenerator, Request, Sampling, VLLMGenerator
 from rl_lightning.generation.loop import Decoding
 from rl_lightning.generation.room import room_for
-from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, read_responses
+from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, read_responses, response_logits
 from rl_lightning.models.head import logits_at_once
 from rl_lightning.models.packed_attention import enable_packing
 from rl_lightning.models.quantized import Bits
@@ -27,6 +29,9 @@ from rl_lightning.models.roofline import Tokens, Work, measured_limits
 from rl_lightning.types import Rows
 
 DEVICE = torch.device("cuda")
+
+#: Memory of vLLM's keys and values.
+_CACHE_GIB = 2.0
 
 #: Rows of a table, each name → value.
 Found = list[dict[str, Any]]
@@ -152,13 +157,16 @@ def _sampling(plan: Plan, model: PreTrainedModel, loop: str, rows: int) -> dict[
 
 
 def _sample(plan: Plan, model: PreTrainedModel, generator: NativeGenerator, rows: int, tokens: int) -> list[list[int]]:
+    ids: list[list[int]] = generator.generate(model, _asked(plan, rows, tokens)).response_ids.tolist()
+    return ids
+
+
+def _asked(plan: Plan, rows: int, tokens: int) -> Request:
     numbers = torch.Generator().manual_seed(rows)
     prompts = torch.randint(plan.vocabulary, (max(1, rows // 8), plan.prompt), generator=numbers).tolist()
     group = rows // len(prompts)
     streams = [(0, number) for number in range(len(prompts) * group)]
-    request = Request([_Prompt(ids) for ids in prompts], group, streams, Sampling(tokens), frozenset(), None, 0)
-    ids: list[list[int]] = generator.generate(model, request).response_ids.tolist()
-    return ids
+    return Request([_Prompt(ids) for ids in prompts], group, streams, Sampling(tokens), frozenset(), None, 0)
 
 
 def training(plan: Plan) -> Found:
@@ -214,6 +222,58 @@ def quantised(plan: Plan, bits: Bits) -> Found:
             **{f"training, {name}": value for name, value in _training(plan, model.train()).items() if name != "least"},
         }
     ]
+
+
+def vllm(plan: Plan, way: str) -> Found:
+    """Return how long an engine of vLLM beside the policy takes to get new weights, how fast it samples, and how far its log-probabilities
+    are from the policy's: far, if weights did not arrive.
+
+    Args:
+        plan: what is sampled.
+        way: `in memory` or `files`.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        return [{"left out": "vLLM is not installed: pip install 'rl_lightning[vllm]'"}]
+    with tempfile.TemporaryDirectory() as directory:
+        plan.policy().save_pretrained(directory)
+        files = PolicyFiles(directory, LoadOptions(dtype="bfloat16"))
+        model, _ = files._read_weights(AutoModelForCausalLM)
+        model.to(DEVICE).eval()
+        generator = VLLMGenerator(kv_cache_gib=_CACHE_GIB, directory=None if way == "in memory" else directory)
+        generator.update(model, files, 0)
+        generator.metrics()  # the engine's start does not count
+        rows = [_with_new_weights(plan, generator, model, files, version) for version in (1, 2)]
+        shared = generator._receiver is not None
+        generator.close()
+    return [{"in memory": shared, **row} for row in rows]
+
+
+def _with_new_weights(
+    plan: Plan, generator: VLLMGenerator, model: PreTrainedModel, files: PolicyFiles, version: int
+) -> dict[str, object]:
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * weight.float().std().nan_to_num() * torch.randn_like(weight))
+    generator.update(model, files, version)
+    asked = _asked(plan, plan.rows[0], plan.response)
+    started = time.perf_counter()
+    said = generator.generate(model, asked)
+    seconds = time.perf_counter() - started
+    with torch.no_grad():
+        ids, mask = (
+            torch.cat(pair, 1).to(DEVICE)
+            for pair in ((said.prompt_ids, said.response_ids), (said.prompt_mask, said.response_mask))
+        )
+        logits = response_logits(model, ids, mask, said.response_ids.shape[1])
+        own = logprobs_from_logits(logits, said.response_ids.to(DEVICE), 1.0).cpu()
+    gaps = (said.logprobs - own)[said.response_mask].abs()
+    return {
+        "update, s": round(generator.metrics().get("time/update_s", 0.0), 3),
+        "rows": plan.rows[0],
+        "tokens/s": round(int(said.response_mask.sum()) / seconds),
+        "mean gap, nats": round(float(gaps.mean()), 4),
+        "largest gap, nats": round(float(gaps.max()), 3),
+    }
 
 
 def packed_rows(plan: Plan) -> Rows:

@@ -18,14 +18,14 @@ def test_it_refuses_politely_elsewhere(monkeypatch, tmp_path):
 
 
 def reported():
-    """The report of a tiny policy; what torch's own debug mode counts is not simulated, and bitsandbytes has no kernels for the device."""
+    """The report of a tiny policy; what torch's own debug mode counts is not simulated, and bitsandbytes and vLLM have no kernels for the device."""
     from examples.gpu import measure
     from rl_lightning.models import roofline
 
     torch.cuda.set_sync_debug_mode, torch.cuda.get_sync_debug_mode = (lambda mode: None), (lambda: "default")
     roofline._ELSEWHERE = (64, 1 << 16)
     plan = measure.Plan(32, 2, 4, 2, 64, rows=(8,), prompt=6, response=20, groups=2, answers=3)
-    parts = {name: part for name, part in command.PARTS.items() if not name.startswith("quantised")}
+    parts = {name: part for name, part in command.PARTS.items() if not name.startswith(("quantised", "vllm"))}
     return command.page({name: part(plan) for name, part in parts.items()})
 
 

