@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from rl_lightning.errors import UserError
 from rl_lightning.generation.background import in_background
@@ -20,6 +19,7 @@ from rl_lightning.generation.connection import Connection, Lost, Refused
 from rl_lightning.generation.copies import Answer, CopyGenerator, Question
 from rl_lightning.generation.snapshots import Snapshots
 from rl_lightning.generation.transfer import hand_over, obstacle
+from rl_lightning.generation.vllm_settings import HOW_TO_START, served_name
 from rl_lightning.measures import Sum
 from rl_lightning.models import PolicyFiles
 from rl_lightning.strategies import own_rank, together
@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 #: Seconds between two calls of `progress`, which may stop the run, while no response arrives.
 _LOOK_EVERY_S = 0.1
-
-_HOW_TO_START = "start it as VLLM_SERVER_DEV_MODE=1 vllm serve DIRECTORY --logprobs-mode processed_logprobs --generation-config vllm"
 
 
 class VLLMServerGenerator(CopyGenerator):
@@ -125,7 +123,7 @@ class VLLMServerGenerator(CopyGenerator):
                 if self._broadcast is not None:
                     self._broadcast.forget(server)
                 try:
-                    self._models[server] = self._look(server, model)
+                    self._models[server] = served_name(partial(self._ask, server), server, model)
                 except Lost as error:
                     missing = error
                     log.warning("The vLLM server at %s takes no part: %s", server.url, error)
@@ -154,53 +152,6 @@ class VLLMServerGenerator(CopyGenerator):
             if not self._models:
                 raise error
 
-    def _look(self, server: Connection, model: nn.Module) -> str:
-        """Check a server's settings; return the name of the served model.
-
-        Raises:
-            UserError: for a server that serves another model, or reports log-probabilities before the temperature.
-        """
-        served = self._ask(server, "GET", "/v1/models")["data"][0]
-        info = self._ask(server, "GET", "/server_info?config_format=json", "its development mode is off")["vllm_config"]
-        mode = info["model_config"]["logprobs_mode"]
-        if mode != "processed_logprobs":
-            raise UserError(
-                f"the vLLM server at {server.url} reports {mode}, not log-probabilities at the sampling temperature: {_HOW_TO_START}"
-            )
-        self._check_vocabulary(server, served["id"], model)
-        self._check_head(server, served["root"], info["device_config"]["device"], model)
-        return str(served["id"])
-
-    def _check_vocabulary(self, server: Connection, name: str, model: nn.Module) -> None:
-        """Compare vocabularies: the server must know the policy's last token id, V - 1, and refuse V."""
-        size = cast(PreTrainedModel, model).config.get_text_config().vocab_size
-        for token, known in ((size - 1, True), (size, False)):
-            body = {"model": name, "prompt": [token], "max_tokens": 1}
-            try:
-                server.ask("POST", "/v1/completions", body)
-                answers = True
-            except Refused as refusal:
-                if "out of vocabulary" not in refusal.reason:
-                    raise UserError(f"{refusal}") from refusal
-                answers = False
-            if answers != known:
-                raise UserError(
-                    f"the vLLM server at {server.url} has {'more' if answers else 'fewer'} than the {size} tokens of the "
-                    "policy: have it serve the policy"
-                )
-
-    def _check_head(self, server: Connection, root: str, device: str, model: nn.Module) -> None:
-        """Refuse a server on a CPU whose language-model head would keep its first weights; see `save_snapshot`."""
-        tied = cast(PreTrainedModel, model).config.get_text_config().tie_word_embeddings
-        config = Path(root) / "config.json"
-        if device != "cpu" or not tied or not config.is_file():
-            return
-        if json.loads(config.read_text()).get("tie_word_embeddings", True):
-            raise UserError(
-                f"the vLLM server at {server.url} runs on a CPU with a head that shares the weights of the embeddings, "
-                "and updates would not reach that head: start it from a directory that python -m rl_lightning.generation.export has written"
-            )
-
     def _reload(self, server: Connection, snapshot: Path) -> None:
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(snapshot)}}
         self._ask(
@@ -227,7 +178,7 @@ class VLLMServerGenerator(CopyGenerator):
         try:
             return server.ask(method, path, body)
         except Refused as refusal:
-            what = hint if not hint.startswith("its") else f"{hint}: {_HOW_TO_START}"
+            what = hint if not hint.startswith("its") else f"{hint}: {HOW_TO_START}"
             raise UserError(f"{refusal}{'; ' if what else ''}{what}") from refusal
         finally:
             self._count_retries()

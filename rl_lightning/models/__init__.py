@@ -15,7 +15,7 @@ from rl_lightning.models.judge import Judge, Text
 from rl_lightning.models.load_options import LoadOptions
 from rl_lightning.models.loading import PolicyFiles
 from rl_lightning.models.location import EMBEDDED
-from rl_lightning.models.plain import is_stored_by_name, merged_weights, plain_weights, save_plain
+from rl_lightning.models.plain import is_stored_by_name, plain_weights, save_plain
 
 __all__ = [
     "EMBEDDED",
@@ -37,7 +37,6 @@ __all__ = [
     "head_for",
     "is_adapted",
     "is_stored_by_name",
-    "merged_weights",
     "plain_weights",
     "read_responses",
     "response_logits",

@@ -57,11 +57,6 @@ def _unpacked(model: nn.Module, layer: Linear4bit | Linear8bitLt) -> Tensor:
     return whole_weight(layer).to(dtype)
 
 
-def merged_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return `plain_weights`, all of them at once."""
-    return dict(plain_weights(model, weights))
-
-
 def save_plain(model: PreTrainedModel, weights: Mapping[str, Tensor], target: Path) -> None:
     """Write a plain model that computes what a model computes, be it adapted or quantised, in Hugging Face format.
 
@@ -70,7 +65,7 @@ def save_plain(model: PreTrainedModel, weights: Mapping[str, Tensor], target: Pa
         weights: name → weight, unsharded, for all weights of the model.
         target: the directory to write to.
     """
-    _shown(model).save_pretrained(target, state_dict=merged_weights(model, weights))
+    _shown(model).save_pretrained(target, state_dict=dict(plain_weights(model, weights)))
 
 
 def is_stored_by_name(model: PreTrainedModel) -> bool:

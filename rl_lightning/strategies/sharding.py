@@ -20,14 +20,12 @@ from torch.distributed.fsdp import fully_shard as shard_module
 from torch.distributed.tensor import DTensor
 
 from rl_lightning.errors import UserError
+from rl_lightning.models.adapters import WRAPPED
 from rl_lightning.models.families import decoder_layers
 from rl_lightning.strategies.handing_out import hand_out
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 ValueT = TypeVar("ValueT")
-
-#: What `FSDPStrategy` inserts into parameter names, behind the name of a wrapped layer.
-_WRAPPED = "_fsdp_wrapped_module"
 
 #: Models that are gathered at the moment.
 _whole_now: WeakSet[object] = WeakSet()
@@ -195,7 +193,7 @@ class WholeWeights(Mapping[str, Tensor]):
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the entries of a state dictionary. Under `FSDPStrategy`, `state_dict` itself would rename and gather them."""
     for prefix, module in model.named_modules(remove_duplicate=False):
-        path = "".join(f"{part}." for part in prefix.split(".") if part not in ("", _WRAPPED))
+        path = "".join(f"{part}." for part in prefix.split(".") if part not in ("", WRAPPED))
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             yield path + name, parameter
         for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):

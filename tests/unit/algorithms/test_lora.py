@@ -19,7 +19,7 @@ from rl_lightning.data import ChainSum, RolloutDataModule
 from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
 from rl_lightning.hooks import RolloutCallback
-from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, merged_weights
+from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, plain_weights
 from rl_lightning.models.adapters import adapter_layers
 from rl_lightning.rewards import RewardSpec
 from rl_lightning.strategies import full_state_dict
@@ -90,7 +90,7 @@ def compare(algorithm, policy, rule):
         module.configure_model()
     model = trained_model(adapted)
     moved(model, 0.1)
-    trained_model(full).load_state_dict(merged_weights(model, full_state_dict(model)))
+    trained_model(full).load_state_dict(dict(plain_weights(model, full_state_dict(model))))
     losses = [module.loss(minibatch(module)) for module in (adapted, full)]
     assert_same(losses[0].detach(), losses[1].detach())
     for loss in losses:

@@ -9,6 +9,7 @@ from rl_lightning.data.evaluation import Evaluation
 from rl_lightning.errors import UserError
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator, VLLMGenerator
 from rl_lightning.generation.copies import Answer, Question
+from rl_lightning.generation.vllm_engine import Engine as VLLMEngine
 from rl_lightning.stopping import StopStrings
 from tests.support import request_for
 from tests.tiny import EOS, PAD
@@ -97,13 +98,13 @@ def test_an_engine_of_vllm_is_told_to_abort_what_a_string_has_ended(monkeypatch)
 
     generator = VLLMGenerator()
     engine = Engine()
-    generator._llm = SimpleNamespace(llm_engine=engine)
+    generator._engine = VLLMEngine(SimpleNamespace(llm_engine=engine), [], in_memory=False)
     strings = StopStrings(TOKENIZER, ("de",))
     asked = request_for([[1], [2]], [(0, 0), (0, 1)], Sampling(5), frozenset({1}), strings)
     found = generator.answers([Question([1], 0, 5), Question([2], 0, 5)], asked, None)
     assert found == [Answer([3, 4], [-3.0, -4.0]), Answer(scripts["1"], [-3.0, -9.0, -9.0, -9.0, -1.0])]
     assert engine.aborted == ["0"] and engine.kinds == {"cumulative"}
-    generator._llm = None
+    generator._engine = None
 
 
 def test_a_server_of_vllm_is_asked_for_the_strings_and_to_keep_them():

@@ -11,7 +11,7 @@ from torch import nn
 from rl_lightning.errors import UserError
 from rl_lightning.generation import VLLMGenerator, transfer, vllm
 from rl_lightning.generation.transfer import SameGPU, hand_over, obstacle
-from rl_lightning.models import LoraOptions, PolicyFiles, add_adapter, merged_weights
+from rl_lightning.models import LoraOptions, PolicyFiles, add_adapter, plain_weights
 from rl_lightning.models.adapters import is_adapter_weight
 from rl_lightning.strategies import full_state_dict
 from tests.unit.generation.shared_memory import as_on_a_gpu
@@ -68,7 +68,7 @@ def test_an_engine_gets_each_weight_once(at_a_time, pieces, adapted, on_a_gpu, t
     engine = Engine()
     receiver = SameGPU(engine)
     hand_over(model, receiver)
-    expected = merged_weights(model, full_state_dict(model))
+    expected = dict(plain_weights(model, full_state_dict(model)))
     assert_same_weights(engine.weights, expected)
     count = engine.asked.count("update_weights")
     assert count == (pieces or len(expected))
@@ -78,7 +78,7 @@ def test_an_engine_gets_each_weight_once(at_a_time, pieces, adapted, on_a_gpu, t
 
 def test_adapters_are_merged_or_the_comparison_above_would_see_it(on_a_gpu, tiny_policy):
     model = add_adapter(PolicyFiles(tiny_policy).load(), LoraOptions(rank=2))
-    base = merged_weights(model, full_state_dict(model))
+    base = dict(plain_weights(model, full_state_dict(model)))
     for name, weight in model.named_parameters():
         if is_adapter_weight(name):
             nn.init.normal_(weight)
@@ -112,7 +112,7 @@ def test_all_ranks_hand_over_together_and_give_up_together(ranks, tiny_policy):
     first, second = ranks(_on_each, "weights_of", str(tiny_policy))
     model = PolicyFiles(tiny_policy).load()
     assert first == {}
-    assert_same_weights(second, merged_weights(model, full_state_dict(model)))
+    assert_same_weights(second, dict(plain_weights(model, full_state_dict(model))))
     assert ranks(_on_each, "refuses", str(tiny_policy)) == ["asleep", "asleep"]
 
 

@@ -158,7 +158,7 @@ def never_updated(generator, policy, files):
 
 
 def cache_kept(generator, policy, files):
-    llm = generator._llm
+    llm = generator._engine.llm
     llm.reset_prefix_cache = lambda: True
     try:
         generator.update(policy, files, object())
@@ -246,7 +246,7 @@ def test_an_engine_that_was_killed_is_told_of_and_the_next_one_works(at, policy,
     """vLLM's own call would not return."""
     generator = VLLMGenerator(kv_cache_gib=0.25)
     generator.update(policy, files, 0)
-    (process,) = generator._processes
+    (process,) = generator._engine.processes
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(UserError, match="vLLM's process has died") as error:
         if at == "sampling":
@@ -273,10 +273,12 @@ def test_where_the_engine_was_stopped_by_the_same_signal_the_run_ends_in_good_or
         raise Enough
 
     with monkeypatch.context() as patch:
-        patch.setattr(generator, "_call", died)
+        patch.setattr(generator._engine, "call", died)
         with pytest.raises(Enough):
             sample(generator, policy, files.stop_ids, progress=stop)
-    generator._llm.llm_engine.abort_request([str(generator._asked - 1 - number) for number in range(len(STREAMS))])
+    generator._engine.llm.llm_engine.abort_request(
+        [str(generator._asked - 1 - number) for number in range(len(STREAMS))]
+    )
 
 
 class Stale(VLLMGenerator):

@@ -4,10 +4,9 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-import torch
 
 from rl_lightning.errors import UserError
-from rl_lightning.generation import Sampling, VLLMGenerator
+from rl_lightning.generation import Sampling, VLLMGenerator, vllm, vllm_engine
 from rl_lightning.models import PolicyFiles
 from tests.support import request_for
 
@@ -64,7 +63,7 @@ def engine(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     made = Engine()
     made.engine_core = SimpleNamespace(shutdown=lambda: None)
-    monkeypatch.setattr(VLLMGenerator, "_start", lambda *_: made)
+    monkeypatch.setattr(vllm, "start", lambda *_: vllm_engine.Engine(made, [], in_memory=False))
     return made
 
 
@@ -86,4 +85,4 @@ def test_it_sleeps_between_rollouts_and_wakes_for_weights_and_questions(sleep, e
 def test_it_does_not_sleep_on_a_cpu(tiny_policy, tmp_path):
     files = PolicyFiles(tiny_policy)
     with pytest.raises(UserError, match=r"generator\.sleep gives a GPU's memory back"):
-        VLLMGenerator(directory=str(tmp_path), sleep=True)._start("", torch.device("cpu"), files)
+        VLLMGenerator(directory=str(tmp_path), sleep=True).update(files.load(), files, 0)

@@ -15,7 +15,7 @@ from rl_lightning.models import (
     PolicyFiles,
     add_adapter,
     is_adapted,
-    merged_weights,
+    plain_weights,
     save_adapter,
 )
 from rl_lightning.strategies import full_state_dict
@@ -43,7 +43,7 @@ def test_merged_and_alone_on_disk(kind, stabilized, peft, request, tmp_path):
     model = moved(adapted(policy, rank_stabilized=stabilized), 0.05)
     expected = logits(model)
     weights = full_state_dict(model)
-    model.save_pretrained(tmp_path / "merged", state_dict=merged_weights(model, weights))
+    model.save_pretrained(tmp_path / "merged", state_dict=dict(plain_weights(model, weights)))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert not is_adapted(merged) and {p.name for p in (tmp_path / "merged").glob("adapter*")} == set()
     assert_same(logits(merged), expected, 1e-5)

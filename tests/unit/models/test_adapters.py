@@ -21,7 +21,7 @@ from rl_lightning.models import (
     classifier_logits,
     describe_adapter,
     is_adapted,
-    merged_weights,
+    plain_weights,
     save_adapter,
 )
 from rl_lightning.models.adapters import adapter_layers, merge
@@ -310,7 +310,7 @@ def test_experts_stored_as_one_tensor_are_left_out_and_it_is_said(tmp_path, capl
     assert describe_adapter(model) == said and said in caplog.text
     assert not any(weight.requires_grad for name, weight in model.named_parameters() if "experts" in name)
     weights = full_state_dict(model)
-    model.save_pretrained(tmp_path / "merged", state_dict=merged_weights(model, weights))
+    model.save_pretrained(tmp_path / "merged", state_dict=dict(plain_weights(model, weights)))
     save_adapter(model, weights, files.base, tmp_path / "alone")
     expected = model.eval()(IDS).logits
     for name in ("merged", "alone"):
