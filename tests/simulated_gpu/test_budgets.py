@@ -104,7 +104,7 @@ def test_masks_have_strides_that_the_kernel_takes(filled, aligned, gpu):
 def constants():
     """What follows from the simulated device: 80 GiB, of which 70 are free."""
     from rl_lightning.generation.room import room_for
-    from rl_lightning.generation.vllm import free_share
+    from rl_lightning.generation.vllm_engine import free_share
     from rl_lightning.models.head import logits_at_once
     from tests.tiny import tiny_model
 
