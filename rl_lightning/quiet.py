@@ -35,8 +35,6 @@ def calm() -> None:
     # Metrics are the same on every rank, except times, for which those of rank 0 are logged. Nothing is changed in place.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True")
     warnings.filterwarnings("ignore", ".*returned a view tensor.*")
-    # transformers renames arguments between the releases that this package supports.
-    warnings.filterwarnings("ignore", ".*`(is_gradient_checkpointing|past_key_values)` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", ".*MLFlow only allows .* special characters in metric name")
     # The reference is frozen and in evaluation mode on purpose.
     warnings.filterwarnings("ignore", ".*module\\(s\\) in eval mode.*")

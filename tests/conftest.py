@@ -33,6 +33,15 @@ def _same_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _same_signals():
+    """Lightning leaves Ctrl-C ignored where one ended a run before its signal handlers were there; the next test would not hear it."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    if signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _parsers_made_once():
     """Keep the parsers of the commands: to make those of all commands anew takes a third of the time of a short `run`."""

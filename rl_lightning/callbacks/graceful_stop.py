@@ -210,7 +210,7 @@ class GracefulStop(StopCallback):
             self._may_raise = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save a checkpoint if `RunStopped` ended a fit, and log how to go on."""
+        """Save a checkpoint if `RunStopped` ended a fit, and log how to go on; let Ctrl-C be heard again after one that ended it."""
         if isinstance(exception, RunStopped):
             if self._trains:
                 then = _save(trainer)
@@ -220,6 +220,9 @@ class GracefulStop(StopCallback):
                 then = "during evaluation; the same command begins anew"
             if trainer.is_global_zero:
                 log.warning("stopped by %s %s", exception.reason, then)
+        elif isinstance(exception, KeyboardInterrupt) and not self._before:
+            # Before anybody listened. Lightning ignores Ctrl-C while it tears down, and left it so for the next run of the process.
+            trainer._signal_connector._original_handlers.setdefault(signal.SIGINT, signal.default_int_handler)
         self._release(trainer)
 
 

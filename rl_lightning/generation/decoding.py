@@ -14,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RMSNorm
 
 from rl_lightning.generation.slots import Slots, narrow
+from rl_lightning.models.families import cache_argument
 from rl_lightning.models.noise import hooked_by_others
 
 #: Families whose step is the same: norms before attention and before the feed-forward layer, rotary positions.
@@ -34,8 +35,10 @@ def decoding_step(model: PreTrainedModel) -> Step:
 
 
 def _through_forward(model: PreTrainedModel) -> Step:
+    name = cache_argument(model)
+
     def step(slots: Slots, tokens: Tensor) -> Tensor:
-        logits: Tensor = model(**slots.read(tokens)).logits[:, -1]
+        logits: Tensor = model(**slots.read(tokens), **{name: slots.cache}, use_cache=True).logits[:, -1]
         return logits
 
     return step

@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from rl_lightning.generation.base import Request
 from rl_lightning.generation.kept import Kept, Layers, Past, closed_up, side_by_side
 from rl_lightning.generation.slots import narrow
-from rl_lightning.models.families import accepts
+from rl_lightning.models.families import accepts, cache_argument
 from rl_lightning.models.forward import padded
 from rl_lightning.padding import pad_left
 from rl_lightning.travel import carried
@@ -138,7 +138,7 @@ class Reading:
         given = padded(self.model, ids, mask)
         if "position_ids" in given:  # those of the new columns
             given["position_ids"] = cast(Tensor, given["position_ids"])[:, -ids.shape[1] :]
-        output = self.model(**given, **keep, past_key_values=cache, use_cache=True)
+        output = self.model(**given, **keep, **{cache_argument(self.model): cache}, use_cache=True)
         layers = [(narrow(layer.keys), narrow(layer.values)) for layer in cast("list[_Filled]", cache.layers)]
         if pasts:
             layers, mask = closed_up(layers, mask)

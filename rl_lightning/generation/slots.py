@@ -14,20 +14,16 @@ from rl_lightning.travel import carried
 
 
 class StepInputs(TypedDict):
-    """The arguments of a model's forward pass over the next token of n rows.
+    """The arguments of a model's forward pass over the next token of n rows, beside its cache.
 
     Args:
         input_ids, position_ids: (n, 1) long.
         attention_mask: (n, 1, 1, columns), added to attention scores.
-        past_key_values: the cache that the pass reads and writes.
-        use_cache: True.
     """
 
     input_ids: Tensor
     position_ids: Tensor
     attention_mask: Tensor
-    past_key_values: Cache
-    use_cache: bool
 
 
 class Slots:
@@ -138,8 +134,7 @@ class Slots:
         self._bias[rows, 0, 0, self._ends[rows]] = 0
         positions = self._positions[rows].unsqueeze(1)
         bias = self._bias[: self.used, :, :, : max(self._columns) + 1]
-        return {"input_ids": tokens.unsqueeze(1), "position_ids": positions, "attention_mask": bias,
-                "past_key_values": self.cache, "use_cache": True}  # fmt: skip
+        return {"input_ids": tokens.unsqueeze(1), "position_ids": positions, "attention_mask": bias}
 
     def advance(self) -> None:
         """Note that a forward pass has made every row in use a token longer."""

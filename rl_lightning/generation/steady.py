@@ -40,8 +40,11 @@ class SteadySlots(Slots):
         """Return the arguments for a forward pass over the next token of every row in use, (used,) long."""
         rows = self._rows[: self.used]
         self._bias[rows, 0, 0, self._ends[: self.used]] = 0
-        return {"input_ids": tokens.unsqueeze(1), "position_ids": self._positions[: self.used].unsqueeze(1),
-                "attention_mask": self._bias[: self.used, :, :, : self.width], "past_key_values": self.cache, "use_cache": True}  # fmt: skip
+        return {
+            "input_ids": tokens.unsqueeze(1),
+            "position_ids": self._positions[: self.used].unsqueeze(1),
+            "attention_mask": self._bias[: self.used, :, :, : self.width],
+        }
 
     def advance(self) -> None:
         """Note that every row is a token longer; those that run on after their end stay where there is room."""

@@ -17,6 +17,11 @@ def accepts(model: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(type(model).forward).parameters
 
 
+def cache_argument(model: nn.Module) -> str:
+    """Return how a model's forward calls its key-value cache: transformers renamed `past_key_values` in release 5.24."""
+    return "cache" if accepts(model, "cache") else "past_key_values"
+
+
 class _Attention(NamedTuple):
     """How a model's attention differs from plain causal attention over all earlier tokens.
 

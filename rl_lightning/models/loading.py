@@ -30,7 +30,7 @@ from rl_lightning.models.location import EMBEDDED, Location, fingerprint_of, loc
 from rl_lightning.models.noise import recompute_layers, silence
 from rl_lightning.models.outline import is_outline, outline_of
 from rl_lightning.models.packed_attention import enable_packing
-from rl_lightning.models.quantized import is_packed, keep_gradients, settings
+from rl_lightning.models.quantized import is_packed, keep_right, settings
 from rl_lightning.models.reading import reading
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
@@ -249,7 +249,7 @@ class PolicyFiles(metaclass=Typed):
         if not is_outline(model):
             check_finite(model, f"{self.role} {self.policy!r}")
         silence(model)
-        keep_gradients(model)
+        keep_right(model)
         if self.options.pack:
             enable_packing(model)
         if not trainable:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.util
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -66,12 +68,50 @@ def is_quantized(model: nn.Module) -> bool:
     return any(True for _ in quantized_layers(model))
 
 
-def keep_gradients(model: nn.Module) -> None:
-    """Keep bitsandbytes from a kernel without gradients. On CPUs with bfloat16 instructions it packs weights of 4 bits for that kernel as soon
-    as a layer is called in evaluation mode, in which forward passes run here while they train; see `rl_lightning.models.noise`."""
+def keep_right(model: nn.Module) -> None:
+    """Keep bitsandbytes from kernels for the CPU that are wrong here.
+
+    One is without gradients: on CPUs with bfloat16 instructions weights of 4 bits are packed for it as soon as a layer is called in
+    evaluation mode, in which forward passes run here while they train; see `rl_lightning.models.noise`. The other is
+    mended by `read_scales_by_blocks`.
+    """
     for _, layer in quantized_layers(model):
         if type(layer).__name__ == "Linear4bit":
             cast("Linear4bit", layer).support_avx512bf16_for_cpu = False
+            read_scales_by_blocks()
+
+
+@functools.cache
+def read_scales_by_blocks() -> torch.library.Library:
+    """Let bitsandbytes read a matrix of 4 bits right whose rows are no whole blocks of 64 weights, on the CPU.
+
+    Blocks follow one another through the matrix, and one that a row does not fill goes on in the next. The kernel of release 0.50 for CPUs with AVX-512 looks for scales as if a block began with each row, and so multiplies rows of 16, 32,
+    48, 96 or 160 by other weights than were stored. The same matrix as one long row is read right.
+
+    Returns:
+        The registration, for the whole process; it lasts while it is kept, which the cache does.
+    """
+    name = "bitsandbytes::dequantize_4bit"
+    kernel = torch.library.get_kernel(name, "CPU")
+
+    def read(
+        keys: torch._C.DispatchKeySet,
+        packed: Tensor,
+        scales: Tensor,
+        block: int,
+        kind: str,
+        shape: list[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        row = shape if shape[-1] % block == 0 else [1, math.prod(shape)]
+        found: Tensor = kernel.call_boxed(keys, packed, scales, block, kind, row, dtype)
+        return found.view(shape)
+
+    mended = torch.library.Library("bitsandbytes", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a kernel was there before
+        mended.impl(name, read, "CPU", with_keyset=True, allow_override=True)
+    return mended
 
 
 def whole_weight(layer: Linear4bit | Linear8bitLt) -> Tensor:

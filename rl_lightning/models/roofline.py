@@ -151,7 +151,8 @@ class Work:
             attention=2 * heads * width * config.num_hidden_layers,
             cached=2 * shared * width * config.num_hidden_layers,
             itemsize=itemsize,
-            recomputes=bool(getattr(model, "is_gradient_checkpointing", False)) and model.training,
+            recomputes=model.training
+            and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()),
             spared=sum(itemsize * count(weight) - weight.nbytes for weight in packed),
         )
 

@@ -221,6 +221,20 @@ def test_who_asks_twice_is_obeyed_at_once(tiny_policy, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_run_hears_ctrl_c_after_one_that_ended_the_run_before_in_its_set_up(tiny_policy, tmp_path, monkeypatch):
+    """As in an interpreter, where one fit follows another."""
+
+    def interrupted(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(RolloutDataModule, "_check_data", interrupted)
+        module, data = grpo(tiny_policy)
+        trainer(tmp_path / "first", [GracefulStop()], max_epochs=2).fit(module, datamodule=data)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert fit(grpo, tiny_policy, tmp_path / "second", Tell("backward", 2, signal.SIGINT))[2] == STOPPED_EARLY
+
+
 @pytest.mark.parametrize("limit", ["12:30", "1 hour", "00:00:00:1.5"])
 def test_a_time_limit_that_is_none(limit):
     with pytest.raises(UserError, match="must look like 00:12:30:00"):

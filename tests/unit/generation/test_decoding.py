@@ -18,6 +18,7 @@ from transformers import (
 from rl_lightning.generation import decoding
 from rl_lightning.generation.decoding import decoding_step
 from rl_lightning.generation.slots import Slots
+from rl_lightning.models.families import cache_argument
 from rl_lightning.models.packed_attention import enable_packing
 from tests.checks import holds_only_for
 from tests.unit.generation.families import SIZES, VOCABULARY, family
@@ -45,7 +46,7 @@ def slots(made):
     ids, mask = torch.tensor([[3, 4, 5, 6], [0, 0, 7, 8]]), torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]).bool()
     cache = DynamicCache(config=made.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    made(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    made(input_ids=ids, attention_mask=mask, position_ids=positions, **{cache_argument(made): cache}, use_cache=True)
     room = Slots(3, 12, ids.device, torch.float32)
     room.admit([(layer.keys, layer.values) for layer in cache.layers], mask, torch.tensor([0, 1, 0]))
     return room

@@ -10,6 +10,7 @@ from rl_lightning.errors import UserError
 from rl_lightning.functional import logprobs_from_logits
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
 from rl_lightning.models import response_logits
+from rl_lightning.models.families import cache_argument
 from tests.checks import assert_same, cases, holds_only_for
 from tests.support import request_for
 from tests.tiny import EOS, PAD
@@ -315,7 +316,9 @@ def test_the_cache_has_room_for_so_many_tokens():
         NativeGenerator(max_tokens=15).generate(family("llama"), ASKED)
     widest = []
     hook = family("llama").register_forward_pre_hook(
-        lambda _, args, given: widest.append(given["input_ids"].shape[0]) if "past_key_values" in given else None,
+        lambda _, args, given: (
+            widest.append(given["input_ids"].shape[0]) if cache_argument(family("llama")) in given else None
+        ),
         with_kwargs=True,
     )
     generator = NativeGenerator(max_tokens=5 * 16 + 15)

@@ -22,7 +22,7 @@ from rl_lightning.models import (
     save_plain,
 )
 from rl_lightning.models.memory import held
-from rl_lightning.models.quantized import beside, count, is_quantized, quantized_layers, whole_weight
+from rl_lightning.models.quantized import beside, count, is_quantized, keep_right, quantized_layers, whole_weight
 from rl_lightning.models.roofline import Work
 from rl_lightning.strategies import AtomicCheckpointIO, FSDP2Strategy, full_state_dict
 from tests.adapted import IDS, logits, moved, save_gpt2
@@ -91,9 +91,36 @@ def test_gradients_flow_where_bitsandbytes_would_pack_weights_for_inference(tiny
     logits(model)  # in evaluation mode
     model.train()(IDS).logits.sum().backward()
     assert all(bool(value.grad.abs().sum()) for name, value in model.named_parameters() if ".lora_" in name)
-    monkeypatch.setattr("rl_lightning.models.loading.keep_gradients", lambda model: None)
+    monkeypatch.setattr("rl_lightning.models.loading.keep_right", lambda model: None)
     with pytest.raises(pytest.fail.Exception, match="they are packed"):
         logits(quantized(tiny_policy, "4bit").load())
+
+
+def table(packed, state, by_rows=False):
+    """The weights by a slow loop: a level for each four bits, the upper ones first, times the scale of its block of 64 weights."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
+    rows, width = state.shape
+    whole = torch.empty(rows * width)
+    for place in range(rows * width):
+        byte = int(packed.flatten()[place // 2])
+        block = place // width * (width // 64) + place % width // 64 if by_rows else place // 64
+        whole[place] = state.code[byte >> 4 if place % 2 == 0 else byte & 15] * scales[block]
+    return whole.view(rows, width)
+
+
+@pytest.mark.parametrize("width", [32, 48, 96, 64])
+def test_a_block_goes_on_in_the_next_row(width):
+    """Kernels for some CPUs begin a block with each row, and read another matrix than was stored."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    from bitsandbytes.nn import Linear4bit
+
+    keep_right(torch.nn.Sequential(Linear4bit(64, 64)))
+    packed, state = quantize_4bit(torch.randn(4, width), quant_type="nf4", compress_statistics=True)
+    whole = table(packed, state)
+    assert_same(dequantize_4bit(packed, state), whole, 1e-6)
+    assert torch.equal(table(packed, state, by_rows=True), whole) == (width == 64)
 
 
 def run(policy, directory, bits, callbacks=(), **settings):

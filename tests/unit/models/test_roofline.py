@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, MixtralConfig, MixtralForCausalLM
 
 from rl_lightning.models import LoraOptions, add_adapter, read_responses
+from rl_lightning.models.families import cache_argument
 from rl_lightning.models.packed_attention import enable_packing
 from rl_lightning.models.roofline import Limits, Tokens, Work, measured_limits
 from rl_lightning.types import Rows
@@ -95,8 +96,8 @@ def test_decoding_with_attention_is_counted_as_torch_does(counted):
     model = plain_attention().eval()
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(torch.full((3, 30), 4), past_key_values=cache, use_cache=True)
-        expected = flops(lambda: model(torch.full((3, 1), 5), past_key_values=cache, use_cache=True))
+        model(torch.full((3, 30), 4), **{cache_argument(model): cache}, use_cache=True)
+        expected = flops(lambda: model(torch.full((3, 1), 5), **{cache_argument(model): cache}, use_cache=True))
     assert counted(Work.of(model)).decoding(1, 3, 3 * 31)[0] == pytest.approx(expected, rel=0.02)
 
 
@@ -130,8 +131,8 @@ def test_decoding_is_counted_as_torch_does(name):
     model = FAMILIES[name]().eval()
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(torch.full((3, 6), 4), past_key_values=cache, use_cache=True)
-        counted = flops(lambda: model(torch.full((3, 1), 5), past_key_values=cache, use_cache=True))
+        model(torch.full((3, 6), 4), **{cache_argument(model): cache}, use_cache=True)
+        counted = flops(lambda: model(torch.full((3, 1), 5), **{cache_argument(model): cache}, use_cache=True))
     work = Work.of(model)
     found, read = work.decoding(steps=1, rows=3, seen=3 * 7)
     assert found - 2 * 3 * 7 * work.attention == pytest.approx(counted, rel=0.02)
