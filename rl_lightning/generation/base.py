@@ -101,7 +101,12 @@ class Request:
 
     @property
     def longest_row(self) -> int:
-        """Tokens of the longest prompt and the longest response that may follow one."""
+        """Tokens that a prompt and its response may come to, at most."""
+        return max(len(prompt.input_ids) + cap for prompt, cap in zip(self.row_prompts, self.row_caps, strict=True))
+
+    @property
+    def widest_rows(self) -> int:
+        """Columns that rows need side by side, whichever they are: prompts are padded left to the longest, and any response may follow."""
         return max(len(prompt.input_ids) for prompt in self.prompts) + max(self.row_caps)
 
 
@@ -192,6 +197,9 @@ class Generator(metaclass=Typed):
         """Return metrics of this rank's calls since the last time this was called; `rl_lightning.measures` says how they are
         combined over ranks."""
         return {}
+
+    def forget(self) -> None:
+        """Free what is kept of responses for their next turns: all have ended."""
 
     def close(self) -> None:
         """Free what `update` has built, such as an engine. A later `update` builds it again."""

@@ -45,10 +45,10 @@ def blocked_weights(model: nn.Module, rows: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def narrow_weights(model: nn.Module) -> Iterator[None]:
-    """Inside this context, a model's frozen linear layers have their weights in autocast's dtype.
+    """Inside this context, a model's linear layers have their weights in autocast's dtype.
 
-    Autocast keeps its copies of trained weights, but casts frozen ones anew in every step of decoding. The copies take half the memory
-    of float32 weights, and are freed at the end. Nothing happens without autocast.
+    Autocast casts weights anew in every step of decoding: frozen ones always, and under Lightning, which turns its cache off, trained ones
+    too. The copies take half the memory of float32 weights, and are freed at the end. Nothing happens without autocast.
 
     Args:
         model: its weights must not change inside the context.
@@ -58,7 +58,7 @@ def narrow_weights(model: nn.Module) -> Iterator[None]:
         for layer in (module for module in model.modules() if type(module) is nn.Linear):
             device, weight = layer.weight.device.type, layer.weight
             wide = torch.is_autocast_enabled(device) and weight.dtype != torch.get_autocast_dtype(device)
-            if wide and not weight.requires_grad and "forward" not in vars(layer):
+            if wide and "forward" not in vars(layer):
                 dtype = torch.get_autocast_dtype(device)
                 bias = None if layer.bias is None else layer.bias.detach().to(dtype)
                 layer.forward = partial(_linear, weight.detach().to(dtype), bias)  # type: ignore[method-assign]

@@ -133,6 +133,7 @@ class Decoding:
         draw: see `NativeGenerator.draw`.
         model, request: see `Generator.generate`.
         most: responses side by side.
+        capacity: tokens of each, with its prompt and padding.
         before: what is kept of the responses from their turns before; None if nothing is.
         kept: takes what is to be kept for their next turns; None if nothing is.
         work: counters; see `NativeGenerator.metrics`.
@@ -142,12 +143,13 @@ class Decoding:
     model: PreTrainedModel
     request: Request
     most: int
+    capacity: int
     before: Kept | None = None
     kept: Kept | None = None
     work: dict[str, int] = field(default_factory=lambda: {"steps": 0, "rows": 0, "prefill_rows": 0, "seen": 0})
 
     def __post_init__(self) -> None:
-        self.prompts = Reading(self.model, self.request, self.before, self.work)
+        self.prompts = Reading(self.model, self.request, self.capacity, self.before, self.work)
 
     def to_the_end(self, batch: Batch) -> Iterator[list[int]]:
         """Sample until every response has ended; yield, step by step, the numbers of those that have."""
@@ -163,7 +165,7 @@ class Decoding:
                 owner = torch.tensor([prompt for _, prompt in chosen], device=batch.ids.device)
                 rows = [row for row, _ in chosen]
                 drawn, going = self._draw(batch, rows, part.logits[owner])
-                slots = slots or Slots(self.most, self.request.longest_row, batch.ids.device, part.layers[0][0].dtype)
+                slots = slots or Slots(self.most, self.capacity, batch.ids.device, part.layers[0][0].dtype)
                 # A response that ends with its first token takes no slot.
                 keep = torch.tensor(going, device=batch.ids.device)
                 slots.admit(part.layers, part.mask, owner[keep])

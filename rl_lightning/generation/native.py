@@ -37,8 +37,9 @@ class NativeGenerator(Generator):
     `TransformersGenerator` instead, which is slower.
 
     Args:
-        max_tokens: prompt and response tokens that the cache has room for. It bounds memory and changes no response: as many
-            responses are sampled side by side as fit. If null, 65,536 on a CPU, and on a GPU what fits into half of its free memory.
+        max_tokens: prompt and response tokens that the cache has room for. It bounds memory: as many responses are sampled
+            side by side as fit. In float32 that changes no response; in half precision products of more or fewer rows round differently, and
+            a token may. If null, 65,536 on a CPU, and on a GPU what fits into half of its free memory, a power of 2.
         max_rows: responses sampled side by side; no bound but `max_tokens` if null.
         bf16: multiply in bfloat16, whatever the precision of training. It is faster where the processor has instructions for it.
             The log-probabilities then differ from the trainer's, and online algorithms correct for that.
@@ -60,6 +61,10 @@ class NativeGenerator(Generator):
         self._work: dict[str, float] = {}
         self._kept: Kept | None = None
         self._told: set[type] = set()
+
+    def forget(self) -> None:
+        """Free the keys and values that were kept for further turns."""
+        self._kept = None
 
     def metrics(self) -> dict[str, float]:
         """Return what was done since the last call: `steps` decoding steps, `rows` tokens read in them, `seen` cached columns that
@@ -97,17 +102,20 @@ class NativeGenerator(Generator):
         Raises:
             UserError: if not even one response fits into `max_tokens`, or logits are not finite.
         """
-        capacity, rows = request.longest_row, len(request.streams)
-        reason = _unlike_what_slots_hold(model, capacity)
+        longest, rows = request.longest_row, len(request.streams)
+        reason = _unlike_what_slots_hold(model, longest)
         if reason is not None:
             return self._through_transformers(reason, model, request, progress)
-        room = self.max_tokens or room_for(model)
-        if capacity > room:
+        room = self.max_tokens or room_for(model, longest)
+        if longest > room:
+            given = f"NativeGenerator.max_tokens={room} has" if self.max_tokens else "half of the GPU's free memory has"
             raise UserError(
-                f"NativeGenerator.max_tokens={room} has no room for one response: the longest prompt and "
-                f"max_new_tokens={request.sampling.max_new_tokens} make {capacity} tokens: raise "
-                "max_tokens, or shorten one of them"
+                f"{given} no room for one response: a prompt and max_new_tokens={request.sampling.max_new_tokens} make "
+                f"{longest} tokens, and the key-value cache holds {room}: raise NativeGenerator.max_tokens, or shorten one of them"
             )
+        # Padding takes room too, unless no rows are beside each other that do not fit.
+        wide = request.widest_rows
+        capacity = longest if wide > room or _unlike_what_slots_hold(model, wide) else wide
         most = min(room // capacity, self.max_rows or rows, rows)
         # Where responses begin anew, nothing of earlier ones is of use: the weights may have changed since.
         before = self._kept if any(len(stream) > 2 for stream in request.streams) else None
@@ -115,7 +123,7 @@ class NativeGenerator(Generator):
         self._kept = Kept(room - most * capacity - held) if request.goes_on else None
         batch = Batch.empty(request, next(model.parameters()).device)
         run = self._decoding(batch.ids.device)(
-            self.draw, cast(PreTrainedModel, model), request, most, before, self._kept
+            self.draw, cast(PreTrainedModel, model), request, most, capacity, before, self._kept
         )
         done = 0
         with self._precision(batch.ids.device), blocked_weights(model, most), narrow_weights(model):
@@ -146,7 +154,7 @@ class NativeGenerator(Generator):
         if type(model) not in self._told:
             self._told.add(type(model))
             log.warning("%s %s: sampled by its own generate, which is slower", type(model).__name__, reason)
-        rows = max(1, (self.max_tokens or room_for(model)) // request.longest_row)
+        rows = max(1, (self.max_tokens or room_for(model, request.longest_row)) // request.longest_row)
         other = TransformersGenerator(min(rows, self.max_rows or rows))
         with self._precision(next(model.parameters()).device):
             return other.generate(model, request, progress)

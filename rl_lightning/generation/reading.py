@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from rl_lightning.generation.base import Request
 from rl_lightning.generation.kept import Kept, Layers, Past, closed_up, side_by_side
 from rl_lightning.generation.slots import narrow
-from rl_lightning.models.families import accepts, cache_argument
+from rl_lightning.models.families import accepts, cache_argument, narrowest_window
 from rl_lightning.models.forward import padded
 from rl_lightning.padding import pad_left
 from rl_lightning.travel import carried
@@ -63,12 +63,14 @@ class Reading:
 
     Args:
         model, request: see `Generator.generate`.
+        capacity: tokens of a slot.
         before: what is kept of the responses that the prompts go on with; None if nothing is.
         work: counters; the prompt tokens that are read are added to its `prefill_rows`.
     """
 
     model: PreTrainedModel
     request: Request
+    capacity: int
     before: Kept | None
     work: dict[str, int]
     _next: int = 0
@@ -88,16 +90,25 @@ class Reading:
 
     def _prefill(self, free: int) -> Prefilled:
         """Read the next prompts, until their responses fill the free slots."""
-        first, width, samples = self._next, 0, self.request.group_size
-        prompts, pasts = self.request.prompts, [self._past(self._next)]
+        first, samples = self._next, self.request.group_size
+        prompts, caps = self.request.prompts, self.request.row_caps[::samples]
+        window, pasts = narrowest_window(self.model), list[Past | None]()
+        # The longest of these: prompt, what is kept of one, what is new of one, and response that may follow one.
+        longest = known = width = cap = 0
         while self._next < len(prompts) and (self._next - first) * samples < free:
-            past = self._past(self._next)
-            width = max(width, len(prompts[self._next].input_ids) - (0 if past is None else len(past.ids)))
-            if self._next > first and (
-                (self._next + 1 - first) * width > _TOKENS or (past is None) != (pasts[0] is None)
+            past, length = self._past(self._next), len(prompts[self._next].input_ids)
+            kept = 0 if past is None else len(past.ids)
+            longest, known, width = max(longest, length), max(known, kept), max(width, length - kept)
+            cap = max(cap, caps[self._next])
+            if pasts and (
+                (len(pasts) + 1) * width > _TOKENS
+                or (past is None) != (pasts[0] is None)
+                or longest + cap > self.capacity
+                # What is kept and what is new is padded, each for itself, and a window counts padding.
+                or known + width >= window
             ):
                 break
-            pasts[self._next - first :] = [past]
+            pasts.append(past)
             self._next += 1
         chosen = [prompt.input_ids for prompt in prompts[first : self._next]]
         layers, mask, logits = self._read(chosen, [past for past in pasts if past is not None])

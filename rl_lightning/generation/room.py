@@ -8,14 +8,14 @@ from transformers import PreTrainedModel
 
 from rl_lightning.models.roofline import Work
 
-#: Tokens on a CPU, and on any device at least.
+#: Tokens on a CPU, and for a model whose cache cannot be counted.
 TOKENS = 65536
 
 #: Of the memory of a GPU that is free.
 _SHARE = 1 / 2
 
 
-def room_for(model: nn.Module) -> int:
+def room_for(model: nn.Module, longest: int | None = None) -> int:
     """Return the prompt and response tokens that the cache of a model has room for on its device.
 
     On a GPU: as many as fit into half of the memory that is free, a power of 2, so that what little differs from run to run changes
@@ -23,9 +23,13 @@ def room_for(model: nn.Module) -> int:
 
     Args:
         model: of transformers, with plain causal attention in every layer.
+        longest: tokens of the longest sequence; the model's context length if None.
+
+    Returns:
+        Tokens; 0 if not one fits.
     """
     device = next(model.parameters()).device
-    work = Work.of(model) if device.type == "cuda" and isinstance(model, PreTrainedModel) else None
+    work = Work.of(model, longest) if device.type == "cuda" and isinstance(model, PreTrainedModel) else None
     if work is None:
         return TOKENS
     narrow = torch.is_autocast_enabled("cuda")
@@ -33,4 +37,4 @@ def room_for(model: nn.Module) -> int:
     # What torch's allocator keeps for itself is free too.
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     fit = int(free * _SHARE) // (work.cached * itemsize)
-    return max(TOKENS, 1 << (fit.bit_length() - 1)) if fit else TOKENS
+    return 1 << (fit.bit_length() - 1) if fit else 0

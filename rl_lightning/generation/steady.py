@@ -81,7 +81,8 @@ class Replayed:
             step()  # kernels are loaded, and memory is there, before anything is captured
             times -= 1
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Graphs are replayed one after the other, and nothing that one leaves behind is read later: they share their memory.
+            with torch.cuda.graph(graph, pool=next(iter(self.graphs.values())).pool() if self.graphs else None):
                 step()
             self.graphs[key] = graph
         for _ in range(times):
@@ -146,7 +147,7 @@ class SteadyDecoding(Decoding):
 
     def _slots(self, part: Prefilled) -> SteadySlots:
         # Rows of masks of a multiple of 8 numbers, or the attention kernel copies them.
-        capacity = -(-self.request.longest_row // 8) * 8
+        capacity = -(-self.capacity // 8) * 8
         return SteadySlots(self.most, capacity, part.logits.device, part.layers[0][0].dtype)
 
     def _advance(self, batch: Batch, slots: SteadySlots, step: Step, tokens: Tensor, index: Tensor, steps: int) -> None:

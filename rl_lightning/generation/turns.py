@@ -118,9 +118,12 @@ class Turns:
         asked = zip(self.request.row_prompts, self.request.row_caps, strict=True)
         rows = [_Row(list(prompt.input_ids), cap) for prompt, cap in asked]
         live, turn = list(range(len(rows))), 0
-        while live:
-            turn += 1
-            live = self._take(rows, live, turn)
+        try:
+            while live:
+                turn += 1
+                live = self._take(rows, live, turn)
+        finally:
+            self.generator.forget()
         return self._responses(rows)
 
     def _take(self, rows: Sequence[_Row], live: Sequence[int], turn: int) -> list[int]:

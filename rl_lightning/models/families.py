@@ -60,6 +60,12 @@ def unlike_plain_attention(model: nn.Module, longest: int | None = None) -> str 
     return found.apart or next((said for width, said in found.windows.items() if width < longest), None)
 
 
+def narrowest_window(model: nn.Module) -> int:
+    """Return the width in tokens of the narrowest attention window of a model's layers; `sys.maxsize` if they have none."""
+    unlike_plain_attention(model)
+    return min(_attention[model].windows, default=sys.maxsize)
+
+
 def _attention_of(model: nn.Module) -> _Attention:
     if not isinstance(model, PreTrainedModel):
         return _Attention("is no model of transformers", {}, 0)

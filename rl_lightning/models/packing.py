@@ -204,13 +204,19 @@ class Packing:
                 trunks = [key, value]
             if repeat > 1:
                 key, value = (one.repeat_interleave(repeat, 1) for one in (key, value))
-            bias = block.mask(query.dtype)
+            bias = block.mask(_read_in(query))
             read = scaled_dot_product_attention(
                 query, key, value, attn_mask=bias, is_causal=bias is None, scale=scaling
             )
             parts.append(read.transpose(1, 2).flatten(0, 1))
         taken: Tensor = Take.apply(torch.cat(parts) if len(parts) > 1 else parts[0], self._slots, self._padding)
         return taken
+
+
+def _read_in(query: Tensor) -> torch.dtype:
+    """Return the dtype that SDPA computes in: that of autocast, which would cast a mask in every call, and lose its strides."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 @cache

@@ -120,13 +120,17 @@ class Work:
     spared: int = 0
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> Work | None:
+    def of(cls, model: PreTrainedModel, longest: int | None = None) -> Work | None:
         """Count a model's layers; None if a layer has no plain causal attention, whose cost would be different.
+
+        Args:
+            model: any.
+            longest: tokens of the longest sequence; the model's context length if None. A window as long as it makes no difference.
 
         Of experts, those that one token passes through are counted. A step with several tokens may read more of them, so the
         count is a lower bound.
         """
-        if unlike_plain_attention(model) is not None:
+        if unlike_plain_attention(model, longest) is not None:
             return None
         config = model.config.get_text_config()
         heads = config.num_attention_heads

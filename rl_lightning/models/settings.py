@@ -61,9 +61,14 @@ def _parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
 def context_length(config: PreTrainedConfig) -> int | None:
     """Return the length in tokens of the longest sequence that a model can read; None if it has no limit.
 
+    Under LongRoPE (Phi-3 and its relatives) it is the length before which all positions are read with the short factors: one longer row would
+    change what the rows beside it say, since transformers chooses the factors for a whole pass.
+
     In RoBERTa and its relatives this is less than `max_position_embeddings`: their positions start after the pad token's.
     """
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None:
+        limit = min([limit, *_before_the_long_factors(config.get_text_config())])
     if limit is None or type(config) not in MODEL_MAPPING:
         return limit
     with torch.device("meta"):  # modules without memory for weights
@@ -71,3 +76,12 @@ def context_length(config: PreTrainedConfig) -> int | None:
     tables = [part for name, part in model.named_modules() if "position" in name and isinstance(part, nn.Embedding)]
     padding = [table.padding_idx for table in tables if table.padding_idx is not None]
     return limit - max(padding) - 1 if padding else limit
+
+
+def _before_the_long_factors(config: PreTrainedConfig) -> Iterator[int]:
+    """Yield the length up to which LongRoPE takes its short factors; nothing for other positions."""
+    found = getattr(config, "rope_parameters", None) or {}
+    # Some models have parameters of their own for each kind of layer.
+    for one in [found, *(value for value in found.values() if isinstance(value, dict))]:
+        if one.get("rope_type") == "longrope":
+            yield one.get("original_max_position_embeddings") or config.original_max_position_embeddings

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from rl_lightning.generation import NativeGenerator, Sampling
 from rl_lightning.generation import steady as steady_module
@@ -116,7 +118,9 @@ def launches(policy: str, layers: int, precision: str, frozen: bool = False) -> 
         model.model.layers = model.model.layers[:count]
         model.config.num_hidden_layers = count
         request = request_for(PROMPTS, STREAMS, Sampling(max_new_tokens=17))
-        with Chunks(), torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        # Lightning's, which keeps no copies of weights from one call to the next.
+        mixed = MixedPrecision("bf16-mixed", "cuda").forward_context() if precision == "bf16-mixed" else nullcontext()
+        with Chunks(), mixed:
             SEEN.clear()
             NativeGenerator().generate(model, request)
         steps.append(SEEN.launches_in("chunk"))

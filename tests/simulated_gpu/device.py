@@ -192,6 +192,9 @@ class CUDAGraph:
         """Note an operation and where its results lie."""
         self._steps.append((run, args, kwargs, result))
 
+    def pool(self) -> None:
+        """Return the name of its memory, which has none here: what is captured keeps what it has made."""
+
     def replay(self) -> None:
         """Run all of it again; one launch."""
         SEEN.kernels[SEEN.phase, "replay"] += 1

@@ -3,13 +3,15 @@
 What was reached stands here; docs/inside/gpu.md has what it was before.
 """
 
+import unittest.mock
+
 import pytest
 import torch
 
 from rl_lightning.models import blocks
-from rl_lightning.travel import carried
+from rl_lightning.travel import carried, table_carried
 from tests.simulated_gpu import runs
-from tests.simulated_gpu.counts import SEEN
+from tests.simulated_gpu.counts import SEEN, phase
 
 #: Waits in a microbatch that ends its step, with backward pass, clipping, optimizer and loggers; and those of the whole first run, in
 #: which each model is asked once whether its head is last.
@@ -101,6 +103,38 @@ def test_masks_have_strides_that_the_kernel_takes(filled, aligned, gpu):
     assert gpu(masks, filled) == (aligned, True)
 
 
+def packed_under_autocast(kept: bool):
+    """Return which attention kernels a packed pass takes under Lightning's mixed precision, and why."""
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    from rl_lightning.models import packing
+    from rl_lightning.models.forward import read_responses
+    from rl_lightning.models.packed_attention import enable_packing
+    from rl_lightning.types import Rows
+    from tests.tiny import tiny_model
+
+    model = tiny_model()
+    enable_packing(model)
+    ids = torch.randint(3, 18, (4, 30))
+    ids[:, :12] = ids[:1, :12]
+    real = torch.ones(4, 30, dtype=torch.bool)
+    rows = table_carried(Rows(ids, real, real[:, 12:].clone(), torch.zeros(4, dtype=torch.long), 1.0), "cuda")
+    read_in = packing._read_in
+    packing._read_in = read_in if kept else lambda query: query.dtype
+    try:
+        SEEN.clear()
+        with phase("packed"), MixedPrecision("bf16-mixed", "cuda").forward_context():
+            read_responses(model.to("cuda"), rows)
+    finally:
+        packing._read_in = read_in
+    return {f"{kernel}: {why}" for (where, kernel, why), _ in SEEN.attention.items() if where == "packed" and why}
+
+
+def test_a_packed_pass_copies_no_mask_under_autocast(gpu):
+    assert gpu(packed_under_autocast, True) == {"efficient: mask"}
+    assert gpu(packed_under_autocast, False) == {"efficient: mask; mask copied to be aligned"}
+
+
 def constants():
     """What follows from the simulated device: 80 GiB, of which 70 are free."""
     from rl_lightning.generation.room import room_for
@@ -111,11 +145,17 @@ def constants():
     device, model = torch.device("cuda", 0), tiny_model()
     cached = 2 * 2 * 2 * 8 * 4  # keys and values of 2 layers, 2 heads of 8 numbers of 4 bytes
     room = room_for(model.to(device))
-    return logits_at_once(device), room, (room * cached) / (70 << 30), free_share(device)
+    shares = [(room * cached) / (70 << 30)]
+    free, of = torch.cuda.mem_get_info(device)
+    for left in (free // 1024, 1024, 100):  # few tokens fit, one, none
+        with unittest.mock.patch("torch.cuda.mem_get_info", lambda _, left=left: (left, of)):
+            shares.append(room_for(model) * cached / left)
+    return logits_at_once(device), room, shares, free_share(device)
 
 
 def test_constants_follow_from_the_device(gpu):
-    logits, room, share, engine = gpu(constants)
+    logits, room, (share, *shares), engine = gpu(constants)
+    assert 0.25 < shares[0] <= 0.5 and shares[1:] == [0.5, 0]
     assert logits == 1 << 28 and logits * 4 <= (80 << 30) / 64
     assert room & (room - 1) == 0 and 0.25 < share <= 0.5
     assert engine == pytest.approx(0.95 * 70 / 80, abs=1e-3)

@@ -1,5 +1,7 @@
 """What a generator is asked for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -79,7 +81,9 @@ def asked(prompts=2, group_size=GROUP, streams=2 * GROUP):
 def test_a_request_says_which_prompt_a_row_answers_and_how_long_rows_get():
     request = asked()
     assert request.row_prompts == [request.prompts[0]] * GROUP + [request.prompts[1]] * GROUP
-    assert request.longest_row == 2 + 5
+    assert request.longest_row == 2 + 5 == request.widest_rows
+    uneven = replace(request, caps=[5, 2])
+    assert uneven.longest_row == 1 + 5 and uneven.widest_rows == 2 + 5
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
+from rl_lightning.errors import UserError
 from rl_lightning.generation import NativeGenerator, Sampling, TransformersGenerator
 from rl_lightning.generation.base import Stream
 from rl_lightning.generation.copies import seeds
@@ -13,7 +15,7 @@ from rl_lightning.generation.sampling import uniforms
 from rl_lightning.generation.turns import Answer, Turns
 from tests.support import request_for
 from tests.tiny import EOS
-from tests.unit.generation.families import family
+from tests.unit.generation.families import SIZES, family
 
 PROMPTS = [[3, 4, 5], [6, 7, 8, 9, 10, 11], [12]]
 STREAMS: list[Stream] = [(7, number) for number in range(6)]
@@ -93,6 +95,53 @@ def test_what_is_kept_changes_no_token_and_spares_reading_again(name):
     assert without.metrics()["work/prefill_rows"] > some.metrics()["work/prefill_rows"] > work["work/prefill_rows"]
 
 
+class Long(Echo):
+    """Answers first turns, by two tokens or by thirty."""
+
+    def answer(self, row, room):
+        first = sum(one[0] == row for one in self.heard) == 1
+        return Answer([8] * (2 if row == 0 else 30)) if first else Answer()
+
+
+def uneven(generator, model, caps=(14, 40)):
+    """A long prompt with short turns beside a short prompt with long ones: no row is longer than 54 tokens."""
+    asked = request_for(
+        [[3] * 40, [4] * 4], STREAMS[:2], Sampling(40, max_turns=3, max_turn_tokens=8), STOPS - {EOS}, caps=list(caps)
+    )
+    return Turns(generator, model, asked, Long()).to_the_end()
+
+
+def windowed(width):
+    torch.manual_seed(5)
+    return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=width, initializer_range=0.2)).eval()
+
+
+@pytest.mark.parametrize("width", [56, 64, None])
+def test_what_is_kept_beside_what_is_new_stays_within_an_attention_window(width):
+    """Padded each for itself, they are wider than any row: a window of as many tokens would hide what it must not."""
+    model = windowed(width)
+    said = uneven(NativeGenerator(), model)
+    other = uneven(TransformersGenerator(), model)
+    assert torch.equal(said.response_ids, other.response_ids) and int(said.attention.sum(1).max()) > 36
+    assert float((said.logprobs - other.logprobs).abs().max()) < 1e-5
+
+
+def test_rows_that_do_not_fit_beside_each_other_are_read_apart(caplog):
+    """Padded to the longest prompt, a long response to a short one would go beyond the window."""
+    model = windowed(50)
+    asked = request_for([[3] * 40, [4] * 4], STREAMS[:2], Sampling(40), frozenset(), caps=[4, 40])
+    said, other = (generator.generate(model, asked) for generator in (NativeGenerator(), TransformersGenerator()))
+    assert torch.equal(said.response_ids, other.response_ids) and said.response_mask.sum(1).tolist() == [4, 40]
+    assert not caplog.records, "sampled by its own generate, which is slower"
+
+
+def test_room_for_the_longest_row_is_room_for_every_turn():
+    whole, least = (uneven(NativeGenerator(most), family("llama")) for most in (None, 54))
+    assert torch.equal(whole.response_ids, least.response_ids) and torch.equal(whole.turns, least.turns)
+    with pytest.raises(UserError, match="make 48 tokens, and the key-value cache holds 47"):
+        uneven(NativeGenerator(47), family("llama"))
+
+
 def test_nothing_is_kept_from_one_request_to_the_next():
     generator, model = NativeGenerator(), family("llama")
     talk(generator)
@@ -105,7 +154,8 @@ def test_nothing_is_kept_from_one_request_to_the_next():
     finally:
         model.load_state_dict(state)
     assert torch.equal(changed.response_ids, fresh.response_ids)
-    talk(generator, sampling=Sampling(20, max_turns=1))
+    assert generator._kept is None, "keys and values take memory from training"
+    talk(generator, sampling=Sampling(20))
     assert generator._kept is None
 
 

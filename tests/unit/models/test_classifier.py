@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaForSequenceClassification,
+    Phi3Config,
+    Phi3ForCausalLM,
     RobertaConfig,
     RobertaForSequenceClassification,
 )
 
 from rl_lightning.errors import UserError
 from rl_lightning.models import ClassifierFiles, Judge, PolicyFiles, Text, classifier_logits
+from rl_lightning.models.settings import context_length
 from tests.checks import assert_same, holds_only_for
 from tests.support import random_rollout
 from tests.tiny import CHARACTERS, EOS, PAD, tiny_model, tiny_tokenizer
@@ -321,6 +325,38 @@ def test_the_last_positions_of_robertas_relatives_are_not_to_be_used(tmp_path):
     ids = torch.full((1, 19), 4)
     with pytest.raises((IndexError, RuntimeError)):
         files.load_judge()(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def test_rows_end_where_longrope_would_take_its_long_factors():
+    """transformers chooses the factors for a whole pass: a longer row changes what the rows beside it say."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0], "rope_theta": 1e4}
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 32, **factors}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 18,
+    }
+    lengths = {"max_position_embeddings": 256, "original_max_position_embeddings": 32}
+    config = Phi3Config(**sizes, **lengths, pad_token_id=0, initializer_range=0.3, rope_parameters=rope)
+    assert context_length(config) == 32
+    torch.manual_seed(0)
+    model, ids = Phi3ForCausalLM(config).eval(), torch.randint(3, 18, (2, 40))
+    with torch.no_grad():
+        alone = model(input_ids=ids[:1, :20]).logits
+        for width, alike in ((32, True), (40, False)):
+            beside = model(input_ids=ids[:, :width]).logits[:1, :20]
+            assert torch.allclose(beside, alone, atol=1e-4) == alike
+
+
+def test_longrope_may_have_parameters_for_each_kind_of_layer():
+    rope = {"full_attention": {"rope_type": "longrope"}, "sliding_attention": {"rope_type": "default"}}
+    config = SimpleNamespace(max_position_embeddings=256, original_max_position_embeddings=48, rope_parameters=rope)
+    config.get_text_config = lambda: config
+    assert context_length(config) == 48
+    rope["full_attention"] = {"rope_type": "yarn", "original_max_position_embeddings": 64}
+    assert context_length(config) == 256
 
 
 def test_positions_without_padding_are_all_to_be_used(tiny_policy):
