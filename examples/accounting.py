@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rl_lightning.models.head import LOGITS_AT_ONCE
+from rl_lightning.models.head import LOGITS_AT_ONCE, logits_within
 from rl_lightning.models.memory import Held, Moments, adamw_bytes
 from rl_lightning.models.quantized import Bits
 
@@ -135,6 +135,7 @@ class Plan:
         blocks: sampling multiplies by a copy of the weights in blocks, as on a CPU in float32.
         quantize: bits of the frozen linear layers beside an adapter; as many as the other weights if None.
         moments: what AdamW's are kept in.
+        memory: bytes of each GPU in all, from which it follows how many logits are held at a time; None on a CPU.
     """
 
     shape: Shape
@@ -152,6 +153,7 @@ class Plan:
     blocks: bool = False
     quantize: Bits | None = None
     moments: Moments = "full"
+    memory: float | None = None
 
     @property
     def compute(self) -> int:
@@ -235,7 +237,9 @@ class Plan:
                 needs["gradients"] = units * (self.gathered + 4)
         else:
             if self.stored > self.compute:
-                needs["casts"] = numbers(sizes) * self.compute
+                # Kept for the backward pass, or made once more in it, layer by layer.
+                layers = [*self.shape.layer(), *self.shape.ends(trained[0])] if self.checkpointing else sizes
+                needs["casts"] = numbers(layers) * self.compute
             if self.gpus > 1:
                 needs["buckets"] = sum(model.gradients for model in self.held())
         return needs | self._whole_layer() | {"activations": self.activations(), "logits": self.logits()}
@@ -276,7 +280,8 @@ class Plan:
         if self.algorithm == "RewardModel":
             return 0
         shape, half = self.shape, self.compute < 4
-        positions = min(self.rows * self.response, max(1, LOGITS_AT_ONCE // shape.vocabulary))
+        at_once = LOGITS_AT_ONCE if self.memory is None else logits_within(self.memory)
+        positions = min(self.rows * self.response, max(1, at_once // shape.vocabulary))
         # In half precision, the logits and their gradient are kept in that precision too.
         chunk = positions * shape.vocabulary * (2 * 4 + (2 * self.compute if half else 0))
         return chunk + (4 * shape.vocabulary * shape.hidden if half and self.lora is None else 0)

@@ -29,6 +29,8 @@ SHAPES = {
 GPUS = (1, 8, 64)
 #: Bytes of an 80 GB device that are left after CUDA's context, libraries, communication and fragmentation.
 USABLE = 74e9
+#: Bytes that such a device has in all.
+MEMORY = 85e9
 #: Data sheet of an NVIDIA H100 SXM: bfloat16 FLOP/s without sparsity, and bytes of memory per second.
 PEAK_FLOPS, PEAK_BYTES = 989e12, 3.35e12
 #: Responses in an optimizer step of the tables.
@@ -94,7 +96,7 @@ def parts_table() -> str:
         ("7 B", 1, "LoRA"),
         ("32 B", 64, "FSDP2"),
     ):
-        plan = ways(Plan(SHAPES[size], gpus=gpus))[way]
+        plan = ways(Plan(SHAPES[size], gpus=gpus, memory=MEMORY))[way]
         held = sum(model.total for model in plan.held())
         for phase, parts in (("pass", plan.passing()), ("step", plan.stepping()), ("sampling", plan.sampling())):
             text = ", ".join(f"{name} {gigabytes(value)}" for name, value in parts.items() if value)
@@ -121,7 +123,7 @@ def cell(plan: Plan) -> str:
 
 def fitting_table(size: str) -> str:
     """Return the table of what fits, for one size of model."""
-    rows = [[name, *(cell(Plan(SHAPES[size], name, gpus=gpus)) for gpus in GPUS)] for name in MODELS]
+    rows = [[name, *(cell(Plan(SHAPES[size], name, gpus=gpus, memory=MEMORY)) for gpus in GPUS)] for name in MODELS]
     return table(["algorithm", *(f"{gpus} GPU{'s' if gpus > 1 else ''}" for gpus in GPUS)], rows)
 
 

@@ -20,6 +20,8 @@ SIZES = {
 }
 #: Bytes of a 16 GB device that are left after CUDA's context, libraries and fragmentation.
 USABLE = 14.5e9
+#: Bytes that such a device has in all.
+MEMORY = 16e9
 #: What is trained → settings of a plan.
 WAYS: Mapping[str, Mapping[str, object]] = {
     "all weights": {},
@@ -38,7 +40,7 @@ def plan(size: str, way: str, algorithm: str = "GRPO") -> Plan:
         way: a key of `WAYS`.
         algorithm: a key of `examples.accounting.MODELS`.
     """
-    return replace(Plan(SIZES[size], algorithm, sampled=16), **WAYS[way])
+    return replace(Plan(SIZES[size], algorithm, sampled=16, memory=MEMORY), **WAYS[way])
 
 
 def fits(one: Plan) -> str:

@@ -67,6 +67,9 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
 def running_sum(masses: Tensor) -> Tensor:
     """Return the cumulative sums of each row, (B, V). They never fall, and rise only at a mass above 0.
 
+    A CPU adds from left to right. A GPU adds parts of a row side by side, and so a sum may round to less than the one before it, or to more at
+    a mass of 0, from which a token would be drawn. There a sum counts only where there is mass, and where it is the largest so far.
+
     With `torch.use_deterministic_algorithms` (`trainer.deterministic`) a GPU refuses a cumulative sum of floats, because the
     order of its additions differs from run to run. The sum of integers does not depend on the order: there masses are rounded
     to multiples of 2⁻⁵² of their row's total, and these are counted.
@@ -74,9 +77,13 @@ def running_sum(masses: Tensor) -> Tensor:
     Args:
         masses: (B, V) float, at least 0.
     """
-    if masses.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+    if masses.device.type == "cpu":
         return masses.cumsum(1)
-    return _whole_sums(masses)
+    return _whole_sums(masses) if torch.are_deterministic_algorithms_enabled() else _rising(masses.cumsum(1), masses)
+
+
+def _rising(sums: Tensor, masses: Tensor) -> Tensor:
+    return sums.where(masses > 0, 0).cummax(1).values
 
 
 def _whole_sums(masses: Tensor) -> Tensor:

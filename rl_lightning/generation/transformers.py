@@ -27,11 +27,11 @@ from rl_lightning.travel import carried
 class TransformersGenerator(Generator):
     """Samples with the policy's own `generate`, so any architecture will do.
 
-    It draws the same tokens as `NativeGenerator`, from the same random streams. It is slower: it reads a prompt once for every
+    It draws the same tokens as `NativeGenerator`, from the same random streams, up to rounding. It is slower: it reads a prompt once for every
     response, and computes on rows that have stopped until all of them have.
 
     Args:
-        max_rows: responses sampled side by side; more are sampled in turns. It bounds memory and changes no response.
+        max_rows: responses sampled side by side; more are sampled in turns. It bounds memory, and in float32 changes no response.
     """
 
     def __init__(self, max_rows: int = 512) -> None:

@@ -31,8 +31,12 @@ def logits_at_once(device: torch.device) -> int:
     """
     if device.type != "cuda":
         return LOGITS_AT_ONCE
-    numbers = torch.cuda.get_device_properties(device).total_memory // (torch.float32.itemsize * _PARTS_OF_MEMORY)
-    return max(LOGITS_AT_ONCE, 1 << (int(numbers).bit_length() - 1))
+    return logits_within(torch.cuda.get_device_properties(device).total_memory)
+
+
+def logits_within(memory: float) -> int:
+    """Return how many logits are held at a time on a GPU with so many bytes of memory in all."""
+    return max(LOGITS_AT_ONCE, 1 << (int(memory / (torch.float32.itemsize * _PARTS_OF_MEMORY)).bit_length() - 1))
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from rl_lightning.models.location import EMBEDDED, Location, fingerprint_of, loc
 from rl_lightning.models.noise import recompute_layers, silence
 from rl_lightning.models.outline import is_outline, outline_of
 from rl_lightning.models.packed_attention import enable_packing
-from rl_lightning.models.quantized import is_packed, keep_right, settings
+from rl_lightning.models.quantized import is_packed, keep_right, left_whole, settings
 from rl_lightning.models.reading import reading
 from rl_lightning.models.settings import context_length, in_vocabulary, settle
 from rl_lightning.text import TextFormat
@@ -250,6 +250,9 @@ class PolicyFiles(metaclass=Typed):
             check_finite(model, f"{self.role} {self.policy!r}")
         silence(model)
         keep_right(model)
+        whole = left_whole(model)
+        if whole is not None:
+            log.warning("%s %r: %s", self.role, self.policy, whole)
         if self.options.pack:
             enable_packing(model)
         if not trainable:

@@ -68,6 +68,19 @@ def is_quantized(model: nn.Module) -> bool:
     return any(True for _ in quantized_layers(model))
 
 
+def left_whole(model: nn.Module) -> str | None:
+    """Return words for the log where bitsandbytes leaves much as it is, which is all that is no linear layer; None if no experts do."""
+    packed = sum(count(layer.weight) for _, layer in quantized_layers(model))
+    experts = sum(weight.numel() for weight in model.parameters() if weight.dim() == 3)
+    if not packed or not experts:
+        return None
+    whole = sum(count(weight) for weight in model.parameters())
+    return (
+        f"{packed / whole:.0%} of its weights are quantised. {experts / whole:.0%} belong to experts and stay as they are: they are "
+        "tensors of three dimensions, which bitsandbytes does not know"
+    )
+
+
 def keep_right(model: nn.Module) -> None:
     """Keep bitsandbytes from kernels for the CPU that are wrong here.
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rl_lightning.algorithms import DAPO, PPO
 from rl_lightning.data import ChainSum, Evaluation, RolloutDataModule
 from rl_lightning.generation import Sampling, sampling
-from rl_lightning.generation.sampling import _whole_sums, inverse_cdf, running_sum
+from rl_lightning.generation.sampling import _rising, _whole_sums, inverse_cdf, running_sum
 from rl_lightning.rewards import RewardSpec
 from tests.checks import holds_only_for
 from tests.support import trainer
@@ -87,6 +87,28 @@ def test_whole_numbers_have_the_sums_of_the_masses(implementation):
         steps = sums.diff(dim=1)
         assert bool((steps >= 0).all()) and bool((steps[:, 2::3] == 0).all()), "a mass of 0 never moves the sum"
     assert torch.equal(running_sum(masses), masses.cumsum(1)), "on a CPU nothing is different"
+
+
+def side_by_side(masses):
+    """Cumulative sums as a GPU has them: each is that of the half before, plus that of its own half."""
+    sums, step = masses.clone(), 1
+    while step < masses.shape[1]:
+        sums[:, step:] = sums[:, step:] + sums[:, :-step]
+        step *= 2
+    return sums
+
+
+@holds_only_for(_rising, as_they_are=lambda sums, masses: sums, falling_where_there_is_mass=lambda sums, masses: sums.where(masses > 0, 0),
+                rising_without_mass=lambda sums, masses: sums.cummax(1).values)  # fmt: skip
+def test_sums_that_were_added_side_by_side_never_fall_and_rise_at_a_mass_alone(implementation):
+    masses = torch.rand(400, 256, generator=torch.Generator().manual_seed(2)) ** 3
+    masses[:, 1::3] = 0
+    masses[0, :9], masses[0, 200:] = 0, 0
+    sums = side_by_side(masses)
+    found = implementation(sums, masses)
+    steps = found.diff(dim=1, prepend=torch.zeros(400, 1))
+    assert bool((steps >= 0).all()) and bool((steps[masses == 0] == 0).all())
+    assert torch.allclose(found.double(), masses.double().cumsum(1), rtol=1e-5)
 
 
 def test_both_ways_draw_the_same_tokens(like_a_gpu):

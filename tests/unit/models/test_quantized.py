@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from examples.accounting import Plan, Shape, quantized_bytes
 from rl_lightning.algorithms import GRPO, SFT
@@ -29,6 +30,7 @@ from tests.adapted import IDS, logits, moved, save_gpt2
 from tests.checks import assert_same, cases, gradient_difference
 from tests.invariants.spread import Ratios, fit
 from tests.support import trainer
+from tests.tiny import tiny_tokenizer
 
 # Not imported for it: that takes a second of every process that collects the tests.
 pytestmark = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
@@ -121,6 +123,22 @@ def test_a_block_goes_on_in_the_next_row(width):
     whole = table(packed, state)
     assert_same(dequantize_4bit(packed, state), whole, 1e-6)
     assert torch.equal(table(packed, state, by_rows=True), whole) == (width == 64)
+
+
+def test_experts_stay_whole_and_it_is_said(tiny_policy, tmp_path, caplog):
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, vocab_size=18, num_key_value_heads=4, num_local_experts=4))
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    quantized(str(tmp_path), "4bit").load()
+    attention, experts = 2 * 4 * 64 * 64, 2 * 4 * 3 * 64 * 64
+    whole = sum(weight.numel() for weight in model.parameters())
+    assert (
+        f"{attention / whole:.0%} of its weights are quantised. {experts / whole:.0%} belong to experts" in caplog.text
+    )
+    caplog.clear()
+    quantized(tiny_policy, "4bit").load()
+    assert "experts" not in caplog.text
 
 
 def run(policy, directory, bits, callbacks=(), **settings):
