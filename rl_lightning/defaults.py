@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -111,3 +112,8 @@ def refusals_of_the_trainer() -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:
+        twice = re.match(r"Found more than one stateful callback of type `(\w+)`", str(error))
+        if twice is None:
+            raise
+        raise UserError(f"trainer.callbacks: {twice[1]} stands there twice with the same settings: keep one") from error

@@ -26,6 +26,7 @@ PAGES = {
     "rl_lightning.callbacks.overlong": "algorithms/dapo",
     "rl_lightning.callbacks.rejection_sampling": "algorithms/rft",
     "rl_lightning.callbacks.reward_watch": "how-to/trust",
+    "rl_lightning.callbacks.verifier": "how-to/trust",
     "rl_lightning.callbacks.run_lock": "inside/faults",
     "rl_lightning.cli": "reference/command-line",
     "rl_lightning.cli.chat": "how-to/export",

@@ -48,7 +48,11 @@ class Typed(ABCMeta):
         for name, value in given.items():
             if value is not known[name].default and not fits(value, expected.get(name, Any)):
                 raise UserError(f"{cls.__name__}: {name}: expected {said(expected[name])}, not {described(value)}")
-        return super().__call__(*arguments, **options)
+        made = super().__call__(*arguments, **options)
+        for name, value in given.items():  # of which the class itself may have said more
+            if isinstance(value, float) and value != value:
+                raise UserError(f"{cls.__name__}: {name}: expected a number, not nan")
+        return made
 
     @property
     def __signature__(cls) -> inspect.Signature:

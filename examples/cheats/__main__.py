@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).parents[2]
 
 
-def table(directory: Path, cases: list[Case]) -> str:
+def table(directory: Path, cases: list[Case], rollouts: int) -> str:
     """Return a line a cheat."""
     heads = [
         "cheat",
@@ -40,7 +40,9 @@ def table(directory: Path, cases: list[Case]) -> str:
     ]
     lines = []
     for case in cases:
-        sick, well = (torch.load(place_of(directory, case, cured), weights_only=False) for cured in (False, True))
+        sick, well = (
+            torch.load(place_of(directory, case, cured, rollouts), weights_only=False) for cured in (False, True)
+        )
         said = "; ".join(f"{at}: {_kind(text)}" for at, text in sick.said)
         verifier, reward, cured = sick.looks["verifier"], sick.looks["reward"], well.looks["verifier"]
         prompt, answer = sick.samples[-1]
@@ -70,11 +72,13 @@ def _kind(text: str) -> str:
     )
 
 
-def draw(directory: Path, cases: list[Case], output: Path) -> None:
+def draw(directory: Path, cases: list[Case], rollouts: int, output: Path) -> None:
     """Draw reward and verifier of every cheat, and the verifier of its cure."""
     figure, axes = plt.subplots(1, len(cases), figsize=(3.2 * len(cases), 2.9), squeeze=False)
     for axis, case in zip(axes.flat, cases, strict=True):
-        sick, well = (torch.load(place_of(directory, case, cured), weights_only=False) for cured in (False, True))
+        sick, well = (
+            torch.load(place_of(directory, case, cured, rollouts), weights_only=False) for cured in (False, True)
+        )
         at = [LOOK * look for look in range(len(sick.looks["reward"]))]
         axis.plot(at, sick.looks["verifier"], color="tab:red", label="verifier")
         axis.plot(at, well.looks["verifier"], color="tab:green", label="verifier, cured")
@@ -108,8 +112,8 @@ def main() -> None:
     jobs = [(directory, case.name, cured, options.rollouts) for case in cases for cured in (False, True)]
     side_by_side(work, [jobs], options.parallel, "run")
     picture = options.picture or directory / "picture.png"
-    draw(directory, cases, picture)
-    text = table(directory, cases)
+    draw(directory, cases, options.rollouts, picture)
+    text = table(directory, cases, options.rollouts)
     (directory / "table.md").write_text(text + "\n")
     print(f"\n{text}\n\nsaved {picture} and {directory / 'table.md'}")
 

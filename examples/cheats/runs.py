@@ -131,13 +131,13 @@ def _with_habits(case: Case, place: Path, run: Callable[..., rl.Trainer]) -> str
     return str(place)
 
 
-def place_of(directory: Path, case: Case, cured: bool) -> Path:
-    """Return the file of what came of a run."""
-    return directory / f"{case.name.replace(' ', '_')}{'-cured' if cured else ''}.pt"
+def place_of(directory: Path, case: Case, cured: bool, rollouts: int) -> Path:
+    """Return the file of what came of a run of so many rollouts."""
+    return directory / f"{case.name.replace(' ', '_')}{'-cured' if cured else ''}-{rollouts}.pt"
 
 
 def work(directory: Path, name: str, cured: bool, rollouts: int) -> None:
     """Do a run."""
     (case,) = (one for one in CASES if one.name == name)
-    path = place_of(directory, case, cured)
+    path = place_of(directory, case, cured, rollouts)
     kept(path, lambda: train(case, cured, rollouts, path.with_suffix("")))

@@ -54,7 +54,7 @@ def table(directory: Path) -> str:
     for row in predictions():
         if row[0] not in RULES:  # E10, which the study of over-optimisation decides
             continue
-        name = row[0].rstrip("abc")
+        name = row[0] if row[0] in EXPERIMENTS else row[0].rstrip("abc")
         files = [place_of(directory, name, seed) for seed in SEEDS]
         if not all(file.exists() for file in files):
             continue

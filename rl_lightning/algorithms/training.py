@@ -58,6 +58,8 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         self._ends_step = False
         self._loss_finite = True
         self._has_looked_for_gradients = False
+        #: What the latest evaluation logged; a number that no response had a part in is missing.
+        self.evaluated: dict[str, torch.Tensor] = {}
         self._evaluation: dict[tuple[str, str], MetricCollection] = {}
 
     # -------------------------------------------------------------------- models
@@ -233,9 +235,11 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         return self._evaluation[stage, kind]
 
     def _log_evaluation(self, stage: str) -> None:
+        self.evaluated = {}
         for key in [key for key in self._evaluation if key[0] == stage]:
             metrics = self._evaluation.pop(key)
-            self.log_dict({name: value for name, value in metrics.compute().items() if not torch.isnan(value)})
+            self.evaluated |= {name: value for name, value in metrics.compute().items() if not torch.isnan(value)}
+        self.log_dict(self.evaluated)
 
     def validation_step(self, batch: Rows, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the metrics that are logged under `val/`: see `evaluation_step`."""

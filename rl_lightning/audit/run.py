@@ -67,17 +67,23 @@ class Audits(pl.Trainer):
         """
         if not isinstance(datamodule, SamplingDataModule) or (rewarder := datamodule.rewards.settle()) is None:
             raise UserError("audit: the data have no rewards to judge: list them under data.init_args.rewards")
+        if "responses" not in getattr(model, "evaluates_on", ("responses",)):
+            raise UserError(
+                f"audit: {type(model).__name__} answers no prompts: audit a reward model as a reward of the policy that is to be trained"
+            )
         weights = {reward.name: reward.weight for reward in rewarder.rewards}
         verifier = find_verifier("audit", verifier, weights, self.callbacks)  # type: ignore[has-type]
         held_out: tuple[Split, ...] = ("test", "val")
         split = next((name for name in held_out if datamodule.source.has(name)), None)
         if split is None:
             raise UserError("audit: the data have neither test nor validation prompts: `val: 0.02` holds a share out")
-        check_sizes(answers, best_of)
+        check_sizes(prompts, answers, best_of)
         kept = datamodule.evaluation, datamodule.predicts
         how = datamodule.sampling
+        # Answers as training samples them, in batches as evaluation has them.
+        size = datamodule.evaluation.prompts_per_batch
         datamodule.evaluation = Evaluation(
-            answers, max_prompts=prompts, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p, min_p=how.min_p
+            answers, size, prompts, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p, min_p=how.min_p
         )
         datamodule.predicts = split
         scored, callbacks = _Scored(), self.callbacks  # type: ignore[has-type]

@@ -68,7 +68,7 @@ class Verdict:
 
     @property
     def alarm(self) -> bool:
-        """Whether the verifier falls by more than two standard errors: by chance alone, in 2.3 % of audits."""
+        """Whether the verifier falls by more than two standard errors: by chance alone, in at most 2.5 % of audits."""
         return self.change < -_SURE * self.error
 
     @property
@@ -98,8 +98,10 @@ def judge(answers: Answers, verifier: str, sizes: Sequence[int] = (1, 4, 16)) ->
     """
     if verifier not in answers.scores:
         raise UserError(f"audit: there is no reward {verifier!r} to verify by; there are {', '.join(answers.scores)}")
-    check_sizes(answers.lengths.shape[1], sizes)
+    check_sizes(len(answers.lengths), answers.lengths.shape[1], sizes)
     truth = answers.scores[verifier]
+    if bool(truth.isnan().all()):
+        raise UserError(f"audit: the verifier {verifier!r} failed on all answers")
     if not bool((_spread(truth) > 0).any()):
         raise UserError(
             f"audit: the verifier {verifier!r} gives all answers to a prompt the same score, so it cannot tell good from bad: take "
@@ -111,12 +113,16 @@ def judge(answers: Answers, verifier: str, sizes: Sequence[int] = (1, 4, 16)) ->
     ]
 
 
-def check_sizes(count: int, sizes: Sequence[int]) -> None:
-    """Refuse fewer than twice as many answers to a prompt as the largest n of "best of n".
+def check_sizes(prompts: int, count: int, sizes: Sequence[int]) -> None:
+    """Refuse sizes of "best of n" that are none or do not rise, one prompt, and fewer than twice as many answers as the largest n.
 
     Raises:
         UserError: says how many to take.
     """
+    if not sizes or min(sizes) < 1 or list(sizes) != sorted(set(sizes)):
+        raise UserError(f"audit: best_of must be numbers from 1 on, the smallest first, not {list(sizes)}")
+    if prompts < 2:
+        raise UserError(f"audit: the standard error needs two prompts or more, not {prompts}")
     if count < 2 * max(sizes):
         raise UserError(
             f"audit: best of {max(sizes)} from {count} answers to a prompt would say little: take {2 * max(sizes)} or more"
@@ -126,16 +132,18 @@ def check_sizes(count: int, sizes: Sequence[int]) -> None:
 def _verdict(name: str, scores: Tensor, truth: Tensor, lengths: Tensor, sizes: Sequence[int]) -> Verdict:
     ties, with_verifier, with_length = [], [], []
     curves: list[Tensor] = []
+    chance = 0.0
     for row, true, length in zip(scores, truth, lengths, strict=True):
         known = ~(row.isnan() | true.isnan())
         if int(known.sum()) < max(sizes):
             continue
-        score, value, tokens = _rounded(row[known].double()), true[known].double(), length[known].double()
+        score, value, tokens = _levels(row[known].double()), true[known].double(), length[known].double()
         with_verifier.append(_correlation(score, value))
         with_length.append(_correlation(score, tokens))
         counts = score.unique(return_counts=True)[1].double()
         ties.append(float((counts * (counts - 1)).sum()) / (len(score) * (len(score) - 1)))
         curves.append(torch.stack([best_of_n_mean(score, value, n) for n in (1, *sizes)]))
+        chance += _chance(score, value, sizes[-1])
     if len(curves) < 2:
         raise UserError(f"audit: {name} scored too few answers: {len(curves)} prompts have {max(sizes)} with a score")
     table = torch.stack(curves)
@@ -147,18 +155,27 @@ def _verdict(name: str, scores: Tensor, truth: Tensor, lengths: Tensor, sizes: S
         with_length=_mean(with_length),
         best_of={n: (mean, error) for n, mean, error in zip(sizes, means[1:], errors[1:], strict=True)},
         change=float(change.mean()),
-        error=float(change.std()) / len(table) ** 0.5,
+        error=max(float(change.std()) / len(table) ** 0.5, chance**0.5 / len(table)),
         spread=float(_spread(scores).mean()),
         ties=_mean(ties),
         failed=float(scores.isnan().double().mean()),
     )
 
 
-def _rounded(scores: Tensor) -> Tensor:
-    """Return scores of which those that differ by rounding only are equal."""
-    size = float(scores.abs().max())
-    step = 10.0 ** math.floor(math.log10(size * _EQUAL)) if size else 1.0
-    return (scores / step).round() * step
+def _levels(scores: Tensor) -> Tensor:
+    """Return the ranks of scores, of which those that differ by rounding only are equal: nobody asks for more than their order."""
+    ordered, order = scores.sort()
+    apart = ordered.diff() > _EQUAL * torch.maximum(ordered[1:].abs(), ordered[:-1].abs())
+    levels = torch.cat([apart.new_zeros(1), apart]).double().cumsum(0)
+    return torch.empty_like(levels).index_copy_(0, order, levels)
+
+
+def _chance(scores: Tensor, values: Tensor, n: int) -> float:
+    """Return the variance of the value at the best of n if answers had these scores in any order, each as likely."""
+    size = len(scores)
+    shares = best_of_n_mean(scores.expand(size, size), torch.eye(size, dtype=torch.float64), n)
+    apart = (shares - 1 / size).square().sum() * (values - values.mean()).square().sum()
+    return float(apart) / (size - 1)
 
 
 def _spread(scores: Tensor) -> Tensor:

@@ -39,6 +39,8 @@ class BestOfN(Callback, metaclass=Typed):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse rewards that do not exist."""
+        if sum(isinstance(one, BestOfN) for one in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise UserError("BestOfN stands there twice, and both would log val/best_of@n: keep one of them")
         rewarder = getattr(trainer.datamodule, "rewarder", None)  # type: ignore[attr-defined]
         names = [reward.name for reward in rewarder.rewards] if rewarder is not None else []
         for name in (self.by, self.value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -113,7 +114,7 @@ class RewardWatch(Callback, metaclass=Typed):
         format: str | None = None,
         action: Literal["warn", "stop"] = "warn",
     ) -> None:
-        if drop <= 0 or patience < 1 or not 0 < smoothing <= 1 or (kl_budget is not None and kl_budget <= 0):
+        if not drop > 0 or patience < 1 or not 0 < smoothing <= 1 or not (kl_budget is None or kl_budget > 0):
             raise UserError(
                 "RewardWatch needs drop above 0, patience of at least 1, smoothing in (0, 1] and kl_budget above 0, not "
                 f"{drop}, {patience}, {smoothing} and {kl_budget}"
@@ -141,11 +142,20 @@ class RewardWatch(Callback, metaclass=Typed):
         if stage != "fit":
             return
         weights = _weights(trainer)
+        if sum(isinstance(one, RewardWatch) for one in _callbacks(trainer)) > 1:
+            raise UserError("RewardWatch stands there twice, and both would log val/watch_drop: keep one of them")
         if not trainer.limit_val_batches:
             raise UserError("RewardWatch looks at validations, and this run has none: set trainer.limit_val_batches")
+        source = getattr(trainer.datamodule, "source", None)  # type: ignore[attr-defined]
+        if source is not None and not source.has("val"):
+            raise UserError("RewardWatch looks at validations, and the data have none: `val: 0.02` holds a share out")
         self.verifier = find_verifier("RewardWatch", self.verifier, weights, _callbacks(trainer))
         if self.format is not None:
             find_verifier("RewardWatch", self.format, weights, _callbacks(trainer))
+            if self.format == self.verifier:
+                raise UserError(
+                    f"RewardWatch: format and verifier are the same reward, {self.format!r}, and never part"
+                )
         if self.kl_budget is not None and not any(isinstance(one, HeldOutDivergence) for one in _callbacks(trainer)):
             raise UserError(
                 "RewardWatch: kl_budget needs val/kl: add the callback rl_lightning.callbacks.HeldOutDivergence"
@@ -156,10 +166,17 @@ class RewardWatch(Callback, metaclass=Typed):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        names = {"verifier": f"val/reward/{self.verifier}", "reward": "val/reward_mean", "kl": "val/kl"}
+        # Lightning keeps a number that this validation did not log, as of a reward that failed on all responses: that is no look.
+        logged = getattr(pl_module, "evaluated", seen)
+        names = {"verifier": f"val/reward/{self.verifier}", "reward": "val/reward_mean"}
         names |= {"format": f"val/reward/{self.format}"} if self.format else {}
+        names = {what: name for what, name in names.items() if name in logged} | {"kl": "val/kl"}
         values = {what: seen[name] for what, name in names.items() if name in seen}
         if "verifier" not in values:
+            log.warning(
+                "RewardWatch: this validation is no look: %s, the verifier, failed on every response, or is the only reward",
+                self.verifier,
+            )
             return
         if "format" in values:
             values["gap"] = values.pop("format") - values["verifier"]
@@ -220,9 +237,13 @@ def _weights(trainer: Trainer) -> dict[str, float]:
 def _nearest_checkpoint(trainer: Trainer, step: int) -> str:
     """Return a sentence that names the checkpoint nearest to an optimizer step."""
     savers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    # The newest one is written over by the next.
     found = checkpoint_steps({str(one.dirpath) for one in savers if one.dirpath})
+    found = {
+        path: at for path, at in found.items() if not Path(path).name.startswith(ModelCheckpoint.CHECKPOINT_NAME_LAST)
+    }
     if not found:
-        return f"It was best at step {step}; no checkpoint is there to go back to."
+        return f"The verifier was best at step {step}; no checkpoint is there to go back to."
     path, nearest = min(found.items(), key=lambda item: (abs(item[1] - step), item[1]))
     kept = "" if nearest == step else "; save_top_k of ModelCheckpoint says how many are kept"
-    return f"It was best at step {step}; the nearest checkpoint is {path} of step {nearest}{kept}."
+    return f"The verifier was best at step {step}; the nearest checkpoint is {path} of step {nearest}{kept}."

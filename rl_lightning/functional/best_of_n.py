@@ -25,7 +25,7 @@ def best_of_n_mean(scores: Tensor, values: Tensor, n: int) -> Tensor:
     scores are equally likely to be taken.
 
     Args:
-        scores: (..., N) float; what the best is chosen by.
+        scores: (..., N) float; what the best is chosen by. No NaN: leave out what has no score.
         values: (..., N) float; what the chosen response is worth, such as the reward of a verifier.
         n: size of a subset, from 1 to N.
 

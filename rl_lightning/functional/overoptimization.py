@@ -60,11 +60,14 @@ def fit_law(distance: Tensor, reward: Tensor, kind: LawKind) -> Law:
         kind: see `Law`.
 
     Raises:
-        ValueError: for fewer than two different distances above 0, with which α and β are not determined, or an unknown kind.
+        ValueError: for fewer than two different distances above 0, with which α and β are not determined, for numbers that are not
+            finite, distances below 0, or an unknown kind.
     """
     if kind not in get_args(LawKind):
         raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(get_args(LawKind))}")
     distance = distance.double()
+    if not bool(distance.isfinite().all() and reward.isfinite().all() and (distance >= 0).all()):
+        raise ValueError("a law is fitted to finite numbers, at distances of at least 0")
     if len(distance[distance > 0].unique()) < 2:
         raise ValueError("a law has two numbers to fit: give rewards at two different distances above 0 or more")
     terms = torch.stack([distance, -_second(distance, kind)], 1)

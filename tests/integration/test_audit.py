@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from rl_lightning import GRPO, RolloutDataModule, Trainer
+from rl_lightning import GRPO, RewardModel, RolloutDataModule, Trainer
 from rl_lightning.audit import TRAINED
 from rl_lightning.callbacks import OverlongShaping, PredictionWriter
 from rl_lightning.cli import run
 from rl_lightning.data import FileExamples
 from rl_lightning.errors import UserError
+from rl_lightning.generation import NativeGenerator
 from tests.rewards_of_audits import is_right, right_and_short, short
 
 SIZES = {"prompts": 8, "answers": 8, "best_of": (1, 4)}
@@ -113,6 +114,7 @@ def test_the_command_ends_with_status_3_on_an_alarm_of_what_is_trained_on(
         (rewards(short), {"verifier": "truth"}, "there is no reward 'truth'; there are is_right, short"),
         (rewards(short), {"verifier": "short"}, "audit: 'short' has weight 1, so it is trained on"),
         (rewards(short), {"answers": 4, "best_of": (1, 4)}, "take 8 or more"),
+        (rewards(short), {"prompts": 1}, "two prompts or more, not 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_audited_is_refused_before_anything_is_sampled(given, options, message, tmp_path):
@@ -121,6 +123,30 @@ def test_what_cannot_be_audited_is_refused_before_anything_is_sampled(given, opt
         quiet(tmp_path).audit(GRPO(policy="embedded"), data, **{"prompts": 2, **options})
     assert message in str(refusal.value)
     assert not hasattr(data, "sampler")
+
+
+def test_a_reward_model_answers_no_prompts(tmp_path):
+    data = RolloutDataModule(rewards=rewards(short), sampling={"max_new_tokens": 4})
+    with pytest.raises(UserError, match="RewardModel answers no prompts: audit a reward model as a reward"):
+        quiet(tmp_path).audit(RewardModel(policy="embedded"), data, prompts=2, answers=8, best_of=(1, 4))
+
+
+def test_it_samples_as_many_prompts_at_a_time_as_evaluation_does(tmp_path):
+    asked = []
+
+    class Counting(NativeGenerator):
+        def generate(self, model, request, progress=None, finished=None):
+            asked.append(len(request.prompts))
+            return super().generate(model, request, progress, finished)
+
+    data = RolloutDataModule(
+        rewards=rewards(short),
+        sampling={"max_new_tokens": 4},
+        evaluation={"prompts_per_batch": 3},
+        generator=Counting(),
+    )
+    quiet(tmp_path).audit(GRPO(policy="embedded"), data, **SIZES)
+    assert asked == [3, 3, 2]
 
 
 def test_data_without_held_out_prompts_are_refused(tmp_path):

@@ -1,11 +1,12 @@
 """What an audit says of planted rewards, and what it refuses."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from rl_lightning.audit import Answers, judge, report
+from rl_lightning.audit import Answers, judge, report, verdicts
 from rl_lightning.errors import UserError
 from rl_lightning.functional import best_of_n_mean
 from tests.checks import assert_same
@@ -67,6 +68,46 @@ def test_sound_and_bad_rewards_on_many_small_samples():
     assert alarms == {"right": 0, "flipped": 0, "noisy": 0, "short": alarms["short"]} and alarms["short"] >= 7
 
 
+def alarms_by_chance(rate, prompts=16, audits=60):
+    """How many audits alarm of a reward that has nothing to do with a verifier, which so many answers pass."""
+    draws = torch.Generator().manual_seed(3)
+    found = 0
+    for _ in range(audits):
+        right = (torch.rand(prompts, 32, generator=draws) < rate).float()
+        noise = torch.randn(prompts, 32, generator=draws)
+        _, one = judge(Answers({"right": right, "noise": noise}, torch.ones(prompts, 32).long()), "right", (1, 16))
+        found += one.alarm
+    return found
+
+
+def test_where_right_answers_are_rare_chance_alarms_no_oftener(monkeypatch):
+    """The spread of few skewed changes is too small; what a random order of the answers spreads is exact."""
+    assert alarms_by_chance(0.05) <= 3 and alarms_by_chance(0.5) <= 5
+    monkeypatch.setattr(verdicts, "_chance", lambda *_: 0.0)
+    assert alarms_by_chance(0.05) > 6
+
+
+def test_the_spread_of_a_random_order_is_that_of_all_orders():
+    scores, values = (
+        torch.tensor([1.0, 2.0, 2.0, 5.0, 7.0, 7.0]).double(),
+        torch.tensor([1.0, 0.0, 0.0, 3.0, 0.5, 0.0]).double(),
+    )
+    each = torch.stack([best_of_n_mean(scores, values[list(order)], 3) for order in itertools.permutations(range(6))])
+    assert verdicts._chance(scores, values, 3) == pytest.approx(float(each.var(correction=0)))
+
+
+def test_a_score_far_from_the_others_makes_them_no_ties():
+    short = -LENGTHS.float() - 0.01 * NOISE
+    far = short.clone()
+    far[:, 5] = -1e6
+    plain, marked = (audited(one=scores)["one"] for scores in (short, far))
+    assert (
+        marked.alarm
+        and marked.ties == pytest.approx(plain.ties, abs=0.01)
+        and marked.change == pytest.approx(plain.change, abs=0.1)
+    )
+
+
 def test_what_failed_is_left_out_and_counted():
     failing = (RIGHT + NOISE).clone()
     failing[:, :8] = math.nan
@@ -88,6 +129,8 @@ def test_scores_that_differ_by_rounding_are_ties():
     [
         (Answers({"right": RIGHT}, LENGTHS), "gold", "no reward 'gold' to verify by; there are right"),
         (Answers({"right": RIGHT[:, :20]}, LENGTHS[:, :20]), "right", "take 32 or more"),
+        (Answers({"right": RIGHT * math.nan}, LENGTHS), "right", "the verifier 'right' failed on all answers"),
+        (Answers({"right": RIGHT[:1]}, LENGTHS[:1]), "right", "the standard error needs two prompts or more, not 1"),
         (Answers({"right": torch.ones_like(RIGHT)}, LENGTHS), "right", "gives all answers to a prompt the same score"),
         (Answers({"right": RIGHT, "none": RIGHT * math.nan}, LENGTHS), "right", "none scored too few answers: 0 prompts"),
     ],
@@ -96,6 +139,12 @@ def test_what_an_audit_cannot_judge_is_refused(answers, verifier, message):
     with pytest.raises(UserError) as refusal:
         judge(answers, verifier)
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 4), (16, 4, 1), (4, 4)])
+def test_sizes_rise_from_one(sizes):
+    with pytest.raises(UserError, match="best_of must be numbers from 1 on, the smallest first"):
+        judge(Answers({"right": RIGHT}, LENGTHS), "right", sizes)
 
 
 def test_the_report_has_a_line_a_reward():

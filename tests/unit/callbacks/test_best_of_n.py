@@ -82,8 +82,11 @@ def test_batches_change_nothing_and_another_reward_may_say_what_it_is_worth():
 
 def test_a_reward_that_does_not_exist_is_refused():
     rewarder = SimpleNamespace(rewards=[SimpleNamespace(name="gold")])
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(rewarder=rewarder))
+    trainer = SimpleNamespace(callbacks=[], datamodule=SimpleNamespace(rewarder=rewarder))
     BestOfN("gold").setup(trainer, None, "fit")
     for options in ({"by": "proxy"}, {"by": "gold", "value": "proxy"}):
         with pytest.raises(UserError, match="there is no reward 'proxy'; there are gold"):
             BestOfN(**options).setup(trainer, None, "fit")
+    trainer.callbacks = [BestOfN("gold"), BestOfN("gold")]
+    with pytest.raises(UserError, match="BestOfN stands there twice"):
+        BestOfN("gold").setup(trainer, None, "fit")

@@ -1,6 +1,7 @@
 """RewardWatch on scripted numbers: what it complains of, when, and what it refuses."""
 
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +162,7 @@ def test_the_only_reward_at_weight_0_is_the_verifier():
         ({"verifier": "proxy"}, REWARDS, "'proxy' has weight 1, so it is trained on"),
         ({"verifier": "gould"}, REWARDS, "there is no reward 'gould'; there are gold, proxy, form"),
         ({"verifier": "gold", "format": "proxy"}, REWARDS, "'proxy' has weight 1"),
+        ({"verifier": "gold", "format": "gold"}, REWARDS, "format and verifier are the same reward, 'gold'"),
         ({"verifier": "gold", "kl_budget": 1.0}, REWARDS, "add the callback rl_lightning.callbacks.HeldOutDivergence"),
     ],
 )  # fmt: skip
@@ -175,10 +177,34 @@ def test_it_needs_validations_and_values_in_range():
     trainer.limit_val_batches = 0
     with pytest.raises(UserError, match="this run has none"):
         RewardWatch("gold").setup(trainer, None, "fit")
-    for options in ({"drop": 0}, {"patience": 0}, {"smoothing": 0}, {"kl_budget": -1.0}):
+    trainer = scripted([RewardWatch(), RewardWatch(action="stop")])
+    with pytest.raises(UserError, match="RewardWatch stands there twice"):
+        RewardWatch("gold").setup(trainer, None, "fit")
+    trainer = scripted()
+    trainer.datamodule.source = SimpleNamespace(has=lambda split: split == "train")
+    with pytest.raises(UserError, match="and the data have none"):
+        RewardWatch("gold").setup(trainer, None, "fit")
+    for options in (
+        {"drop": math.nan},
+        {"kl_budget": math.nan},
+        {"drop": 0},
+        {"patience": 0},
+        {"smoothing": 0},
+        {"kl_budget": -1.0},
+    ):
         with pytest.raises(UserError, match="RewardWatch needs drop above 0"):
             RewardWatch(**options)
     RewardWatch("gold", kl_budget=1.0).setup(scripted([HeldOutDivergence()]), None, "fit")
+
+
+def test_a_validation_in_which_the_verifier_failed_is_no_look(caplog):
+    """Lightning still has the number of the validation before."""
+    watch, trainer = RewardWatch("gold"), scripted()
+    trainer.callback_metrics = {name: torch.tensor(0.5) for name in ("val/reward/gold", "val/reward_mean", "val/kl")}
+    watch.on_validation_end(trainer, SimpleNamespace(evaluated=dict.fromkeys(["val/reward/gold", "val/reward_mean"])))
+    watch.on_validation_end(trainer, SimpleNamespace(evaluated=dict.fromkeys(["val/reward_mean"])))
+    assert {name: level.looks for name, level in watch._state.levels.items()} == {"verifier": 1, "reward": 1, "kl": 1}
+    assert "this validation is no look: gold, the verifier, failed on every response" in caplog.text
 
 
 def test_an_average_keeps_its_best_and_its_beginning():
