@@ -32,6 +32,7 @@ def report(benches: list[Bench], picture: Path) -> str:
         monitor_table,
         run_curves,
         run_table,
+        sound_audits,
         worths,
     )
 
@@ -43,6 +44,7 @@ def report(benches: list[Bench], picture: Path) -> str:
         [
             f"Best of n, {seeds}:",
             best_of_table(benches, best_of),
+            f"Audits of sound rewards that alarm: {sound_audits(benches)}.",
             f"Training runs, {seeds}:",
             run_table(runs, curves),
             f"Monitors, on the runs of {len(benches)} seed(s):",
@@ -58,13 +60,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="0 to this, less one")
     parser.add_argument("--parallel", type=int, default=2, help="stages side by side")
     parser.add_argument("--directory", type=Path, default=Path("runs/overoptimization"))
-    parser.add_argument("--report", action="store_true", help="do nothing: draw and print what has been done of seed 0")
+    parser.add_argument("--report", action="store_true", help="train nothing: draw and print what has been done")
     parser.add_argument("--docs", action="store_true", help="draw into docs/pictures, not into the directory")
     options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error("--seeds must be at least 1")
     study = SHORT if options.quick else FULL
     directory = options.directory.resolve()
     benches = [Bench(study, seed, directory) for seed in range(options.seeds)]
-    if not options.report:
+    if options.report:
+        for bench in benches:
+            if not bench.path("sampled", "pool").exists():
+                parser.error(
+                    f"nothing of seed {bench.seed} is in {directory}: leave --report out to begin, or name another --directory"
+                )
+    else:
         waves = [[(bench, *job) for job in wave] for bench in benches for wave in bench.waves()]
         side_by_side(work, waves, options.parallel)
     benches = [bench.done() for bench in benches]

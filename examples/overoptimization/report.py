@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from examples.overoptimization.curves import Curve, best_of_curve, correlation, pooled, run_curve
 from examples.overoptimization.monitors import HACKED, MONITORS, Worth, truth, worth
-from examples.overoptimization.settings import Run
+from examples.overoptimization.settings import FUNCTIONS, Run
 from examples.overoptimization.stages import Bench
 
 
@@ -60,6 +60,14 @@ def best_of_table(benches: Sequence[Bench], curves: dict[str, list[Curve]]) -> s
             ]
         )
     return markdown(heads, lines)
+
+
+def sound_audits(benches: Sequence[Bench]) -> str:
+    """Return the share of small audits that alarm, of each sound reward; correctness is the verifier itself."""
+    shares = {
+        name: statistics.fmean(bench.audits()[name] for bench in benches) for name in FUNCTIONS if name != "right"
+    }
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 
 def run_table(runs: Sequence[Run], curves: dict[str, list[Curve]]) -> str:

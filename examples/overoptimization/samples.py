@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor
@@ -41,6 +42,15 @@ class Answers:
     def count(self) -> int:
         """Responses to each problem."""
         return self.gold.shape[1]
+
+    def by(self, name: str) -> Tensor:
+        """Return what one of `FUNCTIONS` says of all responses, (problems, responses)."""
+        if name in ("gold", "right"):
+            return self.gold if name == "gold" else self.right
+        reward = resolve_name(FUNCTIONS[name])
+        told = [(one.prompt, one.answer, one.metadata) for one in self.examples for _ in range(self.count)]
+        said = [reward(text, str(prompt), *rest) for text, (prompt, *rest) in zip(self.texts, told, strict=True)]
+        return torch.tensor(said).view(self.gold.shape)
 
     def rows(self) -> list[tuple[str, str, bool]]:
         """Return prompt, response, and whether it was cut off, of every response."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from rl_lightning.functional.ensemble import Combination
 
-#: Kinds of proxies: sixteen weights; a transformer of one layer; one of the embedded policy's size.
+#: Kinds of proxies: fifteen weights; a transformer of one layer; one of the embedded policy's size.
 KINDS = ("linear", "tiny", "big")
 #: Members of the ensemble of one kind, and of the ensemble of mixed kinds; each learnt from pairs of its own.
 ALIKE = ("tiny-1000", "tiny-1000-1", "tiny-1000-2", "tiny-1000-3")

@@ -122,7 +122,8 @@ class Bench:
         """Return for each reward the share of small audits, by correctness, that alarm."""
 
         def make() -> dict[str, float]:
-            pool, found = self.pool(), self.rewards()
+            pool = self.pool()
+            found = self.rewards() | {name: pool.by(name) for name in FUNCTIONS}
             lengths = torch.tensor([len(text) for text in pool.texts]).view(pool.gold.shape)
             draws = torch.Generator().manual_seed(self.seed)
             alarms = dict.fromkeys(found, 0)

@@ -141,7 +141,7 @@ def test_it_samples_as_many_prompts_at_a_time_as_evaluation_does(tmp_path):
 
     data = RolloutDataModule(
         rewards=rewards(short),
-        sampling={"max_new_tokens": 4},
+        sampling={"max_new_tokens": 16},
         evaluation={"prompts_per_batch": 3},
         generator=Counting(),
     )
