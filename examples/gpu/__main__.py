@@ -60,6 +60,7 @@ PARTS: dict[str, Callable[[measure.Plan], Found]] = {
     "constants": measure.constants,
     **{f"sampling, {loop}": partial(measure.sampling, loop=loop) for loop in ("chunks", "step by step")},
     "training": measure.training,
+    "sampling in bf16-mixed, chunks": partial(measure.mixed, loop="chunks"),
     "sampling, graphs": partial(measure.sampling, loop="graphs"),
     **{f"quantised, {bits}": partial(measure.quantised, bits=bits) for bits in ("4bit", "8bit")},
     **{f"vllm, {way}": partial(measure.vllm, way=way) for way in ("in memory", "files")},
@@ -67,7 +68,7 @@ PARTS: dict[str, Callable[[measure.Plan], Found]] = {
 
 
 #: Parts that are made of several → what these differ in.
-_OF = {"sampling": "loop", "quantised": "bits", "vllm": "asked for"}
+_OF = {"sampling": "loop", "sampling in bf16-mixed": "loop", "quantised": "bits", "vllm": "asked for"}
 
 
 def main() -> None:
@@ -169,7 +170,7 @@ def together(found: Mapping[str, Found]) -> dict[str, Found]:
     what was estimated on paper, and how many responses are those of the first loop."""
     limits = next((Limits(row["flops"], row["bandwidth"]) for row in found.get("limits", []) if "flops" in row), None)
     tables: dict[str, Found] = {}
-    first: dict[int, list[int]] = {}
+    first: dict[tuple[str, int], list[int]] = {}
     for title, rows in found.items():
         kind, _, loop = title.partition(", ")
         for row in rows:
@@ -180,7 +181,7 @@ def together(found: Mapping[str, Found]) -> dict[str, Found]:
                     shown["share of the roofline"] = round(limits.least_seconds(flops, read) / row["seconds"], 3)
             if "digests" in row:
                 own = shown.pop("digests")
-                expected = first.setdefault(row["rows"], own)
+                expected = first.setdefault((kind, row["rows"]), own)
                 shown["same responses"] = round(sum(map(int.__eq__, own, expected)) / len(own), 3)
                 shown["tokens/s on paper"] = paper.estimate(loop, row["rows"], row["context"])
             tables.setdefault(kind, []).append(shown)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -59,8 +60,8 @@ class Plan:
     groups: int = 8
     answers: int = 8
 
-    def policy(self) -> PreTrainedModel:
-        """Return a policy with random weights in bfloat16."""
+    def policy(self, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+        """Return a policy with random weights."""
         torch.manual_seed(0)
         config = Qwen2Config(
             vocab_size=self.vocabulary,
@@ -71,9 +72,9 @@ class Plan:
             num_key_value_heads=self.shared,
             max_position_embeddings=4096,
             tie_word_embeddings=True,
-            dtype=torch.bfloat16,
+            dtype=dtype,
         )
-        model = Qwen2ForCausalLM(config).to(torch.bfloat16).to(DEVICE).eval()
+        model = Qwen2ForCausalLM(config).to(dtype).to(DEVICE).eval()
         enable_packing(model)
         return model
 
@@ -135,6 +136,13 @@ def sampling(plan: Plan, loop: str) -> Found:
     return [_sampling(plan, model, loop, rows) for rows in plan.rows]
 
 
+def mixed(plan: Plan, loop: str) -> Found:
+    """Return the same of float32 weights, which are trained, under Lightning's `bf16-mixed`."""
+    model = plan.policy(torch.float32)
+    with MixedPrecision("bf16-mixed", DEVICE.type).forward_context():
+        return [_sampling(plan, model, loop, rows) for rows in plan.rows]
+
+
 def _sampling(plan: Plan, model: PreTrainedModel, loop: str, rows: int) -> dict[str, object]:
     generator = LOOPS[loop]()
     _sample(plan, model, generator, rows, 20)  # kernels are loaded
@@ -145,13 +153,16 @@ def _sampling(plan: Plan, model: PreTrainedModel, loop: str, rows: int) -> dict[
         torch.cuda.synchronize()
         seconds = time.perf_counter() - started
     work = generator.metrics()
+    narrow = torch.get_autocast_dtype(DEVICE.type) if torch.is_autocast_enabled(DEVICE.type) else None
+    counted = Work.of(model, computed=narrow)
+    assert counted is not None
     return {
         "rows": rows,
         "context": plan.prompt + plan.response // 2,
         "tokens/s": round(rows * plan.response / seconds),
         "seconds": round(seconds, 3),
         "waits a step": round(waits[0] / plan.response, 3),
-        "least": Work.of(model).decoding(*(work[f"work/{key}"] for key in ("steps", "rows", "seen"))),  # type: ignore[union-attr]
+        "least": counted.decoding(*(work[f"work/{key}"] for key in ("steps", "rows", "seen"))),
         "digests": [zlib.crc32(repr(ids).encode()) for ids in said],
     }
 

@@ -52,7 +52,8 @@ class Speed(RolloutCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the device's limits, while most of its memory is free, and count the work of the trained models."""
-        work = [Work.of(model) for model in _trained_models(pl_module)]
+        mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(trainer.precision))
+        work = [Work.of(model, computed=mixed) for model in _trained_models(pl_module)]
         self._work = [one for one in work if one is not None]
         self._limits = self._find_limits(trainer, pl_module) if len(self._work) == len(work) else None
 

@@ -29,12 +29,13 @@ def room_for(model: nn.Module, longest: int | None = None) -> int:
         Tokens; 0 if not one fits.
     """
     device = next(model.parameters()).device
-    work = Work.of(model, longest) if device.type == "cuda" and isinstance(model, PreTrainedModel) else None
+    if device.type != "cuda" or not isinstance(model, PreTrainedModel):
+        return TOKENS
+    narrow = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    work = Work.of(model, longest, narrow)
     if work is None:
         return TOKENS
-    narrow = torch.is_autocast_enabled("cuda")
-    itemsize = torch.get_autocast_dtype("cuda").itemsize if narrow else work.itemsize
     # What torch's allocator keeps for itself is free too.
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    fit = int(free * _SHARE) // (work.cached * itemsize)
+    fit = int(free * _SHARE) // (work.cached * work.itemsize)
     return 1 << (fit.bit_length() - 1) if fit else 0

@@ -120,15 +120,16 @@ class Work:
     spared: int = 0
 
     @classmethod
-    def of(cls, model: PreTrainedModel, longest: int | None = None) -> Work | None:
+    def of(cls, model: PreTrainedModel, longest: int | None = None, computed: torch.dtype | None = None) -> Work | None:
         """Count a model's layers; None if a layer has no plain causal attention, whose cost would be different.
+
+        Of experts, those that one token passes through are counted. A step with several tokens may read more of them, so the
+        count is a lower bound.
 
         Args:
             model: any.
             longest: tokens of the longest sequence; the model's context length if None. A window as long as it makes no difference.
-
-        Of experts, those that one token passes through are counted. A step with several tokens may read more of them, so the
-        count is a lower bound.
+            computed: the dtype of autocast, in which weights and cache are read where it is the narrower one; None without autocast.
         """
         if unlike_plain_attention(model, longest) is not None:
             return None
@@ -144,6 +145,8 @@ class Work:
         numbers = [(_numbers(layer), layer.weight.requires_grad) for layer in layers]
         numbers += [(table.numel() // len(table) * used, table.requires_grad) for table in tables]
         itemsize = next(model.parameters()).dtype.itemsize
+        if computed is not None:
+            itemsize = min(itemsize, computed.itemsize)
         packed = [layer.weight for _, layer in quantized_layers(model)]
         return cls(
             body=sum(count for count, _ in numbers),

@@ -37,6 +37,7 @@ def test_the_report_has_its_tables_and_the_same_as_json(gpu):
     sampling = command.together(found)["sampling"]
     assert [row["loop"] for row in sampling] == ["chunks", "step by step", "graphs"]
     assert all(row["same responses"] == 1 and row["share of the roofline"] > 0 for row in sampling)
+    assert command.together(found)["sampling in bf16-mixed"][0]["waits a step"] < 0.5
     assert found["training"][0]["tokens"] > 0 and "| loop | rows | context | tokens/s |" in page
 
 

@@ -169,3 +169,10 @@ def test_limits_of_short_numbers_take_no_long_time():
 def test_the_slower_of_the_two_decides():
     limits = Limits(flops=100.0, bandwidth=10.0)
     assert limits.least_seconds(200, 10) == 2 and limits.least_seconds(200, 50) == 5
+
+
+def test_under_autocast_half_as_much_is_read():
+    model = plain_attention()
+    whole, half = (Work.of(model, computed=dtype).decoding(3, 8, 100) for dtype in (None, torch.bfloat16))
+    assert half == (whole[0], whole[1] / 2)
+    assert Work.of(model.bfloat16(), computed=torch.bfloat16).decoding(3, 8, 100) == half
