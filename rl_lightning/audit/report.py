@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rl_lightning.audit.verdicts import Answers, Verdict
 from rl_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def report(verdicts: Sequence[Verdict], verifier: str, answers: Answers) -> str:
@@ -47,12 +51,10 @@ def _number(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:+.2f}"
 
 
-def draw(verdicts: Sequence[Verdict], verifier: str, path: str | Path) -> None:
-    """Draw the verifier at the best of n by each reward, against n, with bars of one standard error.
+def figure_for(path: str | Path) -> Figure:
+    """Return an empty figure, once it is known that it can be saved there: before anything is sampled for it.
 
     Args:
-        verdicts: of one audit.
-        verifier: its name.
         path: of the picture; the ending says its format.
 
     Raises:
@@ -63,6 +65,22 @@ def draw(verdicts: Sequence[Verdict], verifier: str, path: str | Path) -> None:
     except ImportError as error:
         raise UserError("a picture needs matplotlib: pip install 'rl_lightning[plots]'") from error
     figure = Figure(figsize=(7, 4.5), layout="constrained")
+    known = figure.canvas.get_supported_filetypes()
+    ending = Path(path).suffix.lower().lstrip(".") or "png"
+    if ending not in known:
+        raise UserError(f"picture {path}: matplotlib writes no {ending}, but {', '.join(sorted(known))}")
+    return figure
+
+
+def draw(verdicts: Sequence[Verdict], verifier: str, path: str | Path) -> None:
+    """Draw the verifier at the best of n by each reward, against n, with bars of one standard error.
+
+    Args:
+        verdicts: of one audit.
+        verifier: its name.
+        path: see `figure_for`.
+    """
+    figure = figure_for(path)
     axes = figure.subplots()
     for one in verdicts:
         sizes = list(one.best_of)
@@ -77,7 +95,4 @@ def draw(verdicts: Sequence[Verdict], verifier: str, path: str | Path) -> None:
     axes.set_ylabel(f"{verifier} of the best of n by each reward")
     axes.legend()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise UserError(f"picture {path}: {error}") from error
+    figure.savefig(path, dpi=120)

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor
 
-from rl_lightning.audit.report import draw, report
+from rl_lightning.audit.report import draw, figure_for, report
 from rl_lightning.audit.verdicts import TRAINED, Answers, Verdict, check_sizes, judge
 from rl_lightning.callbacks import PredictionWriter
 from rl_lightning.callbacks.verifier import find_verifier
@@ -78,6 +78,8 @@ class Audits(pl.Trainer):
         if split is None:
             raise UserError("audit: the data have neither test nor validation prompts: `val: 0.02` holds a share out")
         check_sizes(prompts, answers, best_of)
+        if picture is not None:
+            figure_for(picture)
         kept = datamodule.evaluation, datamodule.predicts
         how = datamodule.sampling
         # Answers as training samples them, in batches as evaluation has them.

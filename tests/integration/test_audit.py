@@ -115,6 +115,7 @@ def test_the_command_ends_with_status_3_on_an_alarm_of_what_is_trained_on(
         (rewards(short), {"verifier": "short"}, "audit: 'short' has weight 1, so it is trained on"),
         (rewards(short), {"answers": 4, "best_of": (1, 4)}, "take 8 or more"),
         (rewards(short), {"prompts": 1}, "two prompts or more, not 1"),
+        (rewards(short), {"answers": 8, "best_of": (1, 4), "picture": "a.docx"}, "picture a.docx: matplotlib writes no docx, but"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_audited_is_refused_before_anything_is_sampled(given, options, message, tmp_path):
