@@ -142,6 +142,10 @@ class Stages:
             if name not in supplied:
                 add = f"{class_path.rpartition('.')[2]}() to the Trainer's callbacks, in a YAML '- class_path: {class_path}'"
                 raise UserError(f"{type(module).__name__} needs {name}, which no callback supplies: add {add}")
+        for name in sorted(supplied):
+            both = [type(callback).__name__ for callback in self.callbacks if name in callback.supplies]
+            if len(both) > 1:
+                raise UserError(f"{' and '.join(both)} both supply {name}: keep one of these callbacks")
         for callback in self.callbacks:
             for name in set(callback.supplies) & set(module.fills):
                 raise UserError(
@@ -216,11 +220,11 @@ class Stages:
         """Let callbacks fill in `rollout.advantages`.
 
         Raises:
-            UserError: naming a callback that leaves another shape than a rollout has.
+            UserError: naming a callback that leaves another shape than a rollout has, or nothing though it supplies advantages.
         """
         for callback in self.callbacks:
             callback.on_rollout_advantages(self.trainer, self.trainer.lightning_module, rollout)
-            _check_fields(callback, rollout)
+            _check_fields(callback, rollout, supplied="advantages" in callback.supplies)
 
     def end(self, rollout: Rollout) -> None:
         """Let callbacks look at the finished rollout."""
@@ -228,12 +232,12 @@ class Stages:
             callback.on_rollout_end(self.trainer, self.trainer.lightning_module, rollout)
 
 
-def _check_fields(callback: RolloutCallback, rollout: Rollout) -> None:
+def _check_fields(callback: RolloutCallback, rollout: Rollout, supplied: bool = False) -> None:
     name, table = type(callback).__name__, rollout.response_attention.shape
     require(f"{name}: rollout.rewards", rollout.rewards, table[:1], "one number a response")
     mask = rollout.response_mask
     require(f"{name}: rollout.response_mask", mask, table, "one truth value a response token", torch.bool)
     for field in ("token_rewards", "advantages", "returns"):
         value = getattr(rollout, field)
-        if value is not None:
+        if value is not None or (supplied and field == "advantages"):
             require(f"{name}: rollout.{field}", value, table, "one number a response token")

@@ -3,6 +3,7 @@
 import torch
 
 from rl_lightning import GRPO
+from rl_lightning.algorithms import vanishes_with_advantage
 from rl_lightning.algorithms.online import old_logprobs
 
 
@@ -11,6 +12,7 @@ class GSPO(GRPO):
 
     formula = "J = E 1/G Σ_i min(ρ_i A_i, clip(ρ_i, 1−ε, 1+ε) A_i) − β D(π_ref/π_θ)"
 
+    @vanishes_with_advantage
     def ratio(self, batch, logprobs):
         """Return ρ_i at each token of response i, (B, R)."""
         mask = batch.response_mask

@@ -30,7 +30,7 @@ class ObjectiveModule(TrainedModule):
         policy: `embedded`, a local model directory, a `.gguf` file, or a name on the hub.
         load: dtype, attention implementation, gradient checkpointing.
         optimizer: AdamW's settings.
-        reduction: how tokens are averaged; see `rl_lightning.functional.token_weights`.
+        reduction: how tokens are averaged; see `rl_lightning.functional.token_weights`. A pair has one number, and takes `seq_mean` alone.
         lora: train an adapter of each model instead of all its weights, which stay frozen; all of them if null.
     """
 

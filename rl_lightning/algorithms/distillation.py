@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from rl_lightning.algorithms.grpo import GRPO
 from rl_lightning.functional import Reduction
 from rl_lightning.types import Rollout
@@ -44,4 +46,4 @@ class Distillation(GRPO):
         """Fill in advantages: minus the divergence of each token from the teacher."""
         super().on_rollout_scored(rollout)
         assert rollout.kl_penalties is not None
-        rollout.advantages = -rollout.kl_penalties
+        rollout.advantages = rollout.less_divergence(torch.zeros_like(rollout.kl_penalties))

@@ -22,7 +22,7 @@ class ReinforcePlusPlus(GRPO):
 
     Source: REINFORCE++ (arXiv 2501.03262); β and ε are OpenRLHF's, of the same authors. Departure: the variance has the divisor
     n − 1 (verl), not n (OpenRLHF). A response is compared with the rollout, not with its group: easy prompts are learnt from as
-    if their answers were good. `configs/recipes/reinforce_plus_plus_baseline.yaml` takes the group's mean off first.
+    if their answers were good. `configs/recipe/reinforce_plus_plus_baseline.yaml` takes the group's mean off first.
 
     Args:
         kl_coef: β ≥ 0, the divergence in the reward; at 0 no reference is loaded.

@@ -41,7 +41,6 @@ class RFT(PolicyModule):
 
     def __init__(self, online: bool = False, **policy_options: Any) -> None:
         super().__init__(**policy_options)
-        self.online = online
         self.learns_from = "rollouts" if online else "samples"
 
     @vanishes_with_advantage

@@ -89,7 +89,7 @@ class CollapseWarning(RolloutCallback):
         if complaint:
             self._warned.append(name)
             if trainer.is_global_zero:
-                log.warning("%s (rollout %d; said once)", complaint, trainer.current_epoch)
+                log.warning("%s (rollout %d; said once)", complaint, trainer.current_epoch + 1)
 
     def _complaint(self, name: str, value: float, began: float) -> str | None:
         if name == "policy/entropy":

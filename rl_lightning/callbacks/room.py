@@ -45,7 +45,7 @@ class RoomWarning(RolloutCallback):
             log.warning(
                 "%.0f %% of the responses are cut off (rollout %d; said once): %s",
                 100 * share,
-                trainer.current_epoch,
+                trainer.current_epoch + 1,
                 what_acts(sampling, turns is not None, cut, out_of_turns),
             )
 

@@ -85,7 +85,7 @@ def without_reward(source: ExampleSource) -> str:
     )
     return (
         f"{type(source).__name__} has no reward of its own{no_gold}: give the DataModule one, such as "
-        "rewards: rl_lightning.rewards.functions.response_length, or a function of yours"
+        "rewards: rl_lightning.rewards.functions.answer_correct where examples have answers, or a function of yours"
     )
 
 

@@ -133,7 +133,7 @@ class Refilling(Filling):
         """Return why the rollout has so few groups, and what follows."""
         smaller = f"training on {there} of {self.layout.groups} groups"
         then = {"smaller": smaller, "skip": "skipping the rollout", "stop": "stopping the run"}
-        return f"rollout {self.number} cannot be filled: {self.tally}: {then[self.refill.on_exhaustion]}"
+        return f"rollout {self.number + 1} cannot be filled: {self.tally}: {then[self.refill.on_exhaustion]}"
 
     def _metrics(self, stale: int, surplus: Rollout | None) -> dict[str, float]:
         waiting = 0 if surplus is None else len(surplus.group_ids.unique())

@@ -44,7 +44,7 @@ class RunRewards:
         return self.rewarder is not None or self.asked
 
     def drop(self) -> None:
-        """Do without rewards."""
+        """Leave all rewards out of the run, as where nobody learns from them: nothing judges responses then."""
         self.rewarder, self.models, self._specs = None, [], []
 
     def settle(self) -> Rewarder | None:

@@ -80,7 +80,10 @@ class SplitReader:
         drops = self.options.on_bad == "drop"
         examples = self.source.read(split, unread) if drops else self.source.load(split)
         if not examples and not len(unread):
-            raise UserError(f"{type(self.source).__name__} has no examples for the split {split!r}")
+            name = type(self.source).__name__
+            raise UserError(
+                f"{name} has no examples for the split {split!r}; if it has no such split, {name}.has({split!r}) must be False"
+            )
         asked = use(split, brought(examples))
         examples = examples if asked.first is None else examples[: asked.first]
         if asked.last_turn or asked.written is None:

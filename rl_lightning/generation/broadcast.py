@@ -106,7 +106,7 @@ class Broadcast:
             channel.wait()
 
     def end(self) -> None:
-        """See `Receiver`."""
+        """Let every server finish its update, after which it answers with the new weights; see `Receiver`."""
         for server in self._servers:
             _ask(server, "POST", "/finish_weight_update")
 

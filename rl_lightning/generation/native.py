@@ -68,7 +68,7 @@ class NativeGenerator(Generator):
 
     def metrics(self) -> dict[str, float]:
         """Return what was done since the last call: `steps` decoding steps, `rows` tokens read in them, `seen` cached columns that
-        attention read in them, and `prefill_rows` prompt tokens read before them, each as `generation/NAME`."""
+        attention read in them, and `prefill_rows` prompt tokens read before them, each as `work/NAME`."""
         work, self._work = self._work, {}
         return work
 

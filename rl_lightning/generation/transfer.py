@@ -105,7 +105,7 @@ class SameGPU:
         ask("init_weight_transfer_engine", {"init_info": {"packed": True}})
 
     def begin(self) -> None:
-        """See `Receiver`."""
+        """Let the engine begin an update of its weights; see `Receiver`."""
         self._ask("start_weight_update", {})
 
     def take(self, piece: Piece) -> None:
@@ -139,7 +139,7 @@ class SameGPU:
             ) from error
 
     def end(self) -> None:
-        """See `Receiver`."""
+        """Let the engine finish its update, and free the buffer that it copied from; see `Receiver`."""
         self._ask("finish_weight_update", {})
         self._buffer = torch.empty(0, dtype=torch.uint8)
         _collect()

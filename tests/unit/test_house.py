@@ -139,9 +139,24 @@ def test_the_trace_holds_the_way_from_sampling_to_the_first_step(algorithm, whol
     assert {"surrogate", "observed"} <= names
     if algorithm == "GRPO":  # what a stranger has to read
         run = Run("algorithms/grpo.py", frozenset(trace.rollout), frozenset(trace.functions), frozenset(trace.calls))
-        assert len(run.path) <= 12 and sum(whole.sources[file].lines for file in run.path) <= 2000
+        lines = sum(whole.sources[file].lines for file in run.path)
+        assert len(run.path) <= 12 and lines <= 2000
+        page = (ROOT / "docs" / "inside" / "architecture.md").read_text()
+        assert f"{len(run.path)} files of {lines:,} lines" in page and f"| {len(run.path)}, {lines:,}, " in page
     assert ("callbacks/group_normalize.py" in files) == (algorithm == "GRPO")
     assert ("algorithms/critic.py" in files) == (algorithm == "PPO")
+
+
+def test_the_page_counts_what_there_is(whole):
+    page = (ROOT / "docs" / "inside" / "architecture.md").read_text()
+    found = measure_text(whole)
+    assert (
+        f"| {len(found['large_classes'])} |" in page.split("| classes with more than 10 methods |")[1].splitlines()[0]
+    )
+    assert f"| {len(found['long_functions'])} |" in page.split("| functions over 40 lines |")[1].splitlines()[0]
+    assert not found["silent_docstrings"]
+    for large in found["large_classes"]:
+        assert f"`{large.split(': ')[1].split()[0]}`" in page, "why it has more than ten methods"
 
 
 #: Uses of `Any` by room; docs/inside/architecture.md says which library forces each kind.

@@ -156,3 +156,9 @@ def test_no_parser_is_made_for_commands_that_are_not_asked_for(arguments, made, 
     monkeypatch.setattr(CLI, "parse_arguments", stop)
     with pytest.raises(UserError, match=rf"^{' '.join(made)}(\nmore: .+)?$"):
         run(arguments)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "configs"], ids=lambda path: path.stem)
+def test_a_shipped_configuration_writes_the_overview_of_tensorboard(path):
+    logger = yaml.safe_load(path.read_text())["trainer"]["logger"]
+    assert logger["class_path"] == "rl_lightning.TensorBoard"

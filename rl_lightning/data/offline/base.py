@@ -111,9 +111,9 @@ class OfflineDataModule(SamplingDataModule):
             An optimizer step has as many passes as the longest units would need, cut so that the largest is as small as it
             can be.
         max_length: longest written text to learn from: prompt and response, in tokens; the policy's context if null.
-        truncation: a longer one is left out and counted (`drop`), or its prompt loses its beginning (`left`; a special token
-            in front stays, both responses of a pair keep the same prompt, and a response is never cut). Where `max_length` is
-            null, `drop` does what `prompt_options.on_bad` says.
+        truncation: a longer one is left out and counted (`drop`); or its prompt loses its beginning (`left`: a special token
+            in front stays, both responses of a pair keep the same prompt, and no response is cut); or its response loses its end
+            (`right`). Where `max_length` is null, `drop` does what `prompt_options.on_bad` says.
         **sampling_options: prompts, rewards, and what serves evaluation, which samples the policy as for the other
             algorithms: see `SamplingDataModule`.
     """

@@ -509,3 +509,28 @@ def test_a_critic_may_have_files_of_its_own(tiny_policy):
 def test_a_callback_that_would_overwrite_the_advantages_is_refused(tiny_policy, tmp_path):
     with pytest.raises(UserError, match="PPO computes advantages itself, and GroupNormalize would overwrite them"):
         fit(tiny_policy, tmp_path, [GroupNormalize()])
+
+
+class Nothing(RolloutCallback):
+    """Forgets what it has promised."""
+
+    supplies = ("advantages",)
+
+
+def test_two_callbacks_do_not_supply_one_field_and_one_that_does_fills_it_in(tiny_policy, tmp_path):
+    for callbacks, said in (
+        (
+            [Nothing(), GroupNormalize()],
+            "Nothing and GroupNormalize both supply advantages: keep one of these callbacks",
+        ),
+        ([Nothing()], "Nothing: rollout.advantages must be a tensor of shape .* not a NoneType"),
+    ):
+        module = GRPO(policy=tiny_policy, kl_coef=0.0)
+        data = RolloutDataModule(
+            prompts=ChainSum(train_size=8, val_size=2),
+            sampling=Sampling(max_new_tokens=3),
+            prompts_per_rollout=2,
+            group_size=2,
+        )
+        with pytest.raises(UserError, match=said):
+            trainer(tmp_path, callbacks, online=False).fit(module, datamodule=data)

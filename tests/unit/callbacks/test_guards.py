@@ -182,7 +182,7 @@ def warnings_of(callback, caplog, learns_from="rollouts", **series):
 def test_a_collapse_is_said_once(caplog):
     callback = CollapseWarning(entropy_share=0.05, first=2)
     said = warnings_of(callback, caplog, policy_entropy=[1.0, 1.0, 0.06, 0.04, 0.03], rollout_length_mean=[10.0] * 5)
-    assert len(said) == 1 and "entropy is 0.04" in said[0] and "(rollout 3; said once)" in said[0]
+    assert len(said) == 1 and "entropy is 0.04" in said[0] and "(rollout 4; said once)" in said[0]
     again = CollapseWarning(entropy_share=0.05, first=2)
     again.load_state_dict(copy.deepcopy(callback.state_dict()))
     assert warnings_of(again, caplog, policy_entropy=[0.01]) == []

@@ -27,7 +27,7 @@ def warned(caplog, share, truncated, turns=None, times=1, learns_from="rollouts"
 
 def test_a_rollout_of_which_more_than_half_is_cut_off_is_said_once(caplog):
     (said,), callback = warned(caplog, 0.75, [True, True, True, False], times=3)
-    assert "75 % of the responses are cut off (rollout 3" in said and "sampling.max_new_tokens (9)" in said
+    assert "75 % of the responses are cut off (rollout 4" in said and "sampling.max_new_tokens (9)" in said
     again = RoomWarning()
     again.load_state_dict(callback.state_dict())
     assert again.state_dict() == {"warned": True}

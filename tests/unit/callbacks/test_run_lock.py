@@ -77,10 +77,14 @@ def test_a_process_cannot_take_it_either(tmp_path):
     assert subprocess.run([*command, str(tmp_path / LOCK_FILE)], capture_output=True).returncode == 0
 
 
-def test_other_ranks_and_remote_places_take_none(tmp_path):
-    RunLock().acquire(stub(tmp_path))
-    RunLock().acquire(stub(tmp_path, rank=1))
-    RunLock().acquire(stub("s3://bucket/run"))
+def test_other_ranks_and_remote_places_take_none(tmp_path, monkeypatch):
+    first, other, remote = RunLock(), RunLock(), RunLock()
+    first.acquire(stub(tmp_path))
+    other.acquire(stub(tmp_path, rank=1))
+    monkeypatch.chdir(tmp_path)
+    remote.acquire(stub("s3://bucket/run"))
+    assert first._files and not other._files and not remote._files
+    assert not (tmp_path / "s3:").exists()
 
 
 def test_only_a_run_that_took_a_step_leaves_a_sign(tmp_path):
