@@ -143,9 +143,9 @@ class Stages:
                 add = f"{class_path.rpartition('.')[2]}() to the Trainer's callbacks, in a YAML '- class_path: {class_path}'"
                 raise UserError(f"{type(module).__name__} needs {name}, which no callback supplies: add {add}")
         for name in sorted(supplied):
-            both = [type(callback).__name__ for callback in self.callbacks if name in callback.supplies]
+            both = {f"{type(one)} {vars(one)}": type(one).__name__ for one in self.callbacks if name in one.supplies}
             if len(both) > 1:
-                raise UserError(f"{' and '.join(both)} both supply {name}: keep one of these callbacks")
+                raise UserError(f"{' and '.join(both.values())} both supply {name}: keep one of these callbacks")
         for callback in self.callbacks:
             for name in set(callback.supplies) & set(module.fills):
                 raise UserError(

@@ -59,17 +59,23 @@ class Ranks:
         while len(results) < self._size:
             waiting = [pipe for rank, pipe in enumerate(self._pipes) if rank not in results]
             ready = wait(waiting, timeout_s)
-            for pipe in ready:
-                rank = self._pipes.index(pipe)
-                try:
-                    error, results[rank] = pickle.loads(pipe.recv_bytes())
-                except EOFError:
-                    error = "its process has ended"
-                if error:
-                    self._fail(f"rank {rank}: {error}")
+            errors = [self._answer(pipe, results) for pipe in ready]
+            if any(errors):
+                # What one rank says may follow from what befell another, which is heard a moment later.
+                errors += [self._answer(pipe, results) for pipe in waiting if pipe not in ready and pipe.poll(0.5)]
+                self._fail("\n".join(filter(None, errors)))
             if not ready:
                 self._fail(f"no answer in {timeout_s} s")
         return [results[rank] for rank in range(self._size)]
+
+    def _answer(self, pipe: Connection, results: dict[int, Any]) -> str | None:
+        """Take a rank's answer; return what it failed of."""
+        rank = self._pipes.index(pipe)
+        try:
+            error, results[rank] = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            error = "its process has ended"
+        return f"rank {rank}: {error}" if error else None
 
     def printed(self, rank: int) -> str:
         """Return what a rank of this pair has printed so far."""

@@ -523,6 +523,7 @@ def test_two_callbacks_do_not_supply_one_field_and_one_that_does_fills_it_in(tin
             [Nothing(), GroupNormalize()],
             "Nothing and GroupNormalize both supply advantages: keep one of these callbacks",
         ),
+        ([GroupNormalize(), GroupNormalize(scale="batch")], "GroupNormalize and GroupNormalize both supply advantages"),
         ([Nothing()], "Nothing: rollout.advantages must be a tensor of shape .* not a NoneType"),
     ):
         module = GRPO(policy=tiny_policy, kl_coef=0.0)
