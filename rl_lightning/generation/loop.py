@@ -29,7 +29,7 @@ Draw = Callable[[Tensor, Tensor, Sampling, Tensor, Tensor], tuple[Tensor, Tensor
 
 @dataclass
 class Batch:
-    """The B responses of one request, filled in token by token; C columns.
+    """The B responses of one request, filled in token by token; C columns. One more row may follow them that takes no token.
 
     Args:
         ids, logprobs: (B, C); filled up to each response's length.
@@ -51,11 +51,14 @@ class Batch:
     strings: StopStrings | None
 
     @classmethod
-    def empty(cls, request: Request, device: torch.device) -> Batch:
-        """Return a table without a token yet, with the random numbers of every response."""
-        rows, columns = len(request.streams), max(request.row_caps)
-        stops = torch.tensor(sorted(request.stop_ids))
-        known = carried([torch.tensor(request.row_caps), uniforms(request.streams, columns), stops], device)
+    def empty(cls, request: Request, device: torch.device, spare: bool = False) -> Batch:
+        """Return a table without a token yet, with the random numbers of every response; with `spare`, of a response that may have none
+        too, the last one, which slots that nobody is in can be given to."""
+        caps, columns = torch.tensor(request.row_caps), max(request.row_caps)
+        numbers, stops = uniforms(request.streams, columns), torch.tensor(sorted(request.stop_ids))
+        if spare:
+            caps, numbers = torch.cat([caps, caps.new_zeros(1)]), torch.cat([numbers, numbers.new_zeros(1, columns)])
+        rows, known = len(caps), carried([caps, numbers, stops], device)
         return cls(
             ids=torch.full((rows, columns), request.pad_id, device=device),
             logprobs=torch.zeros(rows, columns, dtype=torch.float32, device=device),
@@ -104,7 +107,9 @@ class Batch:
         Raises:
             UserError: if logits were not finite.
         """
-        ids, logprobs, lengths, stopped = carried([self.ids, self.logprobs, self.lengths, self.stopped], "cpu")
+        rows = len(request.streams)
+        tables = [self.ids, self.logprobs, self.lengths, self.stopped]
+        ids, logprobs, lengths, stopped = carried([one[:rows] for one in tables], "cpu")
         check_drawn(logprobs)
         prompts = pad_left([prompt.input_ids for prompt in request.prompts], request.pad_id)
         prompt_ids, prompt_mask = (part.repeat_interleave(request.group_size, 0) for part in prompts)

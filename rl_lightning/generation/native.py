@@ -121,7 +121,7 @@ class NativeGenerator(Generator):
         before = self._kept if any(len(stream) > 2 for stream in request.streams) else None
         held = 0 if before is None else before.held
         self._kept = Kept(room - most * capacity - held) if request.goes_on else None
-        batch = Batch.empty(request, next(model.parameters()).device)
+        batch = Batch.empty(request, next(model.parameters()).device, spare=self.graphs)
         run = self._decoding(batch.ids.device)(
             self.draw, cast(PreTrainedModel, model), request, most, capacity, before, self._kept
         )

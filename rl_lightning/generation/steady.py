@@ -25,6 +25,9 @@ from rl_lightning.travel import carried
 #: Steps between two looks at who has ended, and columns by which the width that attention reads grows.
 STEPS, WIDTH = 16, 256
 
+#: Rows by which those of a CUDA graph grow: the more often one is replayed, and not captured anew.
+ROWS = 8
+
 
 class SteadySlots(Slots):
     """Slots whose steps do the same work from one `prepare` to the next."""
@@ -64,7 +67,7 @@ class Replayed:
     """Runs a step once for each shape that it has, and then replays it from a CUDA graph.
 
     Args:
-        graphs: one for each key.
+        graphs: one for each key, the number of rows and the width of attention.
     """
 
     graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = field(default_factory=dict)
@@ -153,7 +156,12 @@ class SteadyDecoding(Decoding):
     def _advance(self, batch: Batch, slots: SteadySlots, step: Step, tokens: Tensor, index: Tensor, steps: int) -> None:
         """Make every row in the slots so many tokens longer; the host waits for nothing."""
         slots.prepare(steps)
-        tokens, index = tokens[: slots.used], index[: slots.used]
+        used, rows = slots.used, slots.used
+        if self.replayed is not None:  # slots that nobody is in are computed too, for the spare response
+            rows = min(self.most, -(-used // ROWS) * ROWS)
+            index[used:rows] = len(batch.caps) - 1
+        slots.used = rows
+        tokens, index = tokens[:rows], index[:rows]
 
         def once() -> None:
             logits = step(slots, tokens)
@@ -164,7 +172,8 @@ class SteadyDecoding(Decoding):
             for _ in range(steps):
                 once()
         else:
-            self.replayed.run((slots.used, slots.width), once, steps)
+            self.replayed.run((rows, slots.width), once, steps)
+        slots.used = used
         self.work["steps"] += steps
         self.work["rows"] += steps * slots.used
         self.work["seen"] += steps * slots.seen
@@ -173,7 +182,9 @@ class SteadyDecoding(Decoding):
         """Draw and store the next token of some responses, but of those that have ended; return the tokens (n,)."""
         lengths, caps = batch.lengths[rows], batch.caps[rows]
         live, columns = ~batch.stopped[rows] & (lengths < caps), lengths.minimum(caps - 1)
-        tokens, logprobs = self.draw(logits, batch.uniforms[rows, columns], self.request.sampling, rows, columns)
+        # What is drawn for the spare response is not kept.
+        known = rows if self.replayed is None else rows.clamp(max=len(self.request.streams) - 1)
+        tokens, logprobs = self.draw(logits, batch.uniforms[rows, columns], self.request.sampling, known, columns)
         batch.ids[rows, columns] = torch.where(live, tokens, batch.ids[rows, columns])
         batch.logprobs[rows, columns] = torch.where(live, logprobs, batch.logprobs[rows, columns])
         batch.lengths[rows] = lengths + live

@@ -1,9 +1,15 @@
 """Decoding in chunks: the tokens of the loop that CPUs take, few waits and few launches."""
 
-import pytest
+from functools import partial
 
-from rl_lightning.generation import Sampling
+import pytest
+import torch
+
+from rl_lightning.generation import NativeGenerator, Sampling
+from rl_lightning.generation.steady import SteadyDecoding
 from tests.simulated_gpu import decoding
+from tests.support import request_for
+from tests.tiny import tiny_model
 
 #: Requests: what a response may end by, and how many are sampled side by side.
 REQUESTS = {
@@ -38,6 +44,31 @@ def test_the_host_waits_for_nothing_within_a_chunk(graphs, gpu, tiny_policy):
     inside, at_end = gpu(decoding.chunk_waits, tiny_policy, graphs)
     assert len(inside) >= 3 and set(inside) == {0}
     assert max(at_end) <= 1  # at most 2 were asked for
+
+
+def test_a_graph_serves_many_chunks(monkeypatch):
+    """Rows come in steps of 8; slots that nobody is in change nothing."""
+    seen = []
+
+    class Noting:
+        def run(self, key, step, times):
+            seen.append(key)
+            for _ in range(times):
+                step()
+
+    monkeypatch.setattr(
+        NativeGenerator,
+        "_decoding",
+        lambda self, device: partial(SteadyDecoding, replayed=Noting() if self.graphs else None),
+    )
+    numbers = torch.Generator().manual_seed(4)
+    caps = (torch.randn(64, generator=numbers) * 0.8 + 3.5).exp().clamp(1, 55).long().tolist()
+    asked = request_for([[3, 4, 5]] * 64, [(0, number) for number in range(64)], Sampling(max_new_tokens=55), caps=caps)
+    said = NativeGenerator(graphs=True, max_rows=40).generate(tiny_model().eval(), asked)
+    assert said.response_mask.sum(1).tolist() == caps and len(said.response_ids) == 64
+    assert len(set(seen)) < len(seen) and {rows for rows, _ in seen} <= {8, 16, 24, 32, 40}
+    plain = NativeGenerator(max_rows=40).generate(tiny_model().eval(), asked)
+    assert torch.equal(said.response_ids, plain.response_ids)
 
 
 #: Launches a layer and a decoding step, at most; frozen float32 weights under bf16-mixed are cast once, not in every step.
