@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADER
 from rl_lightning.audit import Audits
 from rl_lightning.callbacks import RunLock
 from rl_lightning.callbacks.logged_before import continue_logs
+from rl_lightning.data.record import day_of
 from rl_lightning.defaults import complete, refusals_of_the_trainer
 from rl_lightning.errors import UserError
 from rl_lightning.options import Checked
 from rl_lightning.quiet import calm
-from rl_lightning.strategies import check_origin
+from rl_lightning.strategies import check_origin, read_states
 from rl_lightning.tensorboard import TensorBoard
+from rl_lightning.text.day import pin
 
 #: Where a run from Python writes, unless it is told.
 DIRECTORY = "runs/python"
@@ -205,6 +208,7 @@ def check_checkpoint(trainer: pl.Trainer, path: str | Path | None, goes_on: bool
     Raises:
         UserError: for a checkpoint that does not exist, is damaged, or was not written by a run of this library.
     """
+    pin(date.today())
     if path == "hpc" and not list(Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")):
         raise UserError(f"{option} hpc: there is no hpc_ckpt_*.ckpt in {trainer.default_root_dir}")
     if path is None or path in ("hpc", "best") or str(path).startswith("registry") or "://" in str(path):
@@ -215,6 +219,8 @@ def check_checkpoint(trainer: pl.Trainer, path: str | Path | None, goes_on: bool
         raise UserError(f"{option}: there is no checkpoint {path}")
     if trainer.is_global_zero:
         check_origin(path, goes_on=goes_on)
+    if goes_on:
+        pin(day_of(read_states(path)))
 
 
 def _last_checkpoint(trainer: pl.Trainer, option: str) -> Path:

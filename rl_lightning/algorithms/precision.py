@@ -59,3 +59,14 @@ def check_adapter_precision(trainer: Trainer, dtype: torch.dtype) -> None:
             "FSDPStrategy cannot shard a float32 adapter together with half-precision weights: set model.load.dtype to float32, "
             "or trainer.strategy to rl_lightning.strategies.FSDP2Strategy"
         )
+
+
+def warn_of_rounding(trainer: Trainer | None, dtype: torch.dtype) -> None:
+    """Warn where all weights are trained in half precision, in a run that trains."""
+    if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+        return
+    if dtype in (torch.bfloat16, torch.float16) or str(trainer.precision).endswith("16-true"):
+        log.warning(
+            "weights in half precision are trained without a copy in float32, so small updates to them are lost: use "
+            "model.load.dtype: float32 with trainer.precision: bf16-mixed, or an adapter (model.lora)"
+        )

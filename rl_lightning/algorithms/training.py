@@ -16,7 +16,12 @@ from torchmetrics import MetricCollection
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rl_lightning.algorithms.optimizer import OptimizerOptions, adamw, learning_rate_factor
-from rl_lightning.algorithms.precision import check_adapter_precision, check_quantized, refuse_full_training
+from rl_lightning.algorithms.precision import (
+    check_adapter_precision,
+    check_quantized,
+    refuse_full_training,
+    warn_of_rounding,
+)
 from rl_lightning.algorithms.state import begin_step_anew, check_adapter, check_kind, left_out
 from rl_lightning.errors import UserError
 from rl_lightning.models import LoadOptions, LoraOptions, PolicyFiles, add_adapter, describe_adapter
@@ -88,6 +93,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         if self.lora is None:
             if is_quantized(model):
                 refuse_full_training(self._trainer)
+            warn_of_rounding(self._trainer, model.dtype)
             return model
         if self._trainer is not None:
             check_adapter_precision(self._trainer, model.dtype)
@@ -168,6 +174,26 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
         total = 0 if options.schedule == "constant" else int(steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(options, step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Set the learning rate that the schedule has at this step: a checkpoint brings that of the schedule that it was saved under, which
+        had another end if the run goes on for longer."""
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+                now = [
+                    base * factor(schedule.last_epoch)
+                    for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                ]
+                before = [group["lr"] for group in schedule.optimizer.param_groups]
+                if before != now:
+                    log.info(
+                        "the learning rate goes on at %.3g, not %.3g: its schedule ends elsewhere now",
+                        now[0],
+                        before[0],
+                    )
+                for group, rate in zip(schedule.optimizer.param_groups, now, strict=True):
+                    group["lr"] = rate
 
     def on_after_backward(self) -> None:
         """Name, once, what no gradient reaches: pictures' part of a model that reads text, say, or layers that a foreign model's code

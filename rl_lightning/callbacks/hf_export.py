@@ -66,7 +66,10 @@ class HFExport(Callback, metaclass=Typed):
             raise UserError(
                 "HFExport: merge: false is about adapters, and there is none: set model.lora, or leave merge out"
             )
-        _ = module.policy_files.base
+        if Path(module.policy_files.base).resolve() == self.target(trainer).resolve():
+            raise UserError(
+                f"HFExport: {self.target(trainer)} holds the base model, which the adapter would take the place of: set dirpath"
+            )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save from rank 0; every rank takes part in gathering a sharded model."""
@@ -88,15 +91,16 @@ class HFExport(Callback, metaclass=Typed):
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """Context that gives an empty directory; in the end its files take the places of those of `target`, and weights that were there
-    under other names go. Until then an earlier export stays as it is, also for a program that has it mapped into memory."""
+    """Context that gives an empty directory; in the end its files take the places of those of `target`, and those of an earlier export that it has not
+    go. Until then an earlier export stays as it is, also for a program that has it mapped into memory."""
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=target) as directory:
         place = Path(directory)
         yield place
         new = {path.name for path in place.iterdir()}
-        if any(name.startswith("model") for name in new):
-            for old in [path for path in target.glob("model*.safetensors*") if path.name not in new]:
+        # What an earlier export left of a model, or of an adapter, would be read together with this one.
+        for pattern in ("model*.safetensors*", "config.json", "generation_config.json", "adapter_*"):
+            for old in [path for path in target.glob(pattern) if path.name not in new]:
                 old.unlink()
         for path in place.iterdir():
             if path.is_dir():

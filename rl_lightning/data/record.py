@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
 from rl_lightning.data.encoded import EncodedPrompts
 from rl_lightning.errors import UserError
+from rl_lightning.text.day import today, writes_the_day
+
+#: Names the day in a record.
+DAY = "the day that the chat template writes"
 
 #: Begins the values that are hashes; messages leave their digits out.
 _HASH = "sha256:"
@@ -48,7 +53,17 @@ def prompt_digests(prompts: EncodedPrompts | None, tokenizer: PreTrainedTokenize
             (_plain(example.metadata), example.max_new_tokens) for _, example in known
         ),
         "the tokenizer": tokenizer_digest(tokenizer),
+        **({DAY: today().isoformat()} if writes_the_day(tokenizer.chat_template) else {}),
     }
+
+
+def day_of(checkpoint: Mapping[str, object]) -> date:
+    """Return the day that the chat template wrote in the run of a checkpoint; today if it wrote none."""
+    for state in checkpoint.values():
+        record = state.get("record") if isinstance(state, dict) else None
+        if isinstance(record, dict) and DAY in record:
+            return date.fromisoformat(str(record[DAY]))
+    return date.today()
 
 
 def _plain(value: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,11 +54,12 @@ class ModelReward:
             self._told = True
             log.warning(
                 "reward model %s: %d of %d texts are longer than its %d tokens; their prompts were cut (further ones are counted "
-                "as reward_failures/text_cut)",
+                "as reward_failures/text_cut), and the %d whose responses alone are longer have no score",
                 self.spec.model,
                 sum(cut),
                 len(cut),
                 judge.longest,
+                sum(map(math.isnan, scores)),
             )
         return scores
 

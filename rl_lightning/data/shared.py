@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from rl_lightning.data.sources.base import Example
 from rl_lightning.data.sources.problems import Problems
 from rl_lightning.errors import UserError
 from rl_lightning.strategies import atomic_save, from_every_rank, load_plain
+from rl_lightning.text.day import today, writes_the_day
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,7 +109,7 @@ def encoding_key(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase
     template = str(tokenizer.chat_template)
     parts = [_LAYOUT, *map(version, _PACKAGES), type(tokenizer).__qualname__, template, settings]
     # A template that writes the date writes another one tomorrow.
-    parts.append(date.today() if "strftime_now" in template else None)
+    parts.append(today() if writes_the_day(template) else None)
     parts.append(tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items()))
     parts.append(sorted(tokenizer.special_tokens_map.items()))
     for part in parts:

@@ -139,6 +139,8 @@ def start(
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "trust_remote_code": files.options.trust_remote_code,
+        # As much of the model's context as the cache has room for; vLLM would refuse to start where that is not all of it.
+        "max_model_len": -1,
         **({"gpu_memory_utilization": free_share(device)} if device.type == "cuda" else {}),
         **({"enable_sleep_mode": True} if sleep else {}),
         **({"weight_transfer_config": {"backend": "ipc"}} if in_memory else {}),
@@ -178,7 +180,10 @@ def start(
             )
         except (RuntimeError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise UserError(f"vLLM does not start with generator.engine {options}: {reason}") from error
+            raise UserError(
+                f"vLLM does not start with generator.engine {options}, generator.kv_cache_gib {kv_cache_gib:g}: {reason} (its own log has "
+                "more; a larger kv_cache_gib, or a smaller engine.max_model_len, helps where its cache has no room for one row)"
+            ) from error
         return Engine(
             llm, [process for process in multiprocessing.active_children() if process not in others], in_memory
         )

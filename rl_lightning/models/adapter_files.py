@@ -36,6 +36,11 @@ _PLAIN: Mapping[str, tuple[object, ...]] = {
         (None, {}, []),
     ),
     "target_parameters": (None, []),
+    # These begin with other base weights than the files hold (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA), or act on some tokens alone (aLoRA).
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    **dict.fromkeys(
+        ("alora_invocation_tokens", "arrow_config", "use_bdlora", "kasa_config", "monteclora_config"), (None, False, [])
+    ),
 }
 
 
@@ -76,6 +81,11 @@ class AdapterSettings:
     transposed: bool
 
 
+def holds_weights(directory: Path) -> bool:
+    """Return whether a directory holds the weights of a whole model."""
+    return any(any(directory.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
+
+
 class AdapterFiles:
     """A LoRA adapter in the format of peft, written by `HFExport` or by another tool.
 
@@ -90,8 +100,8 @@ class AdapterFiles:
 
     @staticmethod
     def are_in(directory: Path) -> bool:
-        """Return whether a directory holds an adapter and not a whole model."""
-        return (directory / _CONFIG).is_file() and not (directory / "config.json").is_file()
+        """Return whether a directory holds an adapter and not the weights of a whole model; a `config.json` may be beside it."""
+        return (directory / _CONFIG).is_file() and not holds_weights(directory)
 
     @property
     def has_tokenizer(self) -> bool:

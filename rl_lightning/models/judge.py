@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -148,15 +149,16 @@ class Judge(metaclass=Typed):
         )
 
     def score(self, texts: Sequence[Text], device: torch.device | str) -> tuple[list[float], list[bool]]:
-        """Return the score of each text, and for each whether its prompt was cut.
+        """Return the score of each text, and for each whether its prompt was cut. NaN for a response that alone is too long to be read.
 
         Texts of similar length share a forward pass, which moves the model to `device` first.
         """
         rows, cut = self.encode(texts)
         nn.Module.to(self.model, device)
-        order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
-        scores = [0.0] * len(rows)
-        for start in range(0, len(rows), self.batch_size):
+        readable = [number for number, row in enumerate(rows) if len(row) <= self.longest]
+        order = sorted(readable, key=lambda number: len(rows[number]))
+        scores = [math.nan] * len(rows)
+        for start in range(0, len(order), self.batch_size):
             members = order[start : start + self.batch_size]
             lengths = torch.tensor([len(rows[number]) for number in members], device=device)
             ids = [torch.tensor(rows[number], dtype=torch.long, device=device) for number in members]

@@ -57,6 +57,10 @@ def locate(name: str, role: str, adapter: AdapterFiles | None, trust_remote_code
             "gguf_file": path.name,
             "trust_remote_code": trust_remote_code,
         }
+    if path.is_dir() and (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"{role}: {path} holds a model and an adapter, and would be read as both together: move one of them to another directory"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{role}: the directory {path} has no config.json: give a Hugging Face model directory")
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):

@@ -111,6 +111,8 @@ def read_text(path: str | Path) -> str:
 
 def _said(error: yaml.MarkedYAMLError, name: str, text: str) -> str:
     """Return a message for a parser's error: file, line and mistake."""
+    if Path(name).suffix in (".jsonl", ".csv", ".parquet"):
+        return f"{name} holds rows and no options: give them as --data.prompts=FileExamples --data.prompts.train={name}"
     mark = error.problem_mark or error.context_mark
     line = mark.line + 1 if mark else 1
     lines = text.splitlines()

@@ -6,6 +6,7 @@ from rl_lightning.strategies.checkpoints import (
     check_origin,
     checkpoint_steps,
     load_plain,
+    read_states,
 )
 from rl_lightning.strategies.fsdp2 import FSDP2Strategy
 from rl_lightning.strategies.handing_out import is_given_weights, whole_here
@@ -52,6 +53,7 @@ __all__ = [
     "number_of_ranks",
     "own_rank",
     "place",
+    "read_states",
     "sum_over_ranks",
     "together",
     "whole_here",

@@ -130,6 +130,14 @@ def check_origin(path: str | Path, goes_on: bool) -> None:
         )
 
 
+def read_states(path: str | Path) -> dict[str, object]:
+    """Return what a checkpoint holds; of a directory of shares what is no share. Weights are not read before they are asked for."""
+    path = Path(path)
+    place = path / "meta.pt" if path.is_dir() else path
+    found: dict[str, object] = torch.load(place, weights_only=True, mmap=True, map_location="cpu")
+    return found
+
+
 def open_file(path: str | Path) -> IO[bytes]:
     """Open a checkpoint to read it.
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from rl_lightning.text.day import dated, writes_the_day
 from rl_lightning.text.messages import Message, Messages, for_template
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ChatTemplate:
         for places in groups:
             batch = [self._shaped(conversations[place]) for place in places]
             rendered: Any = self.tokenizer.apply_chat_template(
-                batch, tokenize=False, add_generation_prompt=asks, **known[places[0]]
+                batch, tokenize=False, add_generation_prompt=asks, **self._options(known[places[0]])
             )
             for place, text in zip(places, rendered, strict=True):
                 texts[place] = str(text)
@@ -164,8 +165,16 @@ class ChatTemplate:
         return None
 
     def _apply(self, messages: Messages, asks: bool) -> str:
-        text: Any = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        text: Any = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=asks, **self._options({})
+        )
         return str(text)
+
+    def _options(self, extra: Extras) -> Extras:
+        """Return what the template is given; and the template itself, with the day in it, where it writes the date."""
+        if not writes_the_day(self.tokenizer.chat_template):
+            return extra
+        return {"chat_template": dated(self.tokenizer.get_chat_template(tools=extra.get("tools"))), **extra}
 
     # ------------------------------------------------------- conversations to learn
 
@@ -181,7 +190,7 @@ class ChatTemplate:
             return_dict=True,
             return_assistant_tokens_mask=True,
             tokenizer_kwargs={"verbose": False},
-            **extra,
+            **self._options(extra),
         )
         return batch["input_ids"][0], batch["assistant_masks"][0]
 

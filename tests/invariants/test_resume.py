@@ -287,3 +287,31 @@ def test_another_seed_is_another_run(whole, tiny_policy, tmp_path):
     record = Record()
     trainer(tmp_path, [record]).fit(module, datamodule=data)
     assert record.steps[0] != whole(grpo)[2][0]  # before any update, whatever the schedule
+
+
+class Rates(pl.Callback):
+    """Notes the learning rate of each step."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_run_that_goes_on_for_longer_goes_on_at_the_rate_of_its_longer_schedule(tiny_policy, tmp_path, caplog):
+    """A cosine that had ended begins no step at a rate of 0."""
+
+    def rates(directory, epochs, **where):
+        module, data = sft(tiny_policy)
+        seen, saver = Rates(), ModelCheckpoint(directory, save_last=True, every_n_epochs=1)
+        run = trainer(directory, [RNGState(), seen, saver], online=False, enable_checkpointing=True, max_epochs=epochs)
+        run.fit(module, datamodule=data, weights_only=True, **where)
+        return seen.rates
+
+    whole = rates(tmp_path / "whole", 4)
+    first = rates(tmp_path / "cut", 2)
+    with caplog.at_level("INFO"):
+        rest = rates(tmp_path / "cut", 4, ckpt_path=tmp_path / "cut" / "last.ckpt")
+    assert rest == whole[len(first) :] and first != whole[: len(first)]
+    assert "the learning rate goes on at" in caplog.text and "its schedule ends elsewhere now" in caplog.text

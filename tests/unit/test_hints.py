@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf.errors import OmegaConfBaseException
 
 from rl_lightning.algorithms import GRPO, SFT, ObjectiveModule
-from rl_lightning.cli import CLI, run
+from rl_lightning.cli import CLI, main, run
 from rl_lightning.cli.mistakes import mistake_behind
 from rl_lightning.cli.saved_config import absolute_interpolations
 from rl_lightning.data import SamplingDataModule
@@ -236,3 +236,14 @@ def test_interpolations_name_keys_from_the_top_again():
         "callbacks": [{"init_args": {"dirpath": "${trainer.default_root_dir}/checkpoints"}}],
         "name": "${trainer.default_root_dir}",
     }
+
+
+def test_rows_in_the_place_of_options(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "1+1=", "answer": "2"}\n' * 2)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "grpo", f"--data.prompts={rows}"])
+    assert (
+        f"{rows} holds rows and no options: give them as --data.prompts=FileExamples --data.prompts.train={rows}"
+        in capsys.readouterr().err
+    )

@@ -18,8 +18,9 @@ from rl_lightning.callbacks import HFExport, PredictionWriter, RNGState, RunCard
 from rl_lightning.callbacks.run_card import _formula, _parameters
 from rl_lightning.callbacks.samples import SampleRows, markdown
 from rl_lightning.data import ChainSum, RolloutDataModule
+from rl_lightning.errors import UserError
 from rl_lightning.generation import Sampling
-from rl_lightning.models import PolicyFiles
+from rl_lightning.models import LoraOptions, PolicyFiles
 from tests.checks import assert_same, holds_only_for
 from tests.support import StoredRollouts, random_rollout, trainer
 
@@ -245,6 +246,30 @@ def test_an_export_replaces_another_one_whole_or_not_at_all(tiny_policy, tmp_pat
         assert old.read() == before != (target / "model.safetensors").read_bytes()
     assert not [*target.glob("model*00001*"), *target.glob("*.index.json"), *target.glob(".*")]
     assert (target / "notes.md").exists() and PolicyFiles(str(target)).load() is not None
+
+
+@pytest.mark.parametrize("merged_first", [False, True])
+def test_an_export_of_the_other_kind_is_replaced_too(merged_first, tiny_policy, tmp_path):
+    def export(merge):
+        module = GRPO(policy=tiny_policy, optimizer=OptimizerOptions(lr=1e-2), lora=LoraOptions(rank=2))
+        data = StoredRollouts(random_rollout(dtype=torch.float32), group_size=4)
+        trainer(tmp_path, [HFExport(str(tmp_path / "hf"), merge=merge)]).fit(module, datamodule=data)
+        return module
+
+    export(merged_first)
+    module, batch = export(not merged_first), random_rollout().microbatch(torch.arange(16))
+    with torch.no_grad():
+        trained = module.logprobs(batch, module.policy.eval())
+        assert_same(module.logprobs(batch, PolicyFiles(str(tmp_path / "hf")).load().eval()), trained, 1e-5)
+
+
+def test_an_adapter_does_not_take_the_place_of_its_base(tiny_policy, tmp_path):
+    own = str(shutil.copytree(tiny_policy, tmp_path / "own"))
+    module = GRPO(policy=own, lora=LoraOptions(rank=2))
+    data = StoredRollouts(random_rollout(dtype=torch.float32), group_size=4)
+    with pytest.raises(UserError, match="holds the base model, which the adapter would take the place of: set dirpath"):
+        trainer(tmp_path, [HFExport(own, merge=False)]).fit(module, datamodule=data)
+    assert (tmp_path / "own" / "model.safetensors").exists()
 
 
 def test_a_trial_run_exports_nothing(tiny_policy, tmp_path):

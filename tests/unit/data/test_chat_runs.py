@@ -1,12 +1,18 @@
 """Runs of a policy with a chat template whose turns do not end with EOS."""
 
+import datetime
 import json
 import string
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import BertConfig, BertForSequenceClassification
 
+import rl_lightning.data.record as record_module
+import rl_lightning.text.day as day_module
+import rl_lightning.trainer as trainer_module
+from rl_lightning import Trainer
 from rl_lightning.algorithms import DPO, GRPO, SFT, RewardModel
 from rl_lightning.callbacks.run_card import run_card
 from rl_lightning.data import DemonstrationDataModule, RewardDataModule, RolloutDataModule
@@ -131,3 +137,38 @@ def test_a_reward_model_judges_the_tokens_that_it_learnt_from(tmp_path, monkeypa
         number = int(messages[0]["content"][0])
         (row,), _ = judge.encode([Text(prompt, str(number + 1), True, messages)])
         assert row in trained
+
+
+class Tomorrow(datetime.date):
+    @classmethod
+    def today(cls):
+        return cls(2026, 7, 27)
+
+
+def test_a_template_that_writes_the_date_writes_that_of_the_run_when_it_goes_on(tmp_path, monkeypatch):
+    """And over midnight; a new run writes its own."""
+    path, tokenizer = policy("qwen-base", tmp_path / "policy")
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}|" + tokenizer.chat_template
+    tokenizer.save_pretrained(path)
+
+    def run(**where):
+        data = DemonstrationDataModule(prompts=source(tmp_path, response_column="good"), batch_size=2, seed=0)
+        saver = ModelCheckpoint(tmp_path / "kept", save_last=True, every_n_epochs=1)
+        Trainer(
+            default_root_dir=tmp_path,
+            callbacks=[saver],
+            logger=False,
+            enable_progress_bar=False,
+            max_steps=where.pop("steps"),
+            accelerator="cpu",
+        ).fit(SFT(policy=path), datamodule=data, **where)
+        return tokenizer.decode(data.table.batch(torch.tensor([1])).input_ids[0])
+
+    monkeypatch.setattr(
+        trainer_module, "date", type("Then", (datetime.date,), {"today": classmethod(lambda cls: cls(2026, 7, 26))})
+    )
+    assert "26 Jul 2026|" in run(steps=1)
+    for module in (trainer_module, record_module, day_module):
+        monkeypatch.setattr(module, "date", Tomorrow)
+    assert "26 Jul 2026|" in run(steps=2, ckpt_path=tmp_path / "kept" / "last.ckpt")
+    assert "27 Jul 2026|" in run(steps=1)

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +136,10 @@ def changed(name, value):
         (changed("use_dora", True), "with use_dora: True, and only plain LoRA can be merged while loading"),
         (changed("peft_type", "IA3"), "with peft_type: IA3"),
         (changed("rank_pattern", {"q_proj": 2}), "with rank_pattern"),
+        # Beside other base weights than the files hold, or for some tokens alone.
+        (changed("init_lora_weights", "pissa"), "with init_lora_weights: pissa"),
+        (changed("init_lora_weights", "olora"), "with init_lora_weights: olora"),
+        (changed("alora_invocation_tokens", [3]), "with alora_invocation_tokens"),
         (changed("base_model_name_or_path", None), "does not name its base model"),
         (lambda directory: (directory / "adapter_config.json").write_text("{"), "adapter_config.json cannot be read"),
         (lambda directory: (directory / "adapter_config.json").write_text("[1]"), "adapter_config.json cannot be read"),
@@ -151,6 +157,19 @@ def test_an_adapter_that_cannot_be_merged_is_refused(change, said, tiny_policy, 
     save_adapter(model, full_state_dict(model), tiny_policy, tmp_path)
     change(tmp_path)
     with pytest.raises(UserError, match=said):
+        PolicyFiles(str(tmp_path)).load()
+
+
+def test_a_directory_holds_a_model_or_an_adapter(tiny_policy, tmp_path):
+    """transformers would read both together."""
+    model = moved(adapted(tiny_policy))
+    save_adapter(model, full_state_dict(model), tiny_policy, tmp_path)
+    expected = logits(PolicyFiles(str(tmp_path)).load())
+    config = (Path(tiny_policy) / "config.json").read_bytes()
+    (tmp_path / "config.json").write_bytes(config)  # as some trainers leave it beside an adapter
+    assert torch.equal(logits(PolicyFiles(str(tmp_path)).load()), expected)
+    shutil.copy(Path(tiny_policy) / "model.safetensors", tmp_path)
+    with pytest.raises(UserError, match="holds a model and an adapter"):
         PolicyFiles(str(tmp_path)).load()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -320,6 +321,8 @@ def test_the_last_positions_of_robertas_relatives_are_not_to_be_used(tmp_path):
     assert files.context_length == 20 - 1 - 1
     judge = Judge(files)
     assert judge.longest == 18
+    scores, _ = judge.score([Text("1", "2" * 40, False), Text("1", "2", False)], "cpu")
+    assert math.isnan(scores[0]) and not math.isnan(scores[1]), "a response that alone is too long has no score"
     (whole, cut), was_cut = judge.score([Text("1" * 18, "", False), Text("1" * 40, "", False)], "cpu")
     assert was_cut == [False, True] and whole == pytest.approx(cut)
     ids = torch.full((1, 19), 4)
