@@ -186,7 +186,7 @@ class TrainedModule(pl.LightningModule, metaclass=Checked):
                     for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
                 ]
                 before = [group["lr"] for group in schedule.optimizer.param_groups]
-                if before != now:
+                if before != now and self.trainer.is_global_zero:
                     log.info(
                         "the learning rate goes on at %.3g, not %.3g: its schedule ends elsewhere now",
                         now[0],

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rl_lightning.errors import UserError
 from rl_lightning.learner import Learner
 from rl_lightning.models import LoraOptions, save_adapter, save_plain
+from rl_lightning.models.adapter_files import AdapterFiles, holds_weights
 from rl_lightning.strategies import full_state_dict
 from rl_lightning.typed import Typed
 
@@ -54,22 +55,27 @@ class HFExport(Callback, metaclass=Typed):
         return Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / DIRECTORY
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse `merge: false` before training where no adapter could be saved.
+        """Refuse before training what could not be saved, or not be read again.
 
         Raises:
-            UserError: without LoRA, and for a base model that an adapter cannot name.
+            UserError: for `merge: false` without LoRA, or with a base model that an adapter cannot name; for a directory that holds an
+                adapter where a model is to be saved, or the weights of a model where an adapter is: both would be read together.
         """
-        module = cast(Exported, pl_module)
-        if self.merge or stage != "fit":
+        module, target = cast(Exported, pl_module), self.target(trainer)
+        if stage != "fit":
+            return
+        if AdapterFiles.are_in(target) if self.merge else holds_weights(target):
+            there, saved = ("an adapter", "a model") if self.merge else ("a model", "an adapter")
+            raise UserError(
+                f"HFExport: {target} holds {there}, and {saved} beside it would be read together with it: set dirpath, or move it"
+            )
+        if self.merge:
             return
         if module.lora is None:
             raise UserError(
                 "HFExport: merge: false is about adapters, and there is none: set model.lora, or leave merge out"
             )
-        if Path(module.policy_files.base).resolve() == self.target(trainer).resolve():
-            raise UserError(
-                f"HFExport: {self.target(trainer)} holds the base model, which the adapter would take the place of: set dirpath"
-            )
+        _ = module.policy_files.base
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save from rank 0; every rank takes part in gathering a sharded model."""
@@ -91,16 +97,15 @@ class HFExport(Callback, metaclass=Typed):
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """Context that gives an empty directory; in the end its files take the places of those of `target`, and those of an earlier export that it has not
-    go. Until then an earlier export stays as it is, also for a program that has it mapped into memory."""
+    """Context that gives an empty directory; in the end its files take the places of those of `target`, and weights that were there
+    under other names go. Until then an earlier export stays as it is, also for a program that has it mapped into memory."""
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=target) as directory:
         place = Path(directory)
         yield place
         new = {path.name for path in place.iterdir()}
-        # What an earlier export left of a model, or of an adapter, would be read together with this one.
-        for pattern in ("model*.safetensors*", "config.json", "generation_config.json", "adapter_*"):
-            for old in [path for path in target.glob(pattern) if path.name not in new]:
+        if any(name.startswith("model") for name in new):
+            for old in [path for path in target.glob("model*.safetensors*") if path.name not in new]:
                 old.unlink()
         for path in place.iterdir():
             if path.is_dir():

@@ -249,27 +249,22 @@ def test_an_export_replaces_another_one_whole_or_not_at_all(tiny_policy, tmp_pat
 
 
 @pytest.mark.parametrize("merged_first", [False, True])
-def test_an_export_of_the_other_kind_is_replaced_too(merged_first, tiny_policy, tmp_path):
+def test_a_model_and_an_adapter_are_not_exported_into_one_directory(merged_first, tiny_policy, tmp_path):
+    """transformers would read both together; and a model that lies there may be the adapter's own base."""
+
     def export(merge):
         module = GRPO(policy=tiny_policy, optimizer=OptimizerOptions(lr=1e-2), lora=LoraOptions(rank=2))
         data = StoredRollouts(random_rollout(dtype=torch.float32), group_size=4)
         trainer(tmp_path, [HFExport(str(tmp_path / "hf"), merge=merge)]).fit(module, datamodule=data)
-        return module
+        return {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()}
 
-    export(merged_first)
-    module, batch = export(not merged_first), random_rollout().microbatch(torch.arange(16))
-    with torch.no_grad():
-        trained = module.logprobs(batch, module.policy.eval())
-        assert_same(module.logprobs(batch, PolicyFiles(str(tmp_path / "hf")).load().eval()), trained, 1e-5)
-
-
-def test_an_adapter_does_not_take_the_place_of_its_base(tiny_policy, tmp_path):
-    own = str(shutil.copytree(tiny_policy, tmp_path / "own"))
-    module = GRPO(policy=own, lora=LoraOptions(rank=2))
-    data = StoredRollouts(random_rollout(dtype=torch.float32), group_size=4)
-    with pytest.raises(UserError, match="holds the base model, which the adapter would take the place of: set dirpath"):
-        trainer(tmp_path, [HFExport(own, merge=False)]).fit(module, datamodule=data)
-    assert (tmp_path / "own" / "model.safetensors").exists()
+    before = export(merged_first)
+    with pytest.raises(
+        UserError, match=r"hf holds .* beside it would be read together with it: set dirpath, or move it"
+    ):
+        export(not merged_first)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()} == before
+    assert export(merged_first).keys() == before.keys()  # the same kind takes its place
 
 
 def test_a_trial_run_exports_nothing(tiny_policy, tmp_path):

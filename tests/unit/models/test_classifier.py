@@ -298,17 +298,19 @@ def test_the_special_tokens_of_an_encoder_stay(tmp_path):
     assert alone == pytest.approx(together, rel=1e-5)
 
 
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 18,
+}
+
+
 def roberta(directory, **changes):
     """Save a classifier whose positions begin behind that of padding."""
     torch.manual_seed(0)
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 18,
-    }
-    config = RobertaConfig(**sizes, max_position_embeddings=20, pad_token_id=1, eos_token_id=2, num_labels=1)
+    config = RobertaConfig(**SMALL, max_position_embeddings=20, pad_token_id=1, eos_token_id=2, num_labels=1)
     RobertaForSequenceClassification(config).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     file = directory / "config.json"
@@ -334,15 +336,8 @@ def test_rows_end_where_longrope_would_take_its_long_factors():
     """transformers chooses the factors for a whole pass: a longer row changes what the rows beside it say."""
     factors = {"short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0], "rope_theta": 1e4}
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 32, **factors}
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "vocab_size": 18,
-    }
     lengths = {"max_position_embeddings": 256, "original_max_position_embeddings": 32}
-    config = Phi3Config(**sizes, **lengths, pad_token_id=0, initializer_range=0.3, rope_parameters=rope)
+    config = Phi3Config(**SMALL, **lengths, pad_token_id=0, initializer_range=0.3, rope_parameters=rope)
     assert context_length(config) == 32
     torch.manual_seed(0)
     model, ids = Phi3ForCausalLM(config).eval(), torch.randint(3, 18, (2, 40))
