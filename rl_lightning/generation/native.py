@@ -108,12 +108,13 @@ class NativeGenerator(Generator):
             return self._through_transformers(reason, model, request, progress)
         room = self.max_tokens or room_for(model, longest)
         if longest > room:
-            given = f"NativeGenerator.max_tokens={room} has" if self.max_tokens else "half of the GPU's free memory has"
+            given = f"={room}" if self.max_tokens else ": null, which follows from the device,"
             raise UserError(
-                f"{given} no room for one response: a prompt and max_new_tokens={request.sampling.max_new_tokens} make "
-                f"{longest} tokens, and the key-value cache holds {room}: raise NativeGenerator.max_tokens, or shorten one of them"
+                f"NativeGenerator.max_tokens{given} has no room for one response: a prompt and max_new_tokens="
+                f"{request.sampling.max_new_tokens} make {longest} tokens, and the key-value cache holds {room}: set a larger "
+                "max_tokens, or shorten one of them"
             )
-        # Padding takes room too, unless no rows are beside each other that do not fit.
+        # Rows side by side are padded to the longest prompt. Where there is no room for that, those that do not fit are read apart.
         wide = request.widest_rows
         capacity = longest if wide > room or _unlike_what_slots_hold(model, wide) else wide
         most = min(room // capacity, self.max_rows or rows, rows)
