@@ -67,6 +67,8 @@ def main() -> None:
                     "--headless",
                     "--no-sandbox",
                     "--disable-gpu",
+                    # Lines are then part of the page; on a canvas that a thread of its own paints, they may come too late for the picture.
+                    "--disable-3d-apis",
                     f"--window-size={arguments.size}",
                     "--virtual-time-budget=40000",
                     f"--screenshot={arguments.output}",
